@@ -1,0 +1,352 @@
+"""Configuration: RecBole's ``Config`` with our YAML layers, safe parsing, and errors that teach.
+
+Later layers win: RecBole's defaults, ``properties/overall.yaml``, ``properties/model/<Model>.yaml``,
+``properties/dataset/<name>.yaml``, ``properties/tuned/<name>/<Model>.yaml``,
+``properties/preset/<Model>/<preset>.yaml``, ``--config_files``, ``--key=value``.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from recbole.config import Config as RecBoleConfig
+
+from recbole_simdiff.compat import restore_numpy_aliases
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import get_model, plugin_models
+
+COMMAND_LINE = "command line"
+# Keys that RecBole reads without listing them in any of its argument lists or default files.
+_UNLISTED_KEYS = {"model", "dataset", "worker", "single_spec", "MODEL_TYPE", "resume"}
+# RecBole caches pickled data sets and keeps their old configuration; ours build in seconds.
+_REFUSED_KEYS = {
+    "save_dataset": "data sets are rebuilt from their files, which takes seconds",
+    "dataset_save_path": "data sets are rebuilt from their files, which takes seconds",
+    "save_dataloaders": "loaders are rebuilt at every start",
+    "dataloaders_save_path": "loaders are rebuilt at every start",
+    "enable_scaler": "enable_amp uses bfloat16, which needs no gradient scaling",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads 1e-3 as a float, and leaves dates as text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def properties_dir() -> Path:
+    """The folder of our YAML files: inside the installed package, or beside it in a checkout.
+
+    Raises:
+        UserError: naming both places, if neither exists.
+    """
+    package = Path(__file__).resolve().parent
+    places = [package / "properties", package.parent / "properties"]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(f"properties/ is missing; looked in {places[0]} and {places[1]}")
+
+
+def parse_value(text: str) -> Any:
+    """A value typed by a user, read as YAML and never evaluated; text that is not YAML stays text.
+
+    ``1e-3``, ``true``, ``None``, ``[5,10]`` and ``{a: 1}`` mean what they look like.
+    """
+    if text == "None":
+        return None
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """``--key=value`` and ``--key value`` arguments as a dictionary of parsed values.
+
+    Raises:
+        UserError: for an argument that is neither, or a key given twice with different values.
+    """
+    result: dict[str, Any] = {}
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key:
+            raise UserError(f"{argument!r} is not of the form --key=value")
+        if not equals:
+            if not pending or pending[0].startswith("--"):
+                raise UserError(f"--{key} needs a value: --{key}=value")
+            text = pending.pop(0)
+        value = parse_value(text)
+        if key in result and result[key] != value:
+            raise UserError(f"--{key} is given twice: {result[key]!r} and {value!r}")
+        result[key] = value
+    return result
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a dictionary.
+
+    Raises:
+        UserError: if the file is missing, is not YAML, or does not hold keys and values.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a YAML file: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}")
+    return content
+
+
+class Config(RecBoleConfig):
+    """RecBole's ``Config`` with our layers; every value knows where it came from.
+
+    Differences from RecBole's: nothing is evaluated, ``sys.argv`` is never read, unknown keys and
+    wrong types are refused, ``train_neg_sample_args`` follows the loss, and ``use_gpu: False``
+    selects the CPU.
+
+    Args:
+        model (str): name of a model of this package or of RecBole.
+        dataset (str): name of the data set.
+        config_files (Sequence): YAML files, later ones win.
+        overrides (Mapping | None): values that win over every file.
+        origin (str): what the overrides are called in messages.
+
+    Raises:
+        UserError: for an unknown key or model, a wrong type, or an impossible value.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dataset: str,
+        config_files: Sequence[str | Path] = (),
+        overrides: Mapping[str, Any] | None = None,
+        origin: str = COMMAND_LINE,
+    ) -> None:
+        self.origin: dict[str, str] = {}
+        self._override_origin = origin
+        self._given: dict[str, str] = {}
+        try:
+            super().__init__(model, dataset, list(config_files), dict(overrides or {}))
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(str(error)) from error
+        self._check_values()
+
+    # ------------------------------------------------------------------ RecBole's steps, replaced
+
+    def compatibility_settings(self) -> None:
+        """RecBole reads names that NumPy 2 removed; add missing ones only."""
+        restore_numpy_aliases()
+
+    def _build_yaml_loader(self) -> type:
+        return _Loader
+
+    def _load_config_files(self, file_list: Sequence[str | Path] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for path in file_list or ():
+            content = read_yaml(path)
+            merged.update(content)
+            self._given.update(dict.fromkeys(content, str(path)))
+        return merged
+
+    def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
+        self._given.update(dict.fromkeys(config_dict or {}, self._override_origin))
+        return dict(config_dict or {})
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return {}
+
+    def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type, str]:
+        return model, get_model(model), dataset
+
+    def _update_internal_config_dict(self, file: str | Path) -> dict[str, Any]:
+        content = read_yaml(file)
+        self.internal_config_dict.update(content)
+        self.origin.update(dict.fromkeys(content, self._short(file)))
+        return content
+
+    @staticmethod
+    def _short(file: str | Path) -> str:
+        """``properties/...`` for our files, ``recbole/properties/...`` for RecBole's."""
+        parts = Path(os.path.normpath(file)).parts
+        if "properties" not in parts:
+            return str(file)
+        start = len(parts) - 1 - parts[::-1].index("properties")
+        ours = Path(os.path.normpath(file)).is_relative_to(properties_dir())
+        return "/".join(parts[start:] if ours else ("recbole", *parts[start:]))
+
+    def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        folder = properties_dir()
+        layers = [
+            folder / "overall.yaml",
+            folder / "model" / f"{model}.yaml",
+            folder / "dataset" / f"{dataset}.yaml",
+            folder / "tuned" / dataset / f"{model}.yaml",
+        ]
+        for layer in layers:
+            if layer.is_file():
+                self._update_internal_config_dict(layer)
+        preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
+        if preset is not None:
+            self._load_preset(folder / "preset" / model, preset)
+        self._check_keys()
+        self._check_types()
+
+    def _load_preset(self, folder: Path, preset: Any) -> None:
+        known = ["paper", *sorted(path.stem for path in folder.glob("*.yaml"))]
+        if preset not in known:
+            raise UserError(
+                f"preset={preset!r} ({self._given.get('preset')}) is not one of {', '.join(known)}"
+            )
+        if preset != "paper":
+            self._update_internal_config_dict(folder / f"{preset}.yaml")
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = super()._get_final_config_dict()
+        self.origin.update(self._given)
+        pairwise = final.get("loss_type") == "BPR" or "PAIRWISE" in str(
+            getattr(self.model_class, "input_type", "")
+        )
+        if pairwise and final.get("train_neg_sample_args") is None:
+            final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
+            self.origin["train_neg_sample_args"] = "the pairwise loss of the model"
+        return final
+
+    def _init_device(self) -> None:
+        """CPU, or the GPU of ``gpu_id`` when there is one and ``use_gpu`` is true.
+
+        RecBole overwrites CUDA_VISIBLE_DEVICES at every start and ignores ``use_gpu: False``.
+        """
+        final = self.final_config_dict
+        if "gpu_id" in self._given:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(final["gpu_id"])
+        cuda = final["use_gpu"] and torch.cuda.is_available()
+        final["device"] = torch.device("cuda" if cuda else "cpu")
+        final["single_spec"], final["local_rank"] = True, 0
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_keys(self) -> None:
+        known = {key for keys in self.parameters.values() for key in keys}
+        known |= set(self.internal_config_dict) | _UNLISTED_KEYS
+        for key, source in self._given.items():
+            if key in _REFUSED_KEYS and self.external_config_dict[key]:
+                raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(
+                    f"unknown key {key!r} ({source}) for model={self.model}{hint} "
+                    f"'list --explain --model={self.model}' shows every key"
+                )
+
+    def _check_types(self) -> None:
+        for key, source in self._given.items():
+            default, value = self.internal_config_dict.get(key), self.external_config_dict[key]
+            wanted = _wanted_type(default, value)
+            if wanted:
+                raise UserError(
+                    f"{key}={value!r} ({source}) must be {wanted}; the default is {default!r} "
+                    f"({self.origin.get(key)})"
+                )
+            if isinstance(default, float) and isinstance(value, int):
+                self.external_config_dict[key] = float(value)
+            elif isinstance(default, int) and isinstance(value, float):
+                self.external_config_dict[key] = int(value)
+
+    def _check_values(self) -> None:
+        final = self.final_config_dict
+        for key in ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step"):
+            if not isinstance(final[key], int) or final[key] < 1:
+                raise UserError(f"{key}={final[key]!r} ({self.origin.get(key)}) must be at least 1")
+        if final["MAX_ITEM_LIST_LENGTH"] < 1:
+            raise UserError(
+                f"MAX_ITEM_LIST_LENGTH={final['MAX_ITEM_LIST_LENGTH']} must be at least 1"
+            )
+        if not final["learning_rate"] > 0:
+            raise UserError(f"learning_rate={final['learning_rate']} must be positive")
+        metric, _, k = str(final["valid_metric"]).partition("@")
+        metrics = [name.lower() for name in final["metrics"]]
+        if metric.lower() not in metrics or (k and k not in map(str, final["topk"])):
+            raise UserError(
+                f"valid_metric={final['valid_metric']} ({self.origin.get('valid_metric')}) must be "
+                f"one of metrics={final['metrics']} at one of topk={final['topk']}"
+            )
+        if final["train_sampling"] not in ("user_all", "prefix_last", "prefix_all"):
+            raise UserError(
+                f"train_sampling={final['train_sampling']!r} is not one of user_all, prefix_last, "
+                "prefix_all"
+            )
+        if self.model not in plugin_models() and final["train_sampling"] != "prefix_last":
+            raise UserError(
+                f"train_sampling={final['train_sampling']} is not available for RecBole's own "
+                f"{self.model}, which trains on prefixes (prefix_last)"
+            )
+        if hasattr(self.model_class, "check_config"):
+            self.model_class.check_config(self)
+
+    # ------------------------------------------------------------------ reading back
+
+    def plain(self) -> dict[str, Any]:
+        """The values a user can set, as JSON-ready data; ``Config(**plain)`` restores the rest.
+
+        Returns:
+            dict: ``model``, ``dataset`` and ``values``.
+        """
+        derived = {"device", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "model", "dataset"}
+        derived |= {"valid_neg_sample_args", "test_neg_sample_args", "single_spec", "local_rank"}
+        values = {k: v for k, v in self.final_config_dict.items() if k not in derived}
+        values["data_path"] = str(Path(values["data_path"]).parent)
+        if values["train_neg_sample_args"].get("distribution") == "none":
+            values["train_neg_sample_args"] = None
+        return {"model": self.model, "dataset": self.dataset, "values": values}
+
+    def explain(self) -> list[tuple[str, Any, str]]:
+        """(key, effective value, where it came from) of every key, sorted."""
+        return [
+            (key, self.final_config_dict[key], self.origin[key])
+            for key in sorted(self.final_config_dict)
+            if key in self.origin
+        ]
+
+
+def _wanted_type(default: Any, value: Any) -> str | None:
+    """What ``value`` should have been, given the default it replaces; None if it is fine."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return None if number and float(value).is_integer() else "a whole number"
+    if isinstance(default, float):
+        return None if number else "a number"
+    if isinstance(default, str):
+        return None if isinstance(value, str | int | None) and not isinstance(value, bool) else "text"
+    if isinstance(default, list):
+        return None if isinstance(value, list | str | int) else "a list"
+    if isinstance(default, dict):
+        return None if isinstance(value, dict | None) else "a mapping or None"
+    return None

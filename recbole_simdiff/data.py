@@ -1,0 +1,584 @@
+"""Data sets and loaders: RecBole's split and evaluation over flat arrays, and our training batches.
+
+RecBole writes one padded row per prefix and per loaded column (1.2 GiB for ML-1M at length 50). Here
+the interactions stay one flat array, sorted by user and exact time; a row is a start and a length in
+it, and padded rows are built for one batch at a time. Row for row they equal RecBole's.
+"""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import recbole.data.dataset as recbole_datasets
+import torch
+import yaml
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.utils import FeatureType, ensure_dir
+from torch import Tensor
+
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import plugin_models
+
+# Where a row's history begins in the flat array, where the row itself begins, and its target.
+HISTORY_START, ROW_START, TARGET = "_history_start", "_row_start", "_target"
+
+
+class HostFixes:
+    """Overrides for faults of RecBole's ``Dataset`` on today's pandas; one method per fault."""
+
+    def _download(self) -> None:
+        """Name the places searched when the data set is unknown; need no process group.
+
+        Symptom: the first automatic download ends in "Default process group has not been
+        initialized" although the files are in place.
+        """
+        searched = Path(self.dataset_path) / f"{self.dataset_name}.inter"
+        known = self._get_download_url("url", allow_none=True)
+        if known is None:
+            raise UserError(
+                f"dataset={self.dataset_name!r} is not there: {searched} does not exist, and RecBole "
+                "knows no download of that name. Put RecBole atomic files there, or point "
+                "--data_path at the folder that holds "
+                f"{self.dataset_name}/{self.dataset_name}.inter"
+            )
+        try:
+            super()._download()  # type: ignore[misc]
+        except (OSError, RuntimeError, ValueError) as error:
+            if searched.is_file():
+                return
+            raise UserError(
+                f"dataset={self.dataset_name!r}: {searched} does not exist and downloading {known} "
+                f"failed ({error}). Fetch it by hand, unpack it there, or set --data_path"
+            ) from error
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        """Name the missing file and what to do."""
+        names = [f".{name}" for name in self.benchmark_filename_list or []] or [""]
+        for name in names:
+            path = Path(dataset_path) / f"{token}{name}.inter"
+            if not path.is_file():
+                raise UserError(
+                    f"dataset={token!r}: {path} does not exist. Put RecBole atomic files there, or "
+                    f"point --data_path at the folder that holds {token}/{path.name}"
+                )
+        super()._load_inter_feat(token, dataset_path)  # type: ignore[misc]
+
+    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
+        """Read an atomic file with pandas' C engine; ids such as NA and null stay ids.
+
+        Symptoms: an in-place ``fillna`` that pandas 3 ignores breaks empty sequence cells; users or
+        items called "NA" or "None" are dropped; the Python engine is 25 times slower.
+        """
+        load_col, unload_col = self._get_load_and_unload_col(source)
+        if load_col == set():
+            return None
+        separator = self.config["field_separator"]
+        columns, dtypes = {}, {}
+        for header in self._header(filepath, separator):
+            field, colon, kind = header.partition(":")
+            if not colon or kind not in {t.value for t in FeatureType}:
+                raise UserError(
+                    f"{filepath}: column {header!r} must be 'name:type' with a type of "
+                    f"{', '.join(t.value for t in FeatureType)}"
+                )
+            if (load_col is not None and field not in load_col) or field in (unload_col or ()):
+                continue
+            ftype = FeatureType(kind)
+            if source != "link":
+                self.field2source[field], self.field2type[field] = source, ftype
+                if not kind.endswith("seq"):
+                    self.field2seqlen[field] = 1
+                if "float" in kind:
+                    self.field2bucketnum[field] = 2
+            columns[header] = field
+            dtypes[header] = np.float64 if ftype == FeatureType.FLOAT else str
+        missing = (load_col or set()) - set(columns.values())
+        if missing and getattr(source, "value", source) == "inter":
+            raise UserError(
+                f"{filepath} has no column {', '.join(sorted(missing))}; it has "
+                f"{', '.join(self._header(filepath, separator))} (load_col says what is needed)"
+            )
+        if not columns:
+            return None
+        try:
+            frame = pd.read_csv(
+                filepath,
+                sep=separator,
+                usecols=list(columns),
+                dtype=dtypes,
+                encoding=self.config["encoding"],
+                keep_default_na=False,
+                na_values=[""],
+                quoting=csv.QUOTE_NONE,
+            )
+        except (ValueError, UnicodeDecodeError) as error:
+            raise UserError(f"{filepath} is not a readable atomic file: {error}") from error
+        frame = frame[list(columns)].rename(columns=columns)
+        for field in frame:
+            if self.field2type[field].value.endswith("seq"):
+                self._split_sequences(frame, field)
+        return frame
+
+    def _header(self, filepath: str, separator: str) -> list[str]:
+        with open(filepath, encoding=self.config["encoding"]) as file:
+            return file.readline().rstrip("\r\n").split(separator)
+
+    def _split_sequences(self, frame: pd.DataFrame, field: str) -> None:
+        separator = self.config["seq_separator"]
+        number = self.field2type[field] == FeatureType.FLOAT_SEQ
+        cells = [
+            np.array([float(part) if number else part for part in cell.split(separator) if part])
+            for cell in frame[field].fillna("").to_numpy()
+        ]
+        limit = (self.config["seq_len"] or {}).get(field)
+        if limit is not None:
+            cells = [cell[:limit] for cell in cells]
+        self.field2seqlen[field] = max(map(len, cells), default=0)
+        frame[field] = pd.Series(cells, index=frame.index, dtype=object)
+
+    def _fill_nan(self) -> None:
+        """Fill missing tokens with 0 and missing floats with the mean.
+
+        Symptom: on pandas 3 RecBole's in-place ``fillna`` does nothing; missing floats stay NaN and
+        missing tokens become the id -9223372036854775808.
+        """
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                ftype = self.field2type[field]
+                if ftype == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0)
+                elif ftype == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+
+    def _remap(self, remap_list: list[tuple[pd.DataFrame, str, Any]]) -> None:
+        """Number the tokens from 1, missing ones 0.
+
+        Symptom: pandas 3 hands ``agg(len)`` the whole column, so token sequences fail with "Length
+        of values does not match length of index".
+        """
+        if not remap_list:
+            return
+        flat = [
+            feat[field].to_numpy(dtype=object)
+            if ftype == FeatureType.TOKEN
+            else np.concatenate([np.asarray(c, dtype=object) for c in feat[field]] or [[]])
+            for feat, field, ftype in remap_list
+        ]
+        ids, tokens = pd.factorize(np.concatenate(flat))
+        names = np.array(["[PAD]", *tokens])
+        parts = np.split(ids + 1, np.cumsum([len(part) for part in flat])[:-1])
+        for (feat, field, ftype), part in zip(remap_list, parts, strict=True):
+            if field not in self.field2id_token:
+                self.field2id_token[field] = names
+                self.field2token_id[field] = {token: i for i, token in enumerate(names)}
+            if ftype == FeatureType.TOKEN:
+                feat[field] = part
+            else:
+                ends = np.cumsum([len(cell) for cell in feat[field]])[:-1]
+                cells = np.split(part, ends)
+                feat[field] = pd.Series(cells, index=feat.index, dtype=object)
+
+    def _remove_duplication(self) -> None:
+        """Drop repeated (user, item) pairs in stable time order.
+
+        Symptom: RecBole sorts with an unstable algorithm, so equal times of a user (days, in the
+        Amazon data) lose their order in the file.
+        """
+        keep = self.config["rm_dup_inter"]
+        if keep is None:
+            return
+        if self.time_field in self.inter_feat:
+            self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable")
+        self.inter_feat = self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        """Copy the arrays: pandas 3 hands out read-only ones, which torch must not share."""
+        columns = {k: SimpleNamespace(values=data[k].to_numpy(copy=True)) for k in data}
+        converted: Interaction = super()._dataframe_to_interaction(columns)  # type: ignore[misc]
+        return converted
+
+
+class SequenceRows:
+    """A column of padded sequences that exists row by row only: ``rows[index]`` builds them."""
+
+    def __init__(self, dataset: "FlatDataset", field: str) -> None:
+        self.dataset, self.field = dataset, field
+
+    def __getitem__(self, index: Any) -> Tensor:
+        rows = self.dataset.inter_feat[index]
+        return self.dataset.padded(self.field, rows)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class FlatInteraction(Interaction):
+    """An ``Interaction`` whose sequence columns are ``SequenceRows``."""
+
+    def __init__(self, columns: dict[str, Any], dataset: "FlatDataset") -> None:
+        super().__init__(columns)
+        self.owner = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str) and index in self.owner.list_fields:
+            return SequenceRows(self.owner, index)
+        return super().__getitem__(index)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts of a data set after filtering (paper Table 1)."""
+
+    users: int
+    items: int
+    actions: int
+
+    def __str__(self) -> str:
+        average = self.actions / self.users
+        sparsity = 1 - self.actions / (self.users * self.items)
+        return (
+            f"{self.users:,} users, {self.items:,} items, {self.actions:,} actions, "
+            f"average length {average:.2f}, sparsity {sparsity:.2%}"
+        )
+
+
+class FlatDataset(HostFixes, SequentialDataset):
+    """RecBole's ``SequentialDataset`` over one flat array per column.
+
+    After ``build``, the training part holds the rows that ``train_sampling`` asks for:
+
+        prefix_last, prefix_all   every prefix of a user's training sequence
+        user_all                  the newest MAX_ITEM_LIST_LENGTH training targets of a user, then
+                                  the ones before them, ...: each target in exactly one window
+
+    Attributes:
+        flat (dict): column -> values of all interactions, sorted by user and exact time.
+        list_fields (dict): name of a sequence column -> its source column.
+        targets_per_batch, tokens_per_batch (float): expected training targets, and input tokens, of
+            a full batch.
+    """
+
+    list_fields: dict[str, str]
+    targets_per_batch: float
+    tokens_per_batch: float
+
+    def _change_feat_format(self) -> None:
+        """Sort by user and float64 time before RecBole rounds times to float32.
+
+        Symptom: Unix seconds in float32 are 64-128 s apart, so close events swap places (on raw
+        ml-100k the test target is wrong for 15.8 % of users). Later sorts of RecBole are stable.
+        """
+        if self.benchmark_filename_list is None:
+            self._check_time_field()
+            self.inter_feat = self.inter_feat.sort_values(
+                [self.uid_field, self.time_field], kind="stable", ignore_index=True
+            )
+        self.list_fields = {}
+        super()._change_feat_format()
+
+    def _check_time_field(self) -> None:
+        if self.time_field not in self.inter_feat:
+            raise UserError(
+                f"the time column {self.time_field!r} is not loaded; sequential data need it. Name "
+                "it with TIME_FIELD and add it to load_col"
+            )
+
+    def _benchmark_presets(self) -> None:
+        """Lengths of pre-split sequences without ``agg(len)``, which pandas 3 breaks."""
+        for field in self.inter_feat:
+            if field + self.config["LIST_SUFFIX"] in self.inter_feat:
+                setattr(self, f"{field}_list_field", field + self.config["LIST_SUFFIX"])
+        length = self.item_list_length_field
+        self.set_field_property(
+            length, FeatureType.TOKEN, recbole_datasets.dataset.FeatureSource.INTERACTION, 1
+        )
+        limit = self.field2seqlen[self.item_id_list_field]
+        self.inter_feat[length] = [
+            min(len(cell), limit) for cell in self.inter_feat[self.item_id_list_field]
+        ]
+
+    def data_augmentation(self) -> None:
+        """One row per interaction but the first of a user, without writing the sequences out."""
+        self._aug_presets()
+        columns = self.inter_feat.interaction
+        user = columns[self.uid_field]
+        place = torch.arange(len(user))
+        first = torch.ones(len(user), dtype=torch.bool)
+        first[1:] = user[1:] != user[:-1]
+        begin = torch.where(first, place, 0).cummax(0).values
+        target = place[~first]
+        start = torch.maximum(begin[target], target - self.max_item_list_len)
+
+        self.flat = dict(columns)
+        self.list_fields = {
+            getattr(self, f"{field}_list_field"): field
+            for field in columns
+            if field != self.uid_field
+        }
+        rows = {field: values[target] for field, values in columns.items()}
+        rows[self.item_list_length_field] = target - start
+        rows |= {HISTORY_START: begin[target], ROW_START: start, TARGET: target}
+        self.inter_feat = FlatInteraction(rows, self)
+
+    def copy(self, new_inter_feat: Interaction) -> "FlatDataset":
+        """This data set with other rows (RecBole's split calls it once per part)."""
+        part = super().copy(new_inter_feat)
+        if self.list_fields:
+            part.inter_feat = FlatInteraction(new_inter_feat.interaction, part)
+        return part
+
+    def build(self) -> list["FlatDataset"]:
+        """RecBole's split, then the training rows that ``train_sampling`` asks for."""
+        train, valid, test = super().build()
+        rows = train.inter_feat
+        if len(rows) == 0:
+            raise UserError(
+                f"dataset={self.dataset_name!r} has no training rows after filtering and splitting: "
+                f"{self.statistics}"
+            )
+        train.train_items = rows[self.iid_field].clone()
+        style = self.config["train_sampling"]
+        if style == "user_all":
+            if not self.list_fields:
+                raise UserError(
+                    "train_sampling=user_all needs one interaction a line; benchmark_filename gives "
+                    "ready-made prefixes, which train_sampling=prefix_last can use"
+                )
+            train.inter_feat = FlatInteraction(train._windows(), train)
+        lengths = train.inter_feat[self.item_list_length_field].double()
+        batch = min(self.config["train_batch_size"], len(lengths))
+        train.tokens_per_batch = batch * lengths.mean().item()
+        train.targets_per_batch = batch if style == "prefix_last" else train.tokens_per_batch
+        return [train, valid, test]
+
+    def _windows(self) -> dict[str, Tensor]:
+        """Rows that cover each training target of each user once, newest window first."""
+        target = self.inter_feat[TARGET].sort().values
+        begin, n_targets = torch.unique_consecutive(
+            self.inter_feat[HISTORY_START].sort().values, return_counts=True
+        )
+        newest = begin + n_targets  # targets of a user are begin + 1, ..., begin + n_targets
+        if not torch.equal(target[n_targets.cumsum(0) - 1], newest):
+            raise UserError(
+                "train_sampling=user_all needs every user's training part to be the beginning of the "
+                "history; this eval_args split is not. Use train_sampling=prefix_last"
+            )
+        size = self.max_item_list_len
+        n_windows = (n_targets + size - 1) // size
+        user = torch.repeat_interleave(torch.arange(len(begin)), n_windows)
+        number = torch.arange(len(user)) - (n_windows.cumsum(0) - n_windows)[user]
+        end = newest[user] - number * size
+        start = torch.maximum(begin[user], end - size)
+        rows = {field: values[end] for field, values in self.flat.items()}
+        rows[self.item_list_length_field] = end - start
+        return rows | {HISTORY_START: begin[user], ROW_START: start, TARGET: end}
+
+    def padded(self, list_field: str, rows: Interaction) -> Tensor:
+        """A sequence column of some rows, right-padded with 0, [rows, MAX_ITEM_LIST_LENGTH]."""
+        values = self.flat[self.list_fields[list_field]]
+        start, length = rows[ROW_START], rows[self.item_list_length_field]
+        place = torch.arange(self.max_item_list_len)
+        inside = place < length.unsqueeze(1)
+        picked = values[torch.where(inside, start.unsqueeze(1) + place, 0)]
+        return picked.masked_fill(~inside.view(*inside.shape, *[1] * (picked.dim() - 2)), 0)
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        """Rows with their padded sequences, as RecBole's loaders expect them."""
+        if isinstance(index, list | np.ndarray):
+            index = torch.as_tensor(index)
+        rows = self.inter_feat[index]
+        sequences = {field: self.padded(field, rows) for field in self.list_fields}
+        rows = Interaction({**rows.interaction, **sequences})
+        return self.join(rows) if join else rows
+
+    def history(self, rows: Interaction) -> tuple[Tensor, Tensor]:
+        """(row, item) pairs of all earlier interactions of each row, without the row's target.
+
+        Args:
+            rows (Interaction): rows of this data set.
+
+        Returns:
+            tuple: row numbers and item ids, both [pairs].
+        """
+        begin, target = rows[HISTORY_START], rows[TARGET]
+        count = target - begin
+        row = torch.repeat_interleave(torch.arange(len(count)), count)
+        offset = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+        item = self.flat[self.iid_field][begin[row] + offset]
+        keep = item != rows[self.iid_field][row]
+        return row[keep], item[keep]
+
+    def counter(self, field: str) -> Counter[Any]:
+        """Counts of a column; of items, over all training targets (popularity metrics)."""
+        if field == self.iid_field and hasattr(self, "train_items"):
+            return Counter(self.train_items.numpy())
+        return super().counter(field)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Users, items and actions after filtering."""
+        actions = len(self.flat[self.uid_field]) if self.list_fields else len(self.inter_feat)
+        return Statistics(self.user_num - 1, self.item_num - 1, actions)
+
+    def item_titles(self) -> dict[str, str]:
+        """Raw item id -> title from ``item_title_field`` of the .item file; empty if not asked for.
+
+        Raises:
+            UserError: if the file or the column is missing.
+        """
+        field = self.config["item_title_field"]
+        if field is None:
+            return {}
+        path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        if not path.is_file():
+            raise UserError(f"item_title_field={field!r} needs {path}, which does not exist")
+        separator = self.config["field_separator"]
+        header = [name.partition(":")[0] for name in self._header(str(path), separator)]
+        if field not in header or self.iid_field not in header:
+            raise UserError(f"{path} has no column {field!r}; it has {', '.join(header)}")
+        frame = pd.read_csv(
+            path,
+            sep=separator,
+            header=0,
+            names=header,
+            dtype=str,
+            keep_default_na=False,
+            quoting=csv.QUOTE_NONE,
+        )
+        return dict(zip(frame[self.iid_field], frame[field], strict=True))
+
+
+class BucketLoader:
+    """Training batches of rows of similar length, trimmed to the longest; exact order per epoch.
+
+    Rows are shuffled, sorted by length and cut into batches, and the batches are shuffled; the order
+    depends on the seed and the epoch only, so a batch can be found again after a restart. The flat
+    item array lives on the training device and batches are gathered there.
+
+    Args:
+        config (Config): resolved configuration.
+        dataset (FlatDataset): the training part.
+    """
+
+    def __init__(self, config: Any, dataset: FlatDataset) -> None:
+        self.config, self.dataset, self._dataset = config, dataset, dataset
+        self.batch_size: int = config["train_batch_size"]
+        self.shuffle: bool = config["shuffle"]
+        self.epoch = 0
+        device = config["device"]
+        rows = dataset.inter_feat
+        self._lengths = rows[dataset.item_list_length_field]
+        self._rows = {field: rows[field].to(device) for field in (ROW_START, TARGET)}
+        self._device_lengths = self._lengths.to(device)
+        self._users = rows[dataset.uid_field].to(device)
+        self._items = dataset.flat[dataset.iid_field].to(device)
+        self._list_field = dataset.iid_field + config["LIST_SUFFIX"]
+
+    def __len__(self) -> int:
+        return -(-len(self._lengths) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration."""
+        self.epoch = epoch
+
+    def batches(self) -> list[Tensor]:
+        """Row indices of every batch of the current epoch, in order."""
+        if not self.shuffle:
+            return list(torch.arange(len(self._lengths)).split(self.batch_size))
+        generator = torch.Generator().manual_seed(self.config["seed"] * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self._lengths), generator=generator)
+        order = order[self._lengths[order].argsort(stable=True)]
+        batches = order.split(self.batch_size)
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+
+    def __iter__(self) -> Iterator[Interaction]:
+        for index in self.batches():
+            yield self.collate(index)
+
+    def collate(self, index: Tensor) -> Interaction:
+        """The rows as a right-padded batch, no longer than its longest row."""
+        dataset = self.dataset
+        longest = int(self._lengths[index].max())
+        index = index.to(self._items.device)
+        start, length = self._rows[ROW_START][index], self._device_lengths[index]
+        place = torch.arange(longest, device=index.device)
+        inside = place < length.unsqueeze(1)
+        picked = self._items[torch.where(inside, start.unsqueeze(1) + place, 0)]
+        return Interaction(
+            {
+                dataset.uid_field: self._users[index],
+                self._list_field: torch.where(inside, picked, 0),
+                dataset.item_list_length_field: length,
+                dataset.iid_field: self._items[self._rows[TARGET][index]],
+            }
+        )
+
+
+class HistoryEvalLoader(FullSortEvalDataLoader):
+    """RecBole's full-ranking loader, with each row's history for the history-removed protocol.
+
+    The second element of a batch is (row, item) pairs instead of None; the trainer ranks once with
+    and once without them.
+    """
+
+    def collate_fn(self, index: Any) -> tuple[Any, Any, Tensor, Tensor]:
+        """Rows, history pairs, and the position and id of the targets."""
+        interaction, _, positive_u, positive_i = super().collate_fn(index)
+        dataset = self._dataset
+        history = dataset.history(interaction) if dataset.list_fields else None
+        return interaction, history, positive_u, positive_i
+
+
+def create_dataset(config: Any) -> FlatDataset:
+    """The data set of a configuration, built from its files.
+
+    Raises:
+        UserError: if a file or column is missing, or the model is not sequential.
+    """
+    special = getattr(recbole_datasets, f"{config['model']}Dataset", None)
+    if special is not None:
+        raise UserError(
+            f"model={config['model']} needs RecBole's {special.__name__}, which is not supported here"
+        )
+    ensure_dir(config["checkpoint_dir"])
+    try:
+        return FlatDataset(config)
+    except UserError:
+        raise
+    except (ValueError, KeyError, yaml.YAMLError) as error:
+        place = os.path.join(config["data_path"], f"{config['dataset']}.inter")
+        raise UserError(f"dataset={config['dataset']!r} ({place}): {error}") from error
+
+
+def create_loaders(config: Any, dataset: FlatDataset) -> tuple[Any, Any, Any]:
+    """(training, validation, test) loaders.
+
+    Our models train on ``BucketLoader``; RecBole's own on RecBole's ``TrainDataLoader``. Evaluation
+    is RecBole's in both cases.
+    """
+    parts = dataset.build()
+    samplers = create_samplers(config, dataset, parts)
+    if config["model"] in plugin_models() and dataset.list_fields:
+        train: Any = BucketLoader(config, parts[0])
+    else:
+        train = get_dataloader(config, "train")(
+            config, parts[0], samplers[0], shuffle=config["shuffle"]
+        )
+    evaluation = []
+    for phase, part, sampler in zip(("valid", "test"), parts[1:], samplers[1:], strict=True):
+        loader = get_dataloader(config, phase)
+        if loader is FullSortEvalDataLoader:
+            loader = HistoryEvalLoader
+        evaluation.append(loader(config, part, sampler, shuffle=False) if len(part) else None)
+    return train, *evaluation

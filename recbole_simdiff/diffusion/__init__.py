@@ -1,0 +1,1 @@
+"""What the diffusion models share: schedules, the forward process, samplers, denoisers."""

@@ -1,0 +1,89 @@
+"""Time embeddings, and a Transformer denoiser that predicts x_0."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TIME_EMBEDDINGS = ("sinusoidal", "learned")
+
+
+class SinusoidalTime(nn.Module):
+    """sin/cos features of t, then Linear - SiLU - Linear: t [n] -> [n, H] (DDPM, Appendix B).
+
+    Args:
+        hidden_size (int): H.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        half = (hidden_size + 1) // 2
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.hidden_size = hidden_size
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, 4 * hidden_size),
+            nn.SiLU(),
+            nn.Linear(4 * hidden_size, hidden_size),
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embedding of each step, [n] -> [n, H]."""
+        angle = t.unsqueeze(-1) * self.frequencies
+        features = torch.cat([angle.sin(), angle.cos()], -1)[..., : self.hidden_size]
+        out: Tensor = self.mlp(features)
+        return out
+
+
+class TransformerDenoiser(nn.Module):
+    """Input side of a Transformer denoiser f(z_t, t): adds time and positions, normalises, drops.
+
+    The Transformer itself is an argument of ``forward``, so that a model may share its encoder's.
+
+    Args:
+        hidden_size (int): H.
+        max_length (int): positions, L.
+        n_steps (int): T; steps 1..T are legal.
+        dropout_prob (float): dropout after the normalisation.
+        layer_norm_eps (float): epsilon of the normalisation.
+        time_embedding (str): ``sinusoidal`` or ``learned`` (one row a step).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        max_length: int,
+        n_steps: int,
+        dropout_prob: float,
+        layer_norm_eps: float,
+        time_embedding: str,
+    ) -> None:
+        super().__init__()
+        self.position_embedding = nn.Embedding(max_length, hidden_size)
+        self.time_embedding: nn.Module = (
+            SinusoidalTime(hidden_size)
+            if time_embedding == "sinusoidal"
+            else nn.Embedding(n_steps + 1, hidden_size)
+        )
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dropout = nn.Dropout(dropout_prob)
+
+    def forward(self, z_t: Tensor, t: Tensor, layout: Any, transformer: nn.Module) -> Tensor:
+        """Estimate of x_0 for every token.
+
+        Args:
+            z_t (Tensor): noised embeddings, [n, H].
+            t (LongTensor): step of each row, in 1..T, [B].
+            layout (TokenLayout): where the n tokens sit; has ``row`` and ``position``, both [n].
+            transformer (nn.Module): called as transformer(hidden, layout, causal=False).
+
+        Returns:
+            Tensor: [n, H].
+        """
+        time = self.time_embedding(t)[layout.row]
+        hidden = z_t + time + self.position_embedding(layout.position)
+        out: Tensor = transformer(self.dropout(self.LayerNorm(hidden)), layout, causal=False)
+        return out

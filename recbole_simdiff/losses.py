@@ -1,0 +1,166 @@
+"""Losses as pure functions of tensors. Shapes: n tokens, N items, H hidden size, B batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_BYTES_PER_LOGIT = 4
+
+
+def rows_per_chunk(n_columns: int, memory_mb: float) -> int:
+    """Rows of float32 logits that fit into a budget of ``memory_mb`` MiB, at least one.
+
+    Args:
+        n_columns (int): columns of the logits, the number of items N.
+        memory_mb (float): budget for one block of logits, in MiB.
+
+    Returns:
+        int: rows per block.
+    """
+    return max(1, int(memory_mb * 2**20) // (_BYTES_PER_LOGIT * n_columns))
+
+
+def logit_blocks(hidden: Tensor, table: Tensor, memory_mb: float) -> Iterator[tuple[slice, Tensor]]:
+    """Yield ``hidden @ table.T`` block by block in one reused buffer; not differentiable.
+
+    Args:
+        hidden (Tensor): queries, [n, H].
+        table (Tensor): item embeddings, [N, H].
+        memory_mb (float): budget for one block, in MiB.
+
+    Yields:
+        tuple: the rows of the block, and its logits as float32, [rows, N]. The logits are valid
+        until the next block is asked for and may be overwritten.
+    """
+    rows = min(rows_per_chunk(table.shape[0], memory_mb), hidden.shape[0])
+    table_t = table.detach().t()
+    hidden = hidden.detach().to(table.dtype)
+    buffer = table.new_empty(rows, table.shape[0])
+    for start in range(0, hidden.shape[0], max(rows, 1)):
+        part = slice(start, min(start + rows, hidden.shape[0]))
+        logits = buffer[: part.stop - part.start]
+        torch.mm(hidden[part], table_t, out=logits)
+        yield part, logits
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of softmax cross-entropies whose logits never exist all at once.
+
+    Value and both gradients are formed block by block in the forward pass: with p = softmax(h E^T),
+    d/dh = p E - E[y] and d/dE = p^T h - onehot(y)^T h.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, table: Tensor, target: Tensor, memory_mb: float, low: bool
+    ) -> Tensor:
+        dtype = torch.bfloat16 if low else table.dtype
+        with torch.autocast(hidden.device.type, enabled=False):
+            h, e = hidden.to(dtype), table.to(dtype)
+            total = table.new_zeros(())
+            grad_hidden = torch.empty_like(h, dtype=table.dtype)
+            grad_table = torch.zeros_like(table)
+            for part, logits in _blocks(h, e, memory_mb):
+                y = target[part, None]
+                top = logits.amax(1, keepdim=True)
+                own = logits.gather(1, y)
+                weights = logits.sub_(top).exp_()
+                norm = weights.sum(1, keepdim=True)
+                total += (top + norm.log() - own).sum()
+                scale = norm.reciprocal_()
+                p = weights.to(dtype)
+                grad_hidden[part] = (p @ e) * scale
+                grad_table += p.t() @ (h[part] * scale).to(dtype)
+            grad_hidden -= table[target]
+            grad_table.index_add_(0, target, hidden.to(table.dtype), alpha=-1.0)
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_table)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_table = ctx.saved_tensors
+        return grad_hidden * grads[0], grad_table * grads[0], None, None, None
+
+
+def _blocks(h: Tensor, e: Tensor, memory_mb: float) -> Iterator[tuple[slice, Tensor]]:
+    """As ``logit_blocks``, with float32 logits also when the product runs in bfloat16."""
+    if h.dtype != torch.bfloat16:
+        yield from logit_blocks(h, e, memory_mb)
+        return
+    rows = rows_per_chunk(e.shape[0], memory_mb)
+    for start in range(0, h.shape[0], rows):
+        part = slice(start, start + rows)
+        yield part, (h[part] @ e.t()).float()
+
+
+def full_softmax_loss(
+    hidden: Tensor, table: Tensor, target: Tensor, memory_mb: float = 16.0
+) -> Tensor:
+    """Sum over tokens of -log softmax(hidden @ table.T)[target], exact, in blocks.
+
+    Gradients with respect to ``hidden`` and ``table`` are exact. Memory grows with n + N, not with
+    their product. Under autocast the products run in bfloat16 and the softmax in float32.
+
+    Args:
+        hidden (Tensor): queries, [n, H].
+        table (Tensor): item embeddings, [N, H].
+        target (LongTensor): ids of the right items, rows of the table, [n].
+        memory_mb (float): budget for one block of logits, in MiB.
+
+    Returns:
+        Tensor: scalar, the sum; 0 for n = 0.
+    """
+    low = torch.is_autocast_enabled(hidden.device.type)
+    total: Tensor = _LinearCrossEntropy.apply(hidden, table, target, memory_mb, low)
+    return total
+
+
+def sampled_bce_loss(hidden: Tensor, table: Tensor, target: Tensor, negative: Tensor) -> Tensor:
+    """Sum over tokens of -log s(h.e_target) - log(1 - s(h.e_negative)); SimDiffRec Eq. 3.
+
+    Args:
+        hidden (Tensor): queries, [n, H].
+        table (Tensor): item embeddings, [N, H].
+        target (LongTensor): ids of the right items, [n].
+        negative (LongTensor): ids of the sampled wrong items, [n].
+
+    Returns:
+        Tensor: scalar, the sum.
+    """
+    right = (hidden * table[target]).sum(-1)
+    wrong = (hidden * table[negative]).sum(-1)
+    return F.softplus(-right).sum() + F.softplus(wrong).sum()
+
+
+def info_nce(
+    anchor: Tensor, positive: Tensor, temperature: float, negative: Tensor | None = None
+) -> Tensor:
+    """InfoNCE of each anchor against all positives and, if given, all extra negatives.
+
+    Vectors are L2-normalised. Row b of ``positive`` is the right answer of row b of ``anchor``; the
+    other rows, and every row of ``negative``, are wrong answers (SimDiffRec Eq. 17).
+
+    Args:
+        anchor (Tensor): [B, H].
+        positive (Tensor): [B, H].
+        temperature (float): tau > 0.
+        negative (Tensor | None): extra negatives, [M, H].
+
+    Returns:
+        Tensor: scalar, mean over the B anchors.
+
+    Raises:
+        ValueError: if the shapes differ or the temperature is not positive.
+    """
+    if anchor.shape != positive.shape:
+        raise ValueError(
+            f"anchor {tuple(anchor.shape)} and positive {tuple(positive.shape)} must match"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    keys = positive if negative is None else torch.cat([positive, negative])
+    logits = F.normalize(anchor.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).t()
+    return F.cross_entropy(logits / temperature, torch.arange(len(anchor), device=anchor.device))

@@ -1,0 +1,57 @@
+"""Models by name: this package's first (file name = lower-cased class name), then RecBole's.
+
+Adding a model means adding a file here, a yaml under ``properties/model/`` and a test; there is no
+list to extend.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from typing import Any
+
+from recbole_simdiff.errors import UserError
+
+
+def plugin_models() -> dict[str, type]:
+    """Name -> class of every model in this package."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for name, value in vars(module).items():
+            if isinstance(value, type) and name.lower() == info.name:
+                found[name] = value
+    return found
+
+
+def recbole_models() -> dict[str, type]:
+    """Name -> class of RecBole's own sequential models."""
+    package = importlib.import_module("recbole.model.sequential_recommender")
+    modules = {info.name for info in pkgutil.iter_modules(package.__path__)}
+    return {
+        name: value
+        for name, value in vars(package).items()
+        if isinstance(value, type) and name.lower() in modules
+    }
+
+
+def available_models() -> list[str]:
+    """Names of all models, this package's first."""
+    return [*sorted(plugin_models()), *sorted(recbole_models())]
+
+
+def get_model(name: str) -> Any:
+    """The model class of that name.
+
+    Raises:
+        UserError: if there is none, with the nearest names.
+    """
+    models = {**recbole_models(), **plugin_models()}
+    if name in models:
+        return models[name]
+    by_lower = {known.lower(): known for known in models}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(by_lower[n] for n in near)}?" if near else ""
+    raise UserError(
+        f"model={name!r} is not a sequential model of recbole_simdiff or RecBole.{hint} "
+        "'python run_recbole_simdiff.py list' names all of them."
+    )

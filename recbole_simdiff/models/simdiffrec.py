@@ -1,0 +1,564 @@
+"""SimDiffRec: similarity-guided diffusion for contrastive sequential recommendation.
+
+Paper: arXiv 2507.11866 (v1). Released code consulted: zingyon/SimDiffRec at eb6784b.
+
+    symbol     here                  shape     meaning
+    s          item_seq              [B, L]    history, right-padded with 0
+    E          item_embedding        [N, H]    item table; row 0 is padding, items are 1..V = N - 1
+    H(s), h    encode(...)           [n, H], [B, H]  encoder states; state of the newest item
+    noise      similarity_noise      [n, H]    mean of the k_noise nearest items' embeddings
+    z_t        process.q_sample      [n, H]    z_t = A_t E[s] + C_t noise
+    f(z_t, t)  denoise               [n, H]    estimate of z_0
+    c          confidence            [n]       largest rounding probability of a token
+    s+, s-     positive, negative    [B, L]    views: confident positions overwritten
+
+n is the number of real tokens of the batch; nothing is computed on padding.
+
+The method. An item's noise is the mean of its nearest neighbours in the current table (Eq. 6-7). A
+sequence's embeddings are blended with it (Eq. 8-9) and a bidirectional Transformer learns to
+restore them (Eq. 10, 13), read as items by the tied table (Eq. 12). To make views, the fully noised
+sequence is restored (Eq. 11); the positions whose rounding is most confident (Eq. 14-16) are
+overwritten with the first choice (s+) and with the k_sample-th choice (s-). InfoNCE pulls h(s) to
+h(s+) and away from h(s-) and from the other rows' views (Eq. 17). The total is Eq. 18. Only the
+encoder is used at inference.
+
+Differences, tagged where they are made: Paper / Code / Here.
+    * rounding probability in Eq. 13: on f(z_t, t); the literal z_0 gives the denoiser no gradient.
+    * Eq. 13 sums over t: the mean, estimated with one t a sequence (Code draws the same).
+    * Eq. 3 is BCE: default CE as in Code; `sr_loss: BCE` is the paper's text.
+    * values of A_t, C_t, T-step sampler, tau, number of positions: not in the paper, see the yaml.
+The released behaviour is `preset: official`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_simdiff.diffusion import samplers, schedules
+from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
+from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.encoder import EncoderRecommender
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks, sampled_bce_loss
+from recbole_simdiff.transformer import TokenLayout
+
+OPTIONS = {
+    "sr_loss": ("CE", "BCE"),
+    "forward_coef": tuple(schedules.FAMILIES),
+    "noise_source": ("similarity", "gaussian"),
+    "noise_similarity": ("dot", "cosine"),
+    "time_embedding": TIME_EMBEDDINGS,
+    "confidence_t": ("T", "train_t"),
+    "aug_count": ("ratio_of_length", "fixed"),
+    "aug_position": ("confidence", "random"),
+    "aug_items": ("denoiser", "random"),
+    "cl_negatives": ("pos_and_hard", "pos_only"),
+}
+
+
+class SimDiffRecLoss(NamedTuple):
+    """L = L_sr + cl_weight L_cl + diff_weight L_d (Eq. 18); the terms are already weighted."""
+
+    rec: Tensor
+    contrastive: Tensor
+    diffusion: Tensor
+
+
+class Views(NamedTuple):
+    """Positive and hard-negative view of a batch, and what is logged about them."""
+
+    positive: Tensor  # [B, L]
+    positive_len: Tensor  # [B]
+    negative: Tensor  # [B, L]
+    negative_len: Tensor  # [B]
+    monitor: dict[str, Tensor]
+
+
+class SimDiffRec(EncoderRecommender):
+    """SASRec encoder, similarity-noise denoiser and contrastive views, trained together.
+
+    Args:
+        config (Config): resolved configuration; keys are explained in properties/model/SimDiffRec.yaml.
+        dataset (Dataset): the training dataset.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        for key in (
+            "cl_weight",
+            "diff_weight",
+            "cl_warmup_epochs",
+            "sr_loss",
+            "mask_pad_in_softmax",
+            "k_noise",
+            "noise_source",
+            "noise_similarity",
+            "noise_detach",
+            "diff_mse_weight",
+            "diff_round_weight",
+            "mse_detach_target",
+            "pad_in_diffusion_loss",
+            "share_denoiser_encoder",
+            "confidence_t",
+            "reverse_steps",
+            "aug_ratio",
+            "aug_count",
+            "aug_position",
+            "aug_items",
+            "aug_dropout",
+            "k_sample",
+            "pos_exclude_original",
+            "neg_exclude_original",
+            "cl_negatives",
+            "tau",
+        ):
+            setattr(self, key, config[key])
+        self.last_target_only = config["train_sampling"] == "prefix_last"
+        self.tokens_per_batch: float | None = getattr(dataset, "tokens_per_batch", None)
+        self._check_against_items()
+
+        betas = schedules.linear_betas(
+            config["diffusion_steps"], config["beta_start"], config["beta_end"]
+        )
+        self.process = AffineProcess(*schedules.FAMILIES[config["forward_coef"]](betas))
+        self.denoiser = TransformerDenoiser(
+            self.hidden_size,
+            self.max_seq_length,
+            config["diffusion_steps"],
+            self.dropout_prob,
+            self.layer_norm_eps,
+            config["time_embedding"],
+        )
+        # Paper (Sec. 5.1.4): a 1-layer Transformer of its own. Code: the encoder's. Here: a switch.
+        self.denoiser_encoder = (
+            None
+            if self.share_denoiser_encoder
+            else self.transformer(config, config["denoiser_layers"], config["denoiser_heads"])
+        )
+        self.denoiser.apply(self.init_weights)
+        if self.denoiser_encoder is not None:
+            self.denoiser_encoder.apply(self.init_weights)
+        self.epoch = 0  # set by the trainer
+        self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+
+    @staticmethod
+    def check_config(config: Any) -> None:
+        """Refuse impossible settings before any data is read.
+
+        Raises:
+            UserError: naming the key, its value and what is allowed.
+        """
+        EncoderRecommender.check_config(config)
+        for key, allowed in OPTIONS.items():
+            if config[key] not in allowed:
+                raise UserError(f"{key}={config[key]!r} is not one of {', '.join(allowed)}")
+        for key, least in {
+            "k_noise": 1,
+            "k_sample": 1,
+            "diffusion_steps": 2,
+            "reverse_steps": 1,
+            "denoiser_layers": 1,
+            "denoiser_heads": 1,
+            "cl_weight": 0,
+            "diff_weight": 0,
+            "diff_mse_weight": 0,
+            "diff_round_weight": 0,
+            "cl_warmup_epochs": 0,
+        }.items():
+            if config[key] < least:
+                raise UserError(f"{key}={config[key]} must be at least {least}")
+        if not 0 < config["aug_ratio"] <= 1:
+            raise UserError(f"aug_ratio={config['aug_ratio']} must lie in (0, 1]")
+        if config["tau"] <= 0:
+            raise UserError(f"tau={config['tau']} must be positive")
+        if not 0 < config["beta_start"] <= config["beta_end"] < 1:
+            raise UserError(
+                f"beta_start={config['beta_start']} and beta_end={config['beta_end']} must satisfy "
+                "0 < beta_start <= beta_end < 1"
+            )
+        if config["reverse_steps"] > config["diffusion_steps"]:
+            raise UserError(
+                f"reverse_steps={config['reverse_steps']} must not exceed "
+                f"diffusion_steps={config['diffusion_steps']}"
+            )
+        if config["hidden_size"] % config["denoiser_heads"]:
+            raise UserError(
+                f"hidden_size={config['hidden_size']} must be a multiple of "
+                f"denoiser_heads={config['denoiser_heads']}"
+            )
+
+    def _check_against_items(self) -> None:
+        n_candidates = self.n_items - 2  # neither padding nor the item itself
+        if self.k_noise > n_candidates:
+            raise UserError(
+                f"k_noise={self.k_noise} must be smaller than the number of items: the data set has "
+                f"{self.n_items - 1}, which leaves {n_candidates} neighbours for each"
+            )
+        if self.k_sample > self.n_items - 1:
+            raise UserError(
+                f"k_sample={self.k_sample} must not exceed the number of items, {self.n_items - 1}"
+            )
+        if self.sr_loss == "BCE" and self.n_items - 1 <= self.max_seq_length + 1:
+            raise UserError(
+                f"sr_loss=BCE draws negatives outside the history; {self.n_items - 1} items are too "
+                f"few for MAX_ITEM_LIST_LENGTH={self.max_seq_length}"
+            )
+
+    # ------------------------------------------------------------------ total loss, Eq. 18
+
+    def calculate_loss(self, interaction: Interaction) -> SimDiffRecLoss:
+        """The three weighted terms of Eq. 18; a term of weight 0 is not computed."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
+        rec = self.recommendation_loss(hidden, item_seq, layout, interaction[self.POS_ITEM_ID])
+
+        contrastive = diffusion = rec.new_zeros(())
+        cl_weight = self.cl_weight * self._warmup()
+        self.monitor = {}
+        if self.diff_weight > 0 or cl_weight > 0:
+            if self.pad_in_diffusion_loss:
+                item_seq = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
+                cells = TokenLayout(layout.lengths, self.max_seq_length, with_padding=True)
+            else:
+                cells = layout
+            items = cells.pack(item_seq)
+            noise = self.noise(items)
+            t = torch.randint(1, self.process.n_steps + 1, (cells.batch,), device=item_seq.device)
+            if self.diff_weight > 0:
+                diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, cells)
+            if cl_weight > 0:
+                views = self.make_views(item_seq, noise.detach(), t, cells)
+                state = hidden if self.last_target_only else hidden[layout.last]
+                contrastive = cl_weight * self.contrastive_loss(state, views)
+                self.monitor = views.monitor
+        return SimDiffRecLoss(rec, contrastive, diffusion)
+
+    def _warmup(self) -> float:
+        return min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0
+
+    # ------------------------------------------------------------------ recommendation, Eq. 2-3
+
+    def recommendation_loss(
+        self, hidden: Tensor, item_seq: Tensor, layout: TokenLayout, pos_items: Tensor
+    ) -> Tensor:
+        """L_sr over the expected number of targets in a batch.
+
+        Args:
+            hidden (Tensor): states of all tokens [n, H], or of the newest ones [B, H] when only the
+                last target counts.
+            item_seq (LongTensor): items, [B, L].
+            layout (TokenLayout): layout of ``item_seq``.
+            pos_items (LongTensor): target of each row, [B].
+
+        Returns:
+            Tensor: scalar.
+        """
+        table = self.item_embedding.weight
+        label = pos_items if self.last_target_only else self.labels(item_seq, layout, pos_items)
+        if self.sr_loss == "BCE":
+            row = None if self.last_target_only else layout.row
+            negative = self.sample_negatives(item_seq, pos_items, row)
+            total = sampled_bce_loss(hidden, table, label, negative)
+        elif self.mask_pad_in_softmax:
+            total = full_softmax_loss(hidden, table[1:], label - 1, self.loss_memory_mb)
+        else:  # Code, and RecBole's SASRec: the padding row is a class of the softmax
+            total = full_softmax_loss(hidden, table, label, self.loss_memory_mb)
+        return total / (self.targets_per_batch or len(label))
+
+    def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
+        """Uniform items of 1..V outside the row's history and target (Eq. 3).
+
+        Args:
+            item_seq (LongTensor): items, [B, L].
+            pos_items (LongTensor): target of each row, [B].
+            row (LongTensor | None): row of each token, [n]; None for one negative a row.
+
+        Returns:
+            LongTensor: negatives, [n] or [B].
+        """
+        seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)
+        seen = seen if row is None else seen[row]
+        negative = torch.randint(1, self.n_items, (len(seen),), device=seen.device)
+        while True:
+            clash = (seen == negative.unsqueeze(1)).any(1).nonzero().squeeze(1)
+            if len(clash) == 0:
+                return negative
+            negative[clash] = torch.randint(1, self.n_items, (len(clash),), device=seen.device)
+
+    # ------------------------------------------------------------------ noise, Eq. 6-7
+
+    def noise(self, items: Tensor) -> Tensor:
+        """Noise vector of every token, [n] -> [n, H]; the same for equal items, unless Gaussian."""
+        if self.noise_source == "gaussian":  # ablation "w/o k_noise" (Table 3)
+            return torch.randn(len(items), self.hidden_size, device=items.device)
+        # Code lets the gradient flow into the neighbours' rows. Here: detached, with a switch.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.noise_detach):
+            return self.similarity_noise(items)
+
+    def similarity_noise(self, items: Tensor) -> Tensor:
+        """Mean embedding of each item's k_noise nearest items (Eq. 6-7), [n] -> [n, H]."""
+        distinct, where = torch.unique(items, return_inverse=True)
+        neighbours = self.nearest_items(distinct)
+        noise = F.embedding_bag(neighbours, self.item_embedding.weight, mode="mean")
+        return noise[where]
+
+    @torch.no_grad()
+    def nearest_items(self, items: Tensor) -> Tensor:
+        """Ids of the k_noise items with the largest dot product (Eq. 6), [U] -> [U, k_noise].
+
+        Neither the item itself nor padding is a candidate (Code: padding is).
+        """
+        table = self.item_embedding.weight.float()
+        if self.noise_similarity == "cosine":
+            table = F.normalize(table, dim=-1)
+        neighbours = items.new_empty(len(items), self.k_noise)
+        with torch.autocast(items.device.type, enabled=False):
+            for part, score in logit_blocks(table[items], table, self.loss_memory_mb):
+                score[:, 0] = -torch.inf
+                score.scatter_(1, items[part].unsqueeze(1), -torch.inf)
+                neighbours[part] = score.topk(self.k_noise, sorted=False).indices
+        return neighbours
+
+    # ------------------------------------------------------------------ diffusion, Eq. 8-13
+
+    def denoise(self, z_t: Tensor, t: Tensor, layout: TokenLayout) -> Tensor:
+        """f(z_t, t), an estimate of z_0 (Eq. 10). z_t [n, H], t [B] -> [n, H]."""
+        transformer = self.denoiser_encoder or self.trm_encoder
+        out: Tensor = self.denoiser(z_t, t, layout, transformer)
+        return out
+
+    def diffusion_loss(
+        self, items: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout
+    ) -> Tensor:
+        """L_d = mse + rounding (Eq. 13), for one step t a sequence.
+
+        Args:
+            items (LongTensor): item of each token, [n].
+            noise (Tensor): noise of each token, [n, H].
+            t (LongTensor): step of each row, in 1..T, [B].
+            layout (TokenLayout): where the n tokens sit.
+
+        Returns:
+            Tensor: scalar, a sum over tokens divided by the expected number of tokens in a batch.
+        """
+        z_0 = self.item_embedding(items)
+        z_hat = self.denoise(self.process.q_sample(z_0, t[layout.row], noise), t, layout)
+        target = z_0.detach() if self.mse_detach_target else z_0
+        loss = z_0.new_zeros(())
+        if self.diff_mse_weight > 0:
+            loss = loss + self.diff_mse_weight * (target - z_hat).float().pow(2).mean(-1).sum()
+        if self.diff_round_weight > 0:
+            # Paper: -log p(s | z_0), which does not depend on f when z_0 is exact.
+            # Code: -log p(s | f(z_t, t)), averaged over padding too. Here: on f, real tokens only.
+            table = self.item_embedding.weight
+            if self.pad_in_diffusion_loss:
+                total = full_softmax_loss(z_hat, table, items, self.loss_memory_mb)
+            else:
+                total = full_softmax_loss(z_hat, table[1:], items - 1, self.loss_memory_mb)
+            loss = loss + self.diff_round_weight * total
+        expected = None if self.pad_in_diffusion_loss else self.tokens_per_batch
+        return loss / (expected or len(items))
+
+    # ------------------------------------------------------------------ views, Eq. 11, 14-16
+
+    @torch.no_grad()
+    def make_views(self, item_seq: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout) -> Views:
+        """Restore the fully noised sequence; overwrite its confident positions.
+
+        Args:
+            item_seq (LongTensor): items, [B, L].
+            noise (Tensor): noise of each token, [n, H].
+            t (LongTensor): training step of each row, used only with ``confidence_t: train_t``.
+            layout (TokenLayout): where the n tokens sit.
+
+        Returns:
+            Views: positive and hard-negative view, their lengths, and collision rates.
+        """
+        # Paper (Sec. 4.3): from the fully noised sequence. Code: from z_t at the training step.
+        start = t if self.confidence_t == "train_t" else torch.full_like(t, self.process.n_steps)
+        with self._denoiser_mode(self.aug_dropout):
+            z_hat = self.restore(layout.pack(item_seq), noise, start, layout)
+        confidence = self.confidence(z_hat)
+        score = torch.rand_like(confidence) if self.aug_position == "random" else confidence
+        token = self.select_positions(score, layout)
+        positive, negative = self.replacements(z_hat[token], layout.pack(item_seq)[token])
+
+        real = layout.keys.flatten()[layout.index]
+        original = layout.pack(item_seq)[token]
+        monitor = {
+            "positive_is_original": (positive == original).float().mean(),
+            "negative_is_original": (negative == original).float().mean(),
+            "confidence": confidence[real].mean(),
+        }
+        if self.aug_count == "fixed":
+            positive, positive_len = self._refill(item_seq, layout, token, positive)
+            negative, negative_len = self._refill(item_seq, layout, token, negative)
+        else:
+            positive, negative = (
+                self._overwrite(item_seq, layout, token, new) for new in (positive, negative)
+            )
+            positive_len = negative_len = layout.lengths
+        return Views(positive, positive_len, negative, negative_len, monitor)
+
+    def restore(self, items: Tensor, noise: Tensor, start: Tensor, layout: TokenLayout) -> Tensor:
+        """Noise the items up to step ``start`` and run the reverse process (Eq. 11).
+
+        Args:
+            items (LongTensor): item of each token, [n].
+            noise (Tensor): noise of each token, [n, H].
+            start (LongTensor): step of each row, in 1..T, [B].
+            layout (TokenLayout): where the n tokens sit.
+
+        Returns:
+            Tensor: estimate of the items' embeddings, [n, H].
+        """
+        first = layout.last - layout.lengths + 1
+
+        def denoise(z_t: Tensor, token_t: Tensor) -> Tensor:
+            return self.denoise(z_t, token_t[first], layout)
+
+        token_start = start[layout.row]
+        z_t = self.process.q_sample(self.item_embedding(items), token_start, noise)
+        return samplers.ddim(denoise, z_t, self.process, token_start, self.reverse_steps)
+
+    def confidence(self, z_hat: Tensor) -> Tensor:
+        """c = max_j softmax(z_hat . E_j)_j over real items (Eq. 14-15), [n, H] -> [n]."""
+        c = torch.empty(len(z_hat), device=z_hat.device)
+        table = self.item_embedding.weight[1:]
+        with torch.autocast(z_hat.device.type, enabled=False):
+            for part, logits in logit_blocks(z_hat, table, self.loss_memory_mb):
+                top = logits.amax(1, keepdim=True)
+                c[part] = logits.sub_(top).exp_().sum(1).reciprocal_()
+        return c
+
+    def select_positions(self, score: Tensor, layout: TokenLayout) -> Tensor:
+        """The K_b best tokens of each row (Eq. 16), as packed indices in ascending order, [m].
+
+        Paper: k is not given. Here: K_b = clamp(floor(aug_ratio * length), 1, length), so padding
+        is never chosen. Code (``aug_count: fixed``): int(aug_ratio * L) cells of every row, padding
+        included, with confidence 0.
+
+        Args:
+            score (Tensor): score of each token, [n].
+            layout (TokenLayout): where the n tokens sit.
+
+        Returns:
+            LongTensor: [m].
+        """
+        if self.aug_count == "fixed":
+            padded = layout.unpack(score, fill=-torch.inf)
+            padded = padded.masked_fill(~layout.keys, 0.0)
+            count = torch.full_like(layout.lengths, max(1, int(self.aug_ratio * layout.length)))
+        else:
+            padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, -torch.inf)
+            count = (self.aug_ratio * layout.lengths.double() + 1e-9).floor().long().clamp(min=1)
+        order = padded.argsort(dim=1, descending=True, stable=True)
+        rank = torch.empty_like(order).scatter_(
+            1, order, torch.arange(layout.length, device=order.device).expand_as(order)
+        )
+        return layout.pack(rank < count.unsqueeze(1)).nonzero().squeeze(1)
+
+    def replacements(self, z_hat: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
+        """First and k_sample-th choice of the denoiser for each selected token (Sec. 4.4).
+
+        Args:
+            z_hat (Tensor): restored embeddings of the selected tokens, [m, H].
+            original (LongTensor): their items, [m].
+
+        Returns:
+            tuple: ids for the positive and for the hard-negative view, both in 1..V, [m].
+        """
+        if self.aug_items == "random":
+            # Code: the logits are overwritten with uniform numbers before the choice, so both
+            # replacements are random ids, padding included.
+            low = 0 if self.aug_count == "fixed" else 1
+            n_ids = self.n_items - low
+            first = torch.randint(n_ids, original.shape, device=original.device)
+            other = torch.randint(1, n_ids, original.shape, device=original.device)
+            nth = first if self.k_sample == 1 else (first + other) % n_ids
+            return first + low, nth + low
+        positive, negative = torch.empty_like(original), torch.empty_like(original)
+        table = self.item_embedding.weight[1:]
+        with torch.autocast(z_hat.device.type, enabled=False):
+            for part, logits in logit_blocks(z_hat, table, self.loss_memory_mb):
+                own = (original[part] - 1).unsqueeze(1)
+                depth = min(self.k_sample + 1, logits.shape[1])
+                ranked = logits.topk(depth).indices  # [rows, k_sample + 1]
+                positive[part] = self._rank(ranked, own, 1, self.pos_exclude_original) + 1
+                negative[part] = self._rank(ranked, own, self.k_sample, self.neg_exclude_original)
+                negative[part] += 1
+        return positive, negative
+
+    @staticmethod
+    def _rank(ranked: Tensor, own: Tensor, rank: int, exclude: bool) -> Tensor:
+        """The rank-th column of ``ranked``, counting without the token's own item if ``exclude``."""
+        if not exclude:
+            return ranked[:, rank - 1]
+        above = (ranked[:, :rank] == own).any(1)  # the own item takes one of the first places
+        pick = torch.where(above, rank, rank - 1).clamp(max=ranked.shape[1] - 1)
+        return ranked.gather(1, pick.unsqueeze(1)).squeeze(1)
+
+    @staticmethod
+    def _overwrite(item_seq: Tensor, layout: TokenLayout, token: Tensor, new: Tensor) -> Tensor:
+        """``item_seq`` with the selected tokens replaced, [B, L]."""
+        flat = item_seq.flatten().index_copy(0, layout.index[token], new)
+        return flat.view_as(item_seq)
+
+    @classmethod
+    def _refill(
+        cls, item_seq: Tensor, layout: TokenLayout, token: Tensor, new: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Released behaviour: replaced padding cells become items *before* the history.
+
+        Code pads on the left, so an overwritten padding cell lengthens the sequence at its old end,
+        and a replacement by id 0 leaves a hole. Both are kept; holes are closed.
+        """
+        view = cls._overwrite(item_seq, layout, token, new)
+        place = torch.arange(layout.length, device=view.device)
+        left_padded = view.gather(1, (place + layout.lengths.unsqueeze(1)) % layout.length)
+        order = (left_padded == 0).int().argsort(dim=1, stable=True)
+        length = (left_padded != 0).sum(1)
+        empty = length == 0
+        closed = torch.where(empty.unsqueeze(1), item_seq, left_padded.gather(1, order))
+        return closed, torch.where(empty, layout.lengths, length)
+
+    @contextmanager
+    def _denoiser_mode(self, dropout: bool) -> Iterator[None]:
+        """Denoiser in train mode if ``dropout`` else in eval mode; restored afterwards."""
+        modules: list[nn.Module] = [self.denoiser, self.denoiser_encoder or self.trm_encoder]
+        before = [module.training for module in modules]
+        for module in modules:
+            module.train(dropout)
+        try:
+            yield
+        finally:
+            for module, training in zip(modules, before, strict=True):
+                module.train(training)
+
+    # ------------------------------------------------------------------ contrast, Eq. 17
+
+    def contrastive_loss(self, state: Tensor, views: Views) -> Tensor:
+        """InfoNCE of h(s) against h(s+), the other rows' views and h(s-) (Eq. 17).
+
+        Args:
+            state (Tensor): h(s), [B, H].
+            views (Views): s+ and s-.
+
+        Returns:
+            Tensor: scalar, mean over the batch.
+        """
+        if self.cl_negatives == "pos_only":  # ablation "w/o k_sample" (Table 3)
+            positive = self(views.positive, views.positive_len)
+            return info_nce(state, positive, self.tau)
+        both = self(
+            torch.cat([views.positive, views.negative]),
+            torch.cat([views.positive_len, views.negative_len]),
+        )
+        positive, negative = both.chunk(2)
+        return info_nce(state, positive, self.tau, negative)

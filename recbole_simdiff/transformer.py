@@ -1,0 +1,128 @@
+"""RecBole's Transformer run on real tokens only.
+
+Layout, said once: ``item_seq`` [B, L] is right-padded with 0 and ``item_seq_len`` [B] is at least 1.
+Everything pointwise runs on the packed tokens [n, H], row after row without padding; only attention
+sees the padded layout.
+"""
+
+import torch
+from recbole.model.layers import TransformerEncoder
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class TokenLayout:
+    """Where the tokens of a right-padded batch sit.
+
+    Args:
+        item_seq_len (LongTensor): real length of each row, >= 1, [B].
+        length (int): padded length L.
+        with_padding (bool): pack the padding cells too; they never serve as attention keys.
+    """
+
+    def __init__(self, item_seq_len: Tensor, length: int, with_padding: bool = False) -> None:
+        self.batch, self.length = len(item_seq_len), length
+        self.lengths = item_seq_len
+        self.keys = torch.arange(length, device=item_seq_len.device) < item_seq_len.unsqueeze(1)
+        self.cells = torch.ones_like(self.keys) if with_padding else self.keys  # [B, L]
+        self.index = self.cells.flatten().nonzero().squeeze(1)  # [n], flat position b * L + i
+        self.full = len(self.index) == self.batch * length
+        counts = self.cells.sum(1)
+        self.last = counts.cumsum(0) - counts + item_seq_len - 1  # [B], packed index of the newest
+        self.row = torch.repeat_interleave(
+            torch.arange(self.batch, device=item_seq_len.device),
+            counts,
+            output_size=len(self.index),
+        )  # [n]
+
+    @property
+    def position(self) -> Tensor:
+        """Position of each token within its row, [n]."""
+        return self.index % self.length
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """The tokens of a padded tensor: [B, L, ...] -> [n, ...]."""
+        flat = padded.flatten(0, 1)
+        return flat if self.full else flat[self.index]
+
+    def unpack(self, packed: Tensor, fill: float = 0.0) -> Tensor:
+        """A padded tensor from its tokens, ``fill`` elsewhere: [n, ...] -> [B, L, ...]."""
+        if self.full:
+            return packed.unflatten(0, (self.batch, self.length))
+        flat = packed.new_full((self.batch * self.length, *packed.shape[1:]), fill)
+        return flat.index_copy(0, self.index, packed).unflatten(0, (self.batch, self.length))
+
+
+class PackedTransformer(TransformerEncoder):
+    """RecBole's ``TransformerEncoder``: same parameters, names and initial values; faster forward.
+
+    Differences: it takes packed tokens, masks with -inf instead of -10000, and uses the fused
+    ``scaled_dot_product_attention``. Values agree with RecBole's on every real token.
+    """
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, layout: TokenLayout, causal: bool, last_only: bool = False
+    ) -> Tensor:
+        """Hidden states of all tokens, or of each row's newest token only.
+
+        Args:
+            hidden (Tensor): input of the first layer, [n, H].
+            layout (TokenLayout): where the n tokens sit.
+            causal (bool): a token sees itself and older ones; otherwise all real ones of its row.
+            last_only (bool): compute the last layer for the newest token of each row only.
+
+        Returns:
+            Tensor: [n, H], or [B, H] with ``last_only``.
+        """
+        for number, layer in enumerate(self.layer, start=1):
+            only = last_only and number == len(self.layer)
+            attention, feed_forward = layer.multi_head_attention, layer.feed_forward
+            context = self._attend(attention, hidden, layout, causal, only)
+            hidden = hidden[layout.last] if only else hidden
+            hidden = attention.LayerNorm(
+                attention.out_dropout(attention.dense(context)) + hidden
+            )
+            hidden = self._feed_forward(feed_forward, hidden)
+        return hidden
+
+    @staticmethod
+    def _attend(
+        attention: torch.nn.Module, hidden: Tensor, layout: TokenLayout, causal: bool, only: bool
+    ) -> Tensor:
+        """Attention output before its dense layer, [n, H] or, with ``only``, [B, H]."""
+        linears = [attention.query, attention.key, attention.value]
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = torch.cat([linear.bias for linear in linears])
+        heads, width = attention.num_attention_heads, attention.attention_head_size
+        qkv = layout.unpack(F.linear(hidden, weight, bias))  # [B, L, 3H]
+        q, k, v = qkv.unflatten(2, (3, heads, width)).permute(2, 0, 3, 1, 4)  # [B, heads, L, width]
+        if only:
+            newest = (layout.lengths - 1).view(-1, 1, 1, 1).expand(-1, heads, 1, width)
+            q = q.gather(2, newest)
+        # With right padding a causal query never reaches a padding key, so no mask is needed; the
+        # newest token sees all real keys.
+        mask = None if causal and not only else layout.keys[:, None, None, :]
+        if layout.full and layout.cells is layout.keys:
+            mask = None
+        context = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=attention.attn_dropout.p if attention.training else 0.0,
+            is_causal=causal and not only,
+        )
+        if only:
+            return context.flatten(1)
+        return layout.pack(context.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _feed_forward(feed_forward: torch.nn.Module, hidden: Tensor) -> Tensor:
+        inner = feed_forward.dense_1(hidden)
+        # RecBole writes gelu out in several elementwise steps; F.gelu is the same function, fused.
+        act = feed_forward.intermediate_act_fn
+        inner = F.gelu(inner) if act == feed_forward.gelu else act(inner)
+        out: Tensor = feed_forward.LayerNorm(
+            feed_forward.dropout(feed_forward.dense_2(inner)) + hidden
+        )
+        return out
