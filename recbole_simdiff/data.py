@@ -216,8 +216,9 @@ class SequenceRows:
         self.dataset, self.field = dataset, field
 
     def __getitem__(self, index: Any) -> Tensor:
-        rows = self.dataset.inter_feat[index]
-        return self.dataset.padded(self.field, rows)
+        if np.ndim(index) == 0 and not isinstance(index, slice):
+            return self[[int(index)]][0]
+        return self.dataset.padded(self.field, self.dataset.inter_feat[index])
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -1,0 +1,3 @@
+from recbole_simdiff.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""Checkpoints: one safetensors file, its JSON in the header, replaced atomically.
+
+A single file cannot be half old and half new, and one rename publishes it; tensors and the plain
+values that belong to them cannot come apart. Loading reads tensors and JSON only, so a file from
+anywhere is safe to open.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recbole_simdiff.errors import UserError
+
+FORMAT = "recbole_simdiff checkpoint 1"
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary_path)``, flush to disk, and rename over ``path``.
+
+    Args:
+        path (Path): final place; its folder is made if needed.
+        write (Callable): writes the whole file at the path it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(name)
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Write a checkpoint; a crash leaves either the old file or the new one.
+
+    Args:
+        path (Path): file to write or replace.
+        tensors (Mapping): name -> tensor; copied to the CPU.
+        content (Mapping): JSON-ready values.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(content)
+    header = {"format": FORMAT, "content": text, "digest": _digest(plain, text)}
+    write_atomically(path, lambda name: save_file(plain, name, metadata=header))
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and JSON content of a checkpoint. Never unpickles.
+
+    Raises:
+        UserError: if the file is missing, damaged, or not a checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; give a .safetensors file of a run")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("format") != FORMAT:
+            raise UserError(f"{path} is not a {FORMAT!r} (it says {header.get('format')!r})")
+        if header.get("digest") != _digest(tensors, header["content"]):
+            raise UserError(f"checkpoint {path} is damaged: its checksum does not match its content")
+        content: dict[str, Any] = json.loads(header["content"])
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} is not a readable checkpoint ({error}). Checkpoints are safetensors files; "
+            "pickled .pth files are never opened"
+        ) from None
+    return tensors, content
+
+
+def find(place: str | Path, name: str) -> Path:
+    """The checkpoint file meant by ``place``: the file itself, or ``name`` inside a run folder.
+
+    Args:
+        place (str | Path): a .safetensors file or a run folder.
+        name (str): ``best.safetensors`` or ``last.safetensors``.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    place = Path(place)
+    path = place / name if place.is_dir() else place
+    if not path.is_file():
+        raise UserError(
+            f"no checkpoint at {path}; give a run folder that holds {name}, or a .safetensors file"
+        )
+    return path
+
+
+def split(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with ``prefix.``, under the rest of their name."""
+    start = len(prefix) + 1
+    return {name[start:]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,267 @@
+"""The command line: train (the default), evaluate, recommend, list."""
+
+import argparse
+import csv
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recbole_simdiff import checkpoint, inference
+from recbole_simdiff.config import Config, parse_overrides, properties_dir
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import plugin_models, recbole_models
+from recbole_simdiff.run import RESUMABLE_KEYS, RunResult, evaluate, run, stored_config
+from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
+
+COMMANDS = ("train", "evaluate", "recommend", "list")
+EPILOG = """\
+examples:
+  %(prog)s --model=SimDiffRec --dataset=ml-100k                       train, select, test, save
+  %(prog)s --model=SimDiffRec --dataset=amazon-beauty --cl_weight=0 --diff_weight=0
+  %(prog)s --model=SASRec --dataset=ml-100k                           RecBole's own models likewise
+  %(prog)s --resume=saved/<run>                                       continue a stopped run
+  %(prog)s evaluate --checkpoint=saved/<run>
+  %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
+  %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
+  %(prog)s list --explain --model=SimDiffRec --dataset=ml-100k        every value and its file
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; any other --key=value is a configuration key."""
+    parser = argparse.ArgumentParser(
+        prog="run_recbole_simdiff.py",
+        description="Diffusion and contrastive sequential recommendation on RecBole.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,recommend,list}")
+
+    train = commands.add_parser(
+        "train",
+        help="train a model, select on validation, test once, save (the default)",
+        description="Train a model. Every other --key=value overrides the configuration; "
+        "'list --explain' shows all keys.",
+    )
+    _add_model_arguments(train)
+    train.add_argument("--resume", metavar="RUN", help="folder of a stopped run, or its last.safetensors")
+
+    test = commands.add_parser("evaluate", help="evaluate a checkpoint on its data set")
+    test.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file")
+
+    recommend = commands.add_parser(
+        "recommend",
+        help="top-k items for users or histories, from a checkpoint alone",
+        description="Histories are item ids as in the data set, oldest first. --input reads one a "
+        "line: '12,7,99' (CSV), '[\"12\", \"7\"]' or '{\"user\": \"u1\", \"items\": [\"12\"]}' (JSON).",
+    )
+    recommend.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or file")
+    recommend.add_argument("--users", metavar="U,U", help="users of the training data set")
+    recommend.add_argument(
+        "--history", action="append", metavar="I,I", help="a history of item ids; may be repeated"
+    )
+    recommend.add_argument("--input", metavar="FILE", help="file of histories, or - for standard input")
+    recommend.add_argument("--k", type=int, default=10, help="items per history (default 10)")
+    recommend.add_argument(
+        "--seen", choices=("drop", "keep"), default="drop", help="items of the history (default drop)"
+    )
+    recommend.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="output (default table)"
+    )
+    recommend.add_argument("--use_gpu", choices=("true", "false"), default="true")
+
+    listing = commands.add_parser("list", help="models, data sets and presets; --explain: every value")
+    _add_model_arguments(listing)
+    listing.add_argument("--explain", action="store_true", help="each effective value and its file")
+    return parser
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", "-m", default="SimDiffRec", help="default SimDiffRec")
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="default ml-100k")
+    parser.add_argument(
+        "--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 failed, 2 wrong input, 128 + signal stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
+        arguments.insert(0, "train")
+    namespace, rest = build_parser().parse_known_args(arguments)
+    command = {"train": _train, "evaluate": _evaluate, "recommend": _recommend, "list": _list}
+    try:
+        return command[namespace.command](namespace, parse_overrides(rest))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 128 + signal.SIGPIPE
+
+
+def _config(namespace: argparse.Namespace, overrides: dict[str, Any]) -> Config:
+    files = [part for text in namespace.config_files for part in text.replace(",", " ").split()]
+    return Config(namespace.model, namespace.dataset, files, overrides)
+
+
+def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    resume = None
+    if namespace.resume:
+        resume = checkpoint.find(namespace.resume, LAST)
+        config = stored_config(checkpoint.load(resume)[1], overrides, RESUMABLE_KEYS)
+    else:
+        config = _config(namespace, overrides)
+    try:
+        result = run(config, resume)
+    except Interrupted as stop:
+        place = resume.parent if resume else _newest_run(config)
+        name = signal.Signals(stop.signum).name
+        print(
+            f"stopped by {name}; everything is saved. Continue with\n"
+            f"  python run_recbole_simdiff.py --resume={place}",
+            file=sys.stderr,
+        )
+        return 128 + stop.signum
+    _print_result(result)
+    _show_users(result, config["show_users"])
+    return 0
+
+
+def _newest_run(config: Config) -> Path:
+    runs = Path(config["checkpoint_dir"]).glob(f"{config.model}-{config['dataset']}-*/{LAST}")
+    return max(runs, key=lambda path: path.stat().st_mtime).parent
+
+
+def _print_result(result: RunResult) -> None:
+    best = "-" if result.best_epoch is None else result.best_epoch
+    print(
+        f"\n{result.config['model']} on {result.config['dataset']}: best epoch {best} of "
+        f"{result.epochs}, {result.seconds:.0f} s of training, peak memory "
+        f"{result.peak_memory_mb / 1024:.2f} GiB"
+    )
+    print(result.table())
+    print(f"checkpoints and result.json: {result.run_dir}")
+
+
+def _show_users(result: RunResult, n_users: int) -> None:
+    if not n_users:
+        return
+    recommender = inference.load(result.run_dir)
+    for user in recommender.users[:n_users]:
+        history = recommender.history(user)
+        (found,) = recommender.recommend([history], k=10)
+        print(f"\nuser {user}, newest of {len(history)}:")
+        for item in history[-5:]:
+            print(f"    {recommender.title(item)}")
+        print("  recommended next:")
+        for rank, item in enumerate(found.items, start=1):
+            print(f"  {rank:>2}  {recommender.title(item)}")
+
+
+def _evaluate(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    _print_result(evaluate(namespace.checkpoint, overrides))
+    return 0
+
+
+class _Request(NamedTuple):
+    name: str
+    items: list[str]
+
+
+def _recommend(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    if overrides:
+        raise UserError(f"recommend does not know --{next(iter(overrides))}; see recommend --help")
+    recommender = inference.load(namespace.checkpoint, namespace.use_gpu == "true")
+    requests = list(_requests(namespace, recommender))
+    if not requests:
+        raise UserError("nothing to recommend to: give --users, --history or --input")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown items are reported per history below
+        found = recommender.recommend(
+            [request.items for request in requests], namespace.k, namespace.seen == "drop"
+        )
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if namespace.format == "csv":
+        writer.writerow(["history", "rank", "item", "score"])
+    for request, answer in zip(requests, found, strict=True):
+        if answer.unknown:
+            print(
+                f"{request.name}: {len(answer.unknown)} unknown items left out: "
+                f"{', '.join(answer.unknown[:10])}",
+                file=sys.stderr,
+            )
+        if not answer.items:
+            print(f"{request.name}: no known item in the history, no recommendation", file=sys.stderr)
+        ranked = list(enumerate(zip(answer.items, answer.scores, strict=True), start=1))
+        if namespace.format == "json":
+            print(json.dumps({"history": request.name, **answer._asdict()}))
+        elif namespace.format == "csv":
+            writer.writerows([request.name, rank, i, f"{s:.6f}"] for rank, (i, s) in ranked)
+        else:
+            print(request.name)
+            for rank, (item, score) in ranked:
+                print(f"  {rank:>3}  {score:9.4f}  {recommender.title(item)}")
+    return 0
+
+
+def _requests(
+    namespace: argparse.Namespace, recommender: inference.Recommender
+) -> Iterator[_Request]:
+    for user in filter(None, (namespace.users or "").split(",")):
+        yield _Request(f"user {user}", recommender.history(user))
+    for number, text in enumerate(namespace.history or (), start=1):
+        yield _Request(f"history {number}", [i.strip() for i in text.split(",") if i.strip()])
+    if namespace.input == "-":
+        yield from _read_histories(sys.stdin, "standard input")
+    elif namespace.input:
+        try:
+            with open(namespace.input, encoding="utf-8") as file:
+                yield from _read_histories(file, namespace.input)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {namespace.input}: {error}") from None
+
+
+def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
+    """One history a line: CSV of item ids, a JSON list, or a JSON object with ``items``."""
+    for number, line in enumerate(lines, start=1):
+        line, name = line.strip(), f"line {number}"
+        if not line:
+            continue
+        if line[0] not in "[{":
+            yield _Request(name, [cell.strip() for cell in next(csv.reader([line])) if cell.strip()])
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source}, line {number}: not JSON ({error.msg})") from None
+        items = value.get("items") if isinstance(value, dict) else value
+        if not isinstance(items, list):
+            raise UserError(f'{source}, line {number}: expected [...] or {{"items": [...]}}')
+        name = str(value.get("user", name)) if isinstance(value, dict) else name
+        yield _Request(name, [str(item) for item in items])
+
+
+def _list(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    if namespace.explain:
+        rows = _config(namespace, overrides).explain()
+        width = max(len(key) for key, _, _ in rows)
+        for key, value, origin in rows:
+            print(f"{key.ljust(width)}  {value!s:<32}  {origin}")
+        return 0
+    folder = properties_dir()
+    print("models:           ", ", ".join(sorted(plugin_models())))
+    print("RecBole's models: ", ", ".join(sorted(recbole_models())))
+    print("data sets with settings here:", ", ".join(p.stem for p in sorted((folder / "dataset").glob("*"))))
+    for model in sorted(plugin_models()):
+        presets = sorted(path.stem for path in (folder / "preset" / model).glob("*.yaml"))
+        print(f"presets of {model}: paper, {', '.join(presets)}")
+    return 0

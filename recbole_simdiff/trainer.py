@@ -1,0 +1,572 @@
+"""PlanTrainer: RecBole's trainer with named losses, exact resume and evaluation on both protocols."""
+
+import copy
+import math
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
+from recbole.evaluator import Collector
+from recbole.model.loss import BPRLoss
+from recbole.trainer import Trainer
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from recbole_simdiff import checkpoint
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.plan import Phase
+
+KEPT, REMOVED = "history kept", "history removed"
+PROTOCOLS = (KEPT, REMOVED)
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+Metrics = dict[str, float]
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss became NaN or infinite; the message names the part and the last good checkpoint."""
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; the state is saved. ``signum`` is the signal's number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+@dataclass
+class Progress:
+    """Where training stands; with the tensors of a checkpoint, all that a resumed run needs."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0  # batches of this epoch already trained on
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    best_score: float | None = None
+    best_epoch: int | None = None
+    best_result: Metrics = field(default_factory=dict)
+    misses: int = 0  # evaluations since the best one
+    seconds: float = 0.0
+    finished: bool = False
+    log: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+
+
+class TargetCollector(Collector):
+    """RecBole's collector without its users x items matrix, for one target a row.
+
+    Also closes a fault of RecBole 1.2.1: the coverage metrics (ItemCoverage, GiniIndex,
+    AveragePopularity, TailPercentage) crash because ``.cpu()`` is called on numbers and counters.
+    """
+
+    def eval_batch_collect(
+        self,
+        scores_tensor: Tensor,
+        interaction: Interaction,
+        positive_u: Tensor,
+        positive_i: Tensor,
+    ) -> None:
+        """Collect one batch: scores [B, N], and the row and id of each target."""
+        needs = [n for n in ("rec.meanrank", "rec.score", "data.label") if self.register.need(n)]
+        rows = torch.arange(len(scores_tensor))
+        if needs or not torch.equal(positive_u.cpu(), rows):
+            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+            return
+        top = scores_tensor.topk(max(self.topk), dim=-1).indices  # [B, K]
+        if self.register.need("rec.items"):
+            self.data_struct.update_tensor("rec.items", top)
+        if self.register.need("rec.topk"):
+            hit = (top == positive_i.to(top.device).unsqueeze(1)).int()
+            self.data_struct.update_tensor("rec.topk", torch.cat([hit, torch.ones_like(hit[:, :1])], 1))
+
+    def get_data_struct(self) -> Any:
+        """What was collected, with the entries that are not tensors left alone."""
+        store = self.data_struct._data_dict
+        others = {k: v for k, v in store.items() if not isinstance(v, Tensor)}
+        for key in others:
+            del store[key]
+        struct = super().get_data_struct()
+        store.update(others)
+        for key, value in others.items():
+            struct.set(key, copy.copy(value))
+        return struct
+
+
+class PlanTrainer(Trainer):
+    """Trains any sequential model phase by phase; never loses work.
+
+    Differences from RecBole's ``Trainer``: losses keep their names; a NaN stops at its step; the
+    best epoch is chosen on unrounded values and a tie is no improvement; ``last`` and ``best``
+    checkpoints hold tensors and JSON only; evaluation draws nothing from the training's random
+    states; SIGINT and SIGTERM save and stop.
+
+    Args:
+        config (Config): resolved configuration.
+        model (SequentialRecommender): the model, on its device.
+        run_dir (Path): folder of this run's checkpoints.
+        payload (dict): JSON content that every checkpoint carries, e.g. configuration and id maps.
+        data (dict): tensors that every checkpoint carries, e.g. users' histories.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        model: Any,
+        run_dir: Path,
+        payload: dict[str, Any] | None = None,
+        data: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(config, model)
+        self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}
+        self.saved_model_file = str(run_dir / BEST)
+        self.progress = Progress()
+        self._signal: int | None = None
+        self._resume_rng: dict[str, Tensor] | None = None
+        for metric in self.evaluator.metric_class.values():
+            # RecBole rounds before epochs are compared, so plateaus look like ties.
+            metric.decimal_place = 15
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(  # type: ignore[override]
+        self, train_data: Any, valid_data: Any = None, show_progress: bool = False
+    ) -> Progress:
+        """Run the model's phases from where ``progress`` stands.
+
+        Args:
+            train_data (DataLoader): training batches.
+            valid_data (DataLoader | None): validation; without it every epoch is run.
+            show_progress (bool): a progress bar per epoch, on a terminal.
+
+        Returns:
+            Progress: best score and epoch, and the log.
+
+        Raises:
+            TrainingDiverged: if a loss is NaN or infinite.
+            Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        """
+        self.eval_collector.data_collect(train_data)
+        phases = training_plan(self.model, self.config)
+        with self._signals():
+            if not (self.run_dir / LAST).is_file():
+                self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
+            while self.progress.phase < len(phases) and not self.progress.finished:
+                self._fit_phase(phases[self.progress.phase], train_data, valid_data, show_progress)
+                if self.progress.phase + 1 < len(phases):
+                    self.progress.phase += 1
+                    self.progress.epoch = self.progress.step = 0
+                    self.optimizer = self._build_optimizer()
+                    self.save_state(LAST)
+                else:
+                    self.progress.finished = True
+            self.save_state(LAST)
+        return self.progress
+
+    def _fit_phase(
+        self, phase: Phase, train_data: Any, valid_data: Any, show_progress: bool
+    ) -> None:
+        progress = self.progress
+        if hasattr(self.model, "train_stage"):
+            self._enter_stage(phase.name)
+        while progress.epoch < phase.epochs and progress.misses < self.stopping_step:
+            self.model.epoch = progress.epoch
+            started = time.monotonic()
+            means = self._train_epoch(train_data, progress.epoch, show_progress=show_progress)
+            entry: dict[str, Any] = {"phase": phase.name, "epoch": progress.epoch, "loss": means}
+            seconds = time.monotonic() - started
+            better = False
+            if phase.evaluate and valid_data and (progress.epoch + 1) % self.eval_step == 0:
+                with self._preserved_rng():
+                    result = self.evaluate_protocols(valid_data, (KEPT,), show_progress)[KEPT]
+                entry["valid"] = result
+                better = self._compare(result)
+            progress.seconds += time.monotonic() - started
+            entry["seconds"] = seconds
+            self._log_epoch(entry, better)
+            progress.log.append(entry)
+            progress.epoch, progress.step, progress.loss_sums = progress.epoch + 1, 0, {}
+            if better or not (phase.evaluate and valid_data):
+                self.save_state(BEST)
+            self.save_state(LAST)
+
+    def _enter_stage(self, name: str) -> None:
+        """What the constructor of RecBole's two-stage model does when it is built for that stage."""
+        self.model.train_stage = name
+        if name == "finetune":
+            pairwise = self.config["loss_type"] == "BPR"
+            self.model.loss_fct = BPRLoss() if pairwise else nn.CrossEntropyLoss()
+
+    def _compare(self, result: Metrics) -> bool:
+        """Whether this evaluation is the best so far; a tie is not."""
+        progress = self.progress
+        score = result[self.valid_metric]
+        gain = 0.0 if progress.best_score is None else score - progress.best_score
+        if progress.best_score is None or (gain if self.valid_metric_bigger else -gain) > 0:
+            progress.best_score, progress.best_result = score, result
+            progress.best_epoch, progress.misses = progress.epoch, 0
+            return True
+        progress.misses += 1
+        return False
+
+    def _train_epoch(  # type: ignore[override]
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Any = None,
+        show_progress: bool = False,
+    ) -> Metrics:
+        """Train on the batches of an epoch that are still to come; mean of each loss part."""
+        self.model.train()
+        progress = self.progress
+        loss_func = loss_func or self.model.calculate_loss
+        bar = tqdm(
+            self._batches(train_data, epoch_idx, progress.step),
+            total=len(train_data),
+            initial=progress.step,
+            desc=f"epoch {epoch_idx}",
+            leave=False,
+            disable=None if show_progress else True,
+        )
+        for batch in bar:
+            if self._resume_rng is not None:
+                _set_rng(self._resume_rng)
+                self._resume_rng = None
+            parts = self._step(batch, loss_func)
+            for name, value in parts.items():
+                progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
+            progress.step += 1
+            if progress.step % 10 == 0:
+                bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False)
+            self._stop_if_asked()
+        if self._resume_rng is not None:
+            _set_rng(self._resume_rng)
+            self._resume_rng = None
+        return {name: total / progress.step for name, total in progress.loss_sums.items()}
+
+    @staticmethod
+    def _batches(train_data: Any, epoch: int, done: int) -> Iterator[Interaction]:
+        """The epoch's batches from number ``done`` on, in an order fixed by seed and epoch."""
+        if hasattr(train_data, "batches"):
+            train_data.set_epoch(epoch)
+            for index in train_data.batches()[done:]:
+                yield train_data.collate(index)
+            return
+        train_data.generator.manual_seed(train_data.config["seed"] + epoch)
+        for number, batch in enumerate(train_data):
+            if number >= done:
+                yield batch
+
+    def _step(self, batch: Interaction, loss_func: Any) -> Metrics:
+        """One optimiser step; the value of each loss part and of what the model monitors."""
+        batch = batch.to(self.device)
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
+            losses = loss_func(batch)
+        named = _named_losses(losses)
+        total = sum(named.values(), torch.zeros((), device=self.device))
+        names = list(named)
+        monitor = getattr(self.model, "monitor", {})
+        values = torch.stack(
+            [*(v.detach().float() for v in named.values()), *(v.float() for v in monitor.values())]
+        ).tolist()
+        for name, value in zip(names, values, strict=False):
+            if not math.isfinite(value):
+                self._diverged(name, value)
+        total.backward()
+        if self.clip_grad_norm:
+            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+        self.optimizer.step()
+        return dict(zip([*names, *monitor], values, strict=True))
+
+    def _diverged(self, name: str, value: float) -> None:
+        progress = self.progress
+        raise TrainingDiverged(
+            f"loss part {name!r} is {value} at epoch {progress.epoch}, step {progress.step}; training "
+            f"stopped before the update. {self.run_dir / LAST} holds the last good state. A smaller "
+            "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
+        )
+
+    def _log_epoch(self, entry: dict[str, Any], better: bool) -> None:
+        monitor = getattr(self.model, "monitor", {})
+        losses = {k: v for k, v in entry["loss"].items() if k not in monitor}
+        text = f"{entry['phase']} epoch {entry['epoch']:>3}  {entry['seconds']:6.1f}s  "
+        text += f"loss {sum(losses.values()):.4f}"
+        if len(losses) > 1:
+            text += " = " + " + ".join(f"{k} {v:.4f}" for k, v in losses.items())
+        watched = [f"{k} {v:.3f}" for k, v in entry["loss"].items() if k in monitor]
+        text += f" | {', '.join(watched)}" if watched else ""
+        if "valid" in entry:
+            text += f" | valid {self.valid_metric} {entry['valid'][self.valid_metric]:.5f}"
+            if not better:
+                text += f" (best {self.progress.best_score:.5f}, epoch {self.progress.best_epoch})"
+            self.tensorboard.add_scalar("Valid/score", entry["valid"][self.valid_metric], entry["epoch"])
+        for name, value in entry["loss"].items():
+            self.tensorboard.add_scalar(f"Train/{name}", value, entry["epoch"])
+        self.logger.info(text)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate(  # type: ignore[override]
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> Metrics:
+        """RecBole's call: metrics with the history kept in the ranking.
+
+        Args:
+            eval_data (DataLoader): validation or test.
+            load_best_model (bool): evaluate ``model_file`` or, without it, this run's best epoch.
+            model_file (str | None): a checkpoint.
+            show_progress (bool): a progress bar, on a terminal.
+
+        Returns:
+            dict: metric -> value.
+        """
+        if load_best_model:
+            self.load_weights(Path(model_file or self.saved_model_file))
+        return self.evaluate_protocols(eval_data, (KEPT,), show_progress)[KEPT]
+
+    @torch.no_grad()
+    def evaluate_protocols(
+        self, eval_data: Any, protocols: Sequence[str] = PROTOCOLS, show_progress: bool = False
+    ) -> dict[str, Metrics]:
+        """Metrics of the model as it is, each row scored once for all protocols.
+
+        Args:
+            eval_data (DataLoader): validation or test.
+            protocols (Sequence): of ``KEPT`` (RecBole's) and ``REMOVED`` (a row's earlier items are
+                taken out of its ranking, its target excepted).
+            show_progress (bool): a progress bar, on a terminal.
+
+        Returns:
+            dict: protocol -> metric -> unrounded value. Sampled rankings know ``KEPT`` only.
+
+        Raises:
+            TrainingDiverged: if a score is NaN.
+        """
+        self.model.eval()
+        full = isinstance(eval_data, FullSortEvalDataLoader)
+        self.tot_item_num = eval_data._dataset.item_num
+        if full and self.item_tensor is None:
+            self.item_tensor = eval_data._dataset.get_item_feature().to(self.device)
+        collectors = {name: self._collector() for name in protocols}
+        for batch in tqdm(
+            eval_data, desc="evaluate", leave=False, disable=None if show_progress else True
+        ):
+            self._stop_if_asked()
+            history = batch[1] if full else None
+            if full:
+                found = self._full_sort_batch_eval((batch[0], None, *batch[2:]))
+            else:
+                found = self._neg_sample_batch_eval(batch)
+            interaction, scores, positive_u, positive_i = found
+            if torch.isnan(scores).any():
+                raise TrainingDiverged("the model's scores contain NaN; nothing can be ranked")
+            if KEPT in collectors:
+                collectors[KEPT].eval_batch_collect(scores, interaction, positive_u, positive_i)
+            if REMOVED in collectors and history is not None:
+                scores[history[0].to(self.device), history[1].to(self.device)] = -torch.inf
+                collectors[REMOVED].eval_batch_collect(scores, interaction, positive_u, positive_i)
+        results = {}
+        for name, collector in collectors.items():
+            if "rec.topk" in collector.data_struct or "rec.items" in collector.data_struct:
+                collector.model_collect(self.model)
+                values = self.evaluator.evaluate(collector.get_data_struct())
+                results[name] = {metric: float(value) for metric, value in values.items()}
+        return results
+
+    def _collector(self) -> TargetCollector:
+        """A fresh collector that knows what ``data_collect`` gathered from the training data."""
+        collector = TargetCollector(self.config)
+        for key, value in self.eval_collector.data_struct._data_dict.items():
+            if key.startswith("data."):
+                collector.data_struct.set(key, value)
+        return collector
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    def save_state(self, name: str) -> None:
+        """Write ``last`` or ``best``: weights, optimiser, random states, progress, payload."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"data.{k}": v for k, v in self.data.items()}
+        content = {**self.payload, "progress": asdict(self.progress)}
+        if name == LAST:
+            state = self.optimizer.state_dict()
+            slots: dict[str, dict[str, Any]] = {}
+            for index, values in state["state"].items():
+                for key, value in values.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer.{index}.{key}"] = value
+                    else:
+                        slots.setdefault(str(index), {})[key] = value
+            tensors |= {f"rng.{k}": v for k, v in (self._resume_rng or _get_rng()).items()}
+            content["optimizer"] = {"groups": state["param_groups"], "slots": slots}
+        checkpoint.save(self.run_dir / name, tensors, content)
+
+    def load_weights(self, path: Path) -> None:
+        """Put the weights of a checkpoint into the model.
+
+        Raises:
+            UserError: if they do not fit.
+        """
+        tensors, _ = checkpoint.load(path)
+        load_model_state(self.model, checkpoint.split(tensors, "model"), path)
+
+    def resume(self, path: Path) -> None:
+        """Continue from a ``last`` checkpoint: the next step is the one that was not taken.
+
+        Raises:
+            UserError: if the file is not one, or does not fit.
+        """
+        tensors, content = checkpoint.load(path)
+        if "optimizer" not in content:
+            raise UserError(f"{path} cannot be resumed from; use the run's {LAST}")
+        load_model_state(self.model, checkpoint.split(tensors, "model"), path)
+        stored = content["optimizer"]
+        state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in stored["slots"].items()}
+        for key, value in checkpoint.split(tensors, "optimizer").items():
+            index, _, slot = key.partition(".")
+            state.setdefault(int(index), {})[slot] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": stored["groups"]})
+        self.progress = Progress(**content["progress"])
+        self._resume_rng = checkpoint.split(tensors, "rng")
+
+    # ------------------------------------------------------------------ signals and random states
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into a request that the loop honours; a second one is final."""
+        before: dict[int, Any] = {}
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            self._signal = signum
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, ask)
+        except ValueError:  # not in the main thread: the caller owns the signals
+            before.clear()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_if_asked(self) -> None:
+        if self._signal is not None:
+            signum, self._signal = self._signal, None
+            if not self._evaluating:
+                self.save_state(LAST)
+            raise Interrupted(signum)
+
+    _evaluating = False
+
+    @contextmanager
+    def _preserved_rng(self) -> Iterator[None]:
+        """Leave the random states as they were; an interruption inside saves them so."""
+        before = _get_rng()
+        self._evaluating = True
+        try:
+            yield
+        except Interrupted:
+            self._resume_rng = before
+            self.save_state(LAST)
+            raise
+        finally:
+            self._evaluating = False
+            _set_rng(before)
+
+
+def training_plan(model: Any, config: Any) -> list[Phase]:
+    """The model's own ``training_plan``; RecBole's two-stage models in their order; else one phase."""
+    if hasattr(model, "training_plan"):
+        plan: list[Phase] = model.training_plan()
+        return plan
+    if hasattr(model, "train_stage") and config["pretrain_epochs"]:
+        # RecBole runs S3Rec as two programs joined by a pickled file; here they follow each other.
+        return [
+            Phase("pretrain", config["pretrain_epochs"], evaluate=False),
+            Phase("finetune", config["epochs"]),
+        ]
+    return [Phase("train", config["epochs"])]
+
+
+def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:
+    """``load_state_dict`` with a message that names the first difference.
+
+    Raises:
+        UserError: if names or shapes differ.
+    """
+    own = model.state_dict()
+    for name in own.keys() ^ state.keys():
+        where = "lacks" if name in own else "has, unlike the model,"
+        raise UserError(f"checkpoint {path} does not fit the model: it {where} {name!r}")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"checkpoint {path} does not fit: {name} is {tuple(tensor.shape)}, the model wants "
+                f"{tuple(own[name].shape)}"
+            )
+    model.load_state_dict(state)
+
+
+def _named_losses(losses: Any) -> dict[str, Tensor]:
+    """Loss parts by name: fields of a NamedTuple, else ``loss`` or ``loss_1``, ``loss_2``, ..."""
+    if hasattr(losses, "_asdict"):
+        return dict(losses._asdict())
+    if isinstance(losses, tuple):
+        return {f"loss_{i}": loss for i, loss in enumerate(losses, start=1)}
+    return {"loss": losses}
+
+
+def _get_rng() -> dict[str, Tensor]:
+    """All random states as tensors: torch, each GPU, NumPy, Python."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+        "numpy": torch.from_numpy(np.append(keys, [position, has_gauss]).astype(np.int64)),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _set_rng(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["torch"])
+    gauss = states["python_gauss"].item()
+    random.setstate(
+        (3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss)
+    )
+    numbers = states["numpy"].numpy()
+    np.random.set_state(
+        (
+            "MT19937",
+            numbers[:-2].astype(np.uint32),
+            int(numbers[-2]),
+            int(numbers[-1]),
+            states["numpy_gauss"].item(),
+        )
+    )
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            if f"cuda{i}" in states:
+                torch.cuda.set_rng_state(states[f"cuda{i}"], i)
