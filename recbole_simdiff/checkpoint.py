@@ -82,7 +82,9 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if header.get("format") != FORMAT:
             raise UserError(f"{path} is not a {FORMAT!r} (it says {header.get('format')!r})")
         if header.get("digest") != _digest(tensors, header["content"]):
-            raise UserError(f"checkpoint {path} is damaged: its checksum does not match its content")
+            raise UserError(
+                f"checkpoint {path} is damaged: its checksum does not match its content"
+            )
         content: dict[str, Any] = json.loads(header["content"])
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         if isinstance(error, UserError):

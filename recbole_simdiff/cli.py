@@ -48,33 +48,44 @@ def build_parser() -> argparse.ArgumentParser:
         "'list --explain' shows all keys.",
     )
     _add_model_arguments(train)
-    train.add_argument("--resume", metavar="RUN", help="folder of a stopped run, or its last.safetensors")
+    train.add_argument(
+        "--resume", metavar="RUN", help="folder of a stopped run, or its last.safetensors"
+    )
 
     test = commands.add_parser("evaluate", help="evaluate a checkpoint on its data set")
-    test.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file")
+    test.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file"
+    )
 
     recommend = commands.add_parser(
         "recommend",
         help="top-k items for users or histories, from a checkpoint alone",
         description="Histories are item ids as in the data set, oldest first. --input reads one a "
-        "line: '12,7,99' (CSV), '[\"12\", \"7\"]' or '{\"user\": \"u1\", \"items\": [\"12\"]}' (JSON).",
+        'line: \'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON).',
     )
     recommend.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or file")
     recommend.add_argument("--users", metavar="U,U", help="users of the training data set")
     recommend.add_argument(
         "--history", action="append", metavar="I,I", help="a history of item ids; may be repeated"
     )
-    recommend.add_argument("--input", metavar="FILE", help="file of histories, or - for standard input")
+    recommend.add_argument(
+        "--input", metavar="FILE", help="file of histories, or - for standard input"
+    )
     recommend.add_argument("--k", type=int, default=10, help="items per history (default 10)")
     recommend.add_argument(
-        "--seen", choices=("drop", "keep"), default="drop", help="items of the history (default drop)"
+        "--seen",
+        choices=("drop", "keep"),
+        default="drop",
+        help="items of the history (default drop)",
     )
     recommend.add_argument(
         "--format", choices=("table", "json", "csv"), default="table", help="output (default table)"
     )
     recommend.add_argument("--use_gpu", choices=("true", "false"), default="true")
 
-    listing = commands.add_parser("list", help="models, data sets and presets; --explain: every value")
+    listing = commands.add_parser(
+        "list", help="models, data sets and presets; --explain: every value"
+    )
     _add_model_arguments(listing)
     listing.add_argument("--explain", action="store_true", help="each effective value and its file")
     return parser
@@ -200,7 +211,9 @@ def _recommend(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 file=sys.stderr,
             )
         if not answer.items:
-            print(f"{request.name}: no known item in the history, no recommendation", file=sys.stderr)
+            print(
+                f"{request.name}: no known item in the history, no recommendation", file=sys.stderr
+            )
         ranked = list(enumerate(zip(answer.items, answer.scores, strict=True), start=1))
         if namespace.format == "json":
             print(json.dumps({"history": request.name, **answer._asdict()}))
@@ -237,7 +250,9 @@ def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
         if not line:
             continue
         if line[0] not in "[{":
-            yield _Request(name, [cell.strip() for cell in next(csv.reader([line])) if cell.strip()])
+            yield _Request(
+                name, [cell.strip() for cell in next(csv.reader([line])) if cell.strip()]
+            )
             continue
         try:
             value = json.loads(line)
@@ -260,7 +275,10 @@ def _list(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     folder = properties_dir()
     print("models:           ", ", ".join(sorted(plugin_models())))
     print("RecBole's models: ", ", ".join(sorted(recbole_models())))
-    print("data sets with settings here:", ", ".join(p.stem for p in sorted((folder / "dataset").glob("*"))))
+    print(
+        "data sets with settings here:",
+        ", ".join(p.stem for p in sorted((folder / "dataset").glob("*"))),
+    )
     for model in sorted(plugin_models()):
         presets = sorted(path.stem for path in (folder / "preset" / model).glob("*.yaml"))
         print(f"presets of {model}: paper, {', '.join(presets)}")

@@ -33,8 +33,8 @@ def require_recbole() -> None:
     version = importlib.metadata.version("recbole")
     if version != RECBOLE_VERSION:
         warnings.warn(
-            f"recbole {version} is installed; recbole_simdiff is tested with {RECBOLE_VERSION} only "
-            f"(pip install --no-deps recbole=={RECBOLE_VERSION})",
+            f"recbole {version} is installed; recbole_simdiff is tested with "
+            f"{RECBOLE_VERSION} only (pip install --no-deps recbole=={RECBOLE_VERSION})",
             stacklevel=2,
         )
 

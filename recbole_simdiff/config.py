@@ -1,8 +1,9 @@
 """Configuration: RecBole's ``Config`` with our YAML layers, safe parsing, and errors that teach.
 
-Later layers win: RecBole's defaults, ``properties/overall.yaml``, ``properties/model/<Model>.yaml``,
-``properties/dataset/<name>.yaml``, ``properties/tuned/<name>/<Model>.yaml``,
-``properties/preset/<Model>/<preset>.yaml``, ``--config_files``, ``--key=value``.
+Later layers win: RecBole's defaults, ``properties/overall.yaml``,
+``properties/model/<Model>.yaml``, ``properties/dataset/<name>.yaml``,
+``properties/tuned/<name>/<Model>.yaml``, ``properties/preset/<Model>/<preset>.yaml``,
+``--config_files``, ``--key=value``.
 """
 
 import difflib
@@ -344,7 +345,9 @@ def _wanted_type(default: Any, value: Any) -> str | None:
     if isinstance(default, float):
         return None if number else "a number"
     if isinstance(default, str):
-        return None if isinstance(value, str | int | None) and not isinstance(value, bool) else "text"
+        return (
+            None if isinstance(value, str | int | None) and not isinstance(value, bool) else "text"
+        )
     if isinstance(default, list):
         return None if isinstance(value, list | str | int) else "a list"
     if isinstance(default, dict):

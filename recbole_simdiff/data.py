@@ -1,8 +1,8 @@
 """Data sets and loaders: RecBole's split and evaluation over flat arrays, and our training batches.
 
-RecBole writes one padded row per prefix and per loaded column (1.2 GiB for ML-1M at length 50). Here
-the interactions stay one flat array, sorted by user and exact time; a row is a start and a length in
-it, and padded rows are built for one batch at a time. Row for row they equal RecBole's.
+RecBole writes one padded row per prefix and per loaded column (1.2 GiB for ML-1M at length 50).
+Here the interactions stay one flat array, sorted by user and exact time; a row is a start and a
+length in it, and padded rows are built for one batch at a time. Row for row they equal RecBole's.
 """
 
 import csv
@@ -20,7 +20,7 @@ import recbole.data.dataset as recbole_datasets
 import torch
 import yaml
 from recbole.data.dataloader import FullSortEvalDataLoader
-from recbole.data.dataset import SequentialDataset
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureType, ensure_dir
@@ -33,8 +33,10 @@ from recbole_simdiff.models import plugin_models
 HISTORY_START, ROW_START, TARGET = "_history_start", "_row_start", "_target"
 
 
-class HostFixes:
+class HostFixes(Dataset):
     """Overrides for faults of RecBole's ``Dataset`` on today's pandas; one method per fault."""
+
+    inter_feat: Any
 
     def _download(self) -> None:
         """Name the places searched when the data set is unknown; need no process group.
@@ -46,13 +48,13 @@ class HostFixes:
         known = self._get_download_url("url", allow_none=True)
         if known is None:
             raise UserError(
-                f"dataset={self.dataset_name!r} is not there: {searched} does not exist, and RecBole "
-                "knows no download of that name. Put RecBole atomic files there, or point "
+                f"dataset={self.dataset_name!r} is not there: {searched} does not exist, and "
+                "RecBole knows no download of that name. Put RecBole atomic files there, or point "
                 "--data_path at the folder that holds "
                 f"{self.dataset_name}/{self.dataset_name}.inter"
             )
         try:
-            super()._download()  # type: ignore[misc]
+            super()._download()
         except (OSError, RuntimeError, ValueError) as error:
             if searched.is_file():
                 return
@@ -71,7 +73,7 @@ class HostFixes:
                     f"dataset={token!r}: {path} does not exist. Put RecBole atomic files there, or "
                     f"point --data_path at the folder that holds {token}/{path.name}"
                 )
-        super()._load_inter_feat(token, dataset_path)  # type: ignore[misc]
+        super()._load_inter_feat(token, dataset_path)
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         """Read an atomic file with pandas' C engine; ids such as NA and null stay ids.
@@ -111,7 +113,7 @@ class HostFixes:
         if not columns:
             return None
         try:
-            frame = pd.read_csv(
+            frame: Any = pd.read_csv(
                 filepath,
                 sep=separator,
                 usecols=list(columns),
@@ -172,7 +174,9 @@ class HostFixes:
         flat = [
             feat[field].to_numpy(dtype=object)
             if ftype == FeatureType.TOKEN
-            else np.concatenate([np.asarray(c, dtype=object) for c in feat[field]] or [[]])
+            else np.concatenate(
+                [np.asarray(c, dtype=object) for c in feat[field]] or [np.array([], object)]
+            )
             for feat, field, ftype in remap_list
         ]
         ids, tokens = pd.factorize(np.concatenate(flat))
@@ -200,12 +204,14 @@ class HostFixes:
             return
         if self.time_field in self.inter_feat:
             self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable")
-        self.inter_feat = self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
+        self.inter_feat = self.inter_feat.drop_duplicates(
+            [self.uid_field, self.iid_field], keep=keep
+        )
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         """Copy the arrays: pandas 3 hands out read-only ones, which torch must not share."""
         columns = {k: SimpleNamespace(values=data[k].to_numpy(copy=True)) for k in data}
-        converted: Interaction = super()._dataframe_to_interaction(columns)  # type: ignore[misc]
+        converted: Interaction = super()._dataframe_to_interaction(columns)
         return converted
 
 
@@ -345,16 +351,16 @@ class FlatDataset(HostFixes, SequentialDataset):
         rows = train.inter_feat
         if len(rows) == 0:
             raise UserError(
-                f"dataset={self.dataset_name!r} has no training rows after filtering and splitting: "
-                f"{self.statistics}"
+                f"dataset={self.dataset_name!r} has no training rows after filtering and "
+                f"splitting: {self.statistics}"
             )
         train.train_items = rows[self.iid_field].clone()
         style = self.config["train_sampling"]
         if style == "user_all":
             if not self.list_fields:
                 raise UserError(
-                    "train_sampling=user_all needs one interaction a line; benchmark_filename gives "
-                    "ready-made prefixes, which train_sampling=prefix_last can use"
+                    "train_sampling=user_all needs one interaction a line; benchmark_filename "
+                    "gives ready-made prefixes, which train_sampling=prefix_last can use"
                 )
             train.inter_feat = FlatInteraction(train._windows(), train)
         lengths = train.inter_feat[self.item_list_length_field].double()
@@ -372,8 +378,8 @@ class FlatDataset(HostFixes, SequentialDataset):
         newest = begin + n_targets  # targets of a user are begin + 1, ..., begin + n_targets
         if not torch.equal(target[n_targets.cumsum(0) - 1], newest):
             raise UserError(
-                "train_sampling=user_all needs every user's training part to be the beginning of the "
-                "history; this eval_args split is not. Use train_sampling=prefix_last"
+                "train_sampling=user_all needs every user's training part to be the beginning of "
+                "the history; this eval_args split is not. Use train_sampling=prefix_last"
             )
         size = self.max_item_list_len
         n_windows = (n_targets + size - 1) // size
@@ -448,7 +454,7 @@ class FlatDataset(HostFixes, SequentialDataset):
         header = [name.partition(":")[0] for name in self._header(str(path), separator)]
         if field not in header or self.iid_field not in header:
             raise UserError(f"{path} has no column {field!r}; it has {', '.join(header)}")
-        frame = pd.read_csv(
+        frame: Any = pd.read_csv(
             path,
             sep=separator,
             header=0,
@@ -463,9 +469,9 @@ class FlatDataset(HostFixes, SequentialDataset):
 class BucketLoader:
     """Training batches of rows of similar length, trimmed to the longest; exact order per epoch.
 
-    Rows are shuffled, sorted by length and cut into batches, and the batches are shuffled; the order
-    depends on the seed and the epoch only, so a batch can be found again after a restart. The flat
-    item array lives on the training device and batches are gathered there.
+    Rows are shuffled, sorted by length and cut into batches, and the batches are shuffled; the
+    order depends on the seed and the epoch only, so a batch can be found again after a restart. The
+    flat item array lives on the training device and batches are gathered there.
 
     Args:
         config (Config): resolved configuration.
@@ -496,11 +502,11 @@ class BucketLoader:
     def batches(self) -> list[Tensor]:
         """Row indices of every batch of the current epoch, in order."""
         if not self.shuffle:
-            return list(torch.arange(len(self._lengths)).split(self.batch_size))
+            return list(torch.split(torch.arange(len(self._lengths)), self.batch_size))
         generator = torch.Generator().manual_seed(self.config["seed"] * 1_000_003 + self.epoch)
         order = torch.randperm(len(self._lengths), generator=generator)
         order = order[self._lengths[order].argsort(stable=True)]
-        batches = order.split(self.batch_size)
+        batches = torch.split(order, self.batch_size)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
     def __iter__(self) -> Iterator[Interaction]:
@@ -550,7 +556,7 @@ def create_dataset(config: Any) -> FlatDataset:
     special = getattr(recbole_datasets, f"{config['model']}Dataset", None)
     if special is not None:
         raise UserError(
-            f"model={config['model']} needs RecBole's {special.__name__}, which is not supported here"
+            f"model={config['model']} needs RecBole's {special.__name__}, which is not supported"
         )
     ensure_dir(config["checkpoint_dir"])
     try:

@@ -74,8 +74,8 @@ class Recommender:
         number = self._user_number.get(str(user))
         if number is None or not self._data:
             raise UserError(
-                f"user {user!r} is not in the data set {self.config['dataset']!r} of this checkpoint "
-                f"({len(self._user_number)} users); give a history of items instead"
+                f"user {user!r} is not in the data set {self.config['dataset']!r} of this "
+                f"checkpoint ({len(self._user_number)} users); give a history of items instead"
             )
         ends = self._data["history_ends"]
         items = self._data["history_items"][int(ends[number - 1]) : int(ends[number])]
@@ -158,8 +158,8 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
         model = config.model_class(config, _CheckpointDataset(config, content))
     except AttributeError as error:
         raise UserError(
-            f"model={config.model} cannot be built from a checkpoint alone: it reads more of the data "
-            f"set than its size ({error}). Use the evaluate command"
+            f"model={config.model} cannot be built from a checkpoint alone: it reads more of the "
+            f"data set than its size ({error}). Use the evaluate command"
         ) from error
     load_model_state(model, checkpoint.split(tensors, "model"), path)
     model = model.to(config["device"])

@@ -10,17 +10,21 @@ from torch.nn import functional as F
 _BYTES_PER_LOGIT = 4
 
 
-def rows_per_chunk(n_columns: int, memory_mb: float) -> int:
-    """Rows of float32 logits that fit into a budget of ``memory_mb`` MiB, at least one.
+def rows_per_block(table: Tensor, memory_mb: float) -> int:
+    """Rows of float32 logits that fit into ``memory_mb`` MiB, but no fewer than H.
+
+    With fewer than H rows a block costs more in reading the table than in arithmetic; with H it
+    takes as much memory as one copy of the table.
 
     Args:
-        n_columns (int): columns of the logits, the number of items N.
+        table (Tensor): item embeddings, [N, H].
         memory_mb (float): budget for one block of logits, in MiB.
 
     Returns:
         int: rows per block.
     """
-    return max(1, int(memory_mb * 2**20) // (_BYTES_PER_LOGIT * n_columns))
+    n_items, hidden_size = table.shape
+    return max(hidden_size, int(memory_mb * 2**20) // (_BYTES_PER_LOGIT * n_items))
 
 
 def logit_blocks(hidden: Tensor, table: Tensor, memory_mb: float) -> Iterator[tuple[slice, Tensor]]:
@@ -35,7 +39,7 @@ def logit_blocks(hidden: Tensor, table: Tensor, memory_mb: float) -> Iterator[tu
         tuple: the rows of the block, and its logits as float32, [rows, N]. The logits are valid
         until the next block is asked for and may be overwritten.
     """
-    rows = min(rows_per_chunk(table.shape[0], memory_mb), hidden.shape[0])
+    rows = min(rows_per_block(table, memory_mb), hidden.shape[0])
     table_t = table.detach().t()
     hidden = hidden.detach().to(table.dtype)
     buffer = table.new_empty(rows, table.shape[0])
@@ -73,7 +77,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scale = norm.reciprocal_()
                 p = weights.to(dtype)
                 grad_hidden[part] = (p @ e) * scale
-                grad_table += p.t() @ (h[part] * scale).to(dtype)
+                scaled = (h[part] * scale).to(dtype)
+                if low:
+                    grad_table += p.t() @ scaled
+                else:
+                    grad_table.addmm_(p.t(), scaled)
             grad_hidden -= table[target]
             grad_table.index_add_(0, target, hidden.to(table.dtype), alpha=-1.0)
         ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_table)
@@ -90,7 +98,7 @@ def _blocks(h: Tensor, e: Tensor, memory_mb: float) -> Iterator[tuple[slice, Ten
     if h.dtype != torch.bfloat16:
         yield from logit_blocks(h, e, memory_mb)
         return
-    rows = rows_per_chunk(e.shape[0], memory_mb)
+    rows = rows_per_block(e, memory_mb)
     for start in range(0, h.shape[0], rows):
         part = slice(start, start + rows)
         yield part, (h[part] @ e.t()).float()

@@ -21,10 +21,10 @@ from recbole_simdiff import __version__, checkpoint
 from recbole_simdiff.config import Config
 from recbole_simdiff.data import FlatDataset, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.trainer import BEST, LAST, PROTOCOLS, Metrics, PlanTrainer, load_model_state
+from recbole_simdiff.trainer import BEST, PROTOCOLS, Metrics, PlanTrainer, load_model_state
 
 RESULT = "result.json"
-# What may differ between a run and its continuation: nothing that shapes the numbers, but their end.
+# What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
 RESUMABLE_KEYS = (
     "epochs",
     "stopping_step",
@@ -247,8 +247,8 @@ def check_same_items(path: Path, content: Mapping[str, Any], dataset: FlatDatase
     """
     if content["items"] != item_ids(dataset) or content["users"] != user_ids(dataset):
         raise UserError(
-            f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one {path} "
-            f"was trained on: it has {len(item_ids(dataset)) - 1} items and "
+            f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one "
+            f"{path} was trained on: it has {len(item_ids(dataset)) - 1} items and "
             f"{len(user_ids(dataset)) - 1} users, the checkpoint {len(content['items']) - 1} and "
             f"{len(content['users']) - 1}, or in another order"
         )

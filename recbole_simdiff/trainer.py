@@ -1,4 +1,4 @@
-"""PlanTrainer: RecBole's trainer with named losses, exact resume and evaluation on both protocols."""
+"""RecBole's trainer with named losses, exact resume and evaluation on both protocols."""
 
 import copy
 import math
@@ -88,7 +88,9 @@ class TargetCollector(Collector):
             self.data_struct.update_tensor("rec.items", top)
         if self.register.need("rec.topk"):
             hit = (top == positive_i.to(top.device).unsqueeze(1)).int()
-            self.data_struct.update_tensor("rec.topk", torch.cat([hit, torch.ones_like(hit[:, :1])], 1))
+            self.data_struct.update_tensor(
+                "rec.topk", torch.cat([hit, torch.ones_like(hit[:, :1])], 1)
+            )
 
     def get_data_struct(self) -> Any:
         """What was collected, with the entries that are not tensors left alone."""
@@ -132,6 +134,8 @@ class PlanTrainer(Trainer):
         self.saved_model_file = str(run_dir / BEST)
         self.progress = Progress()
         self._signal: int | None = None
+        self._evaluating = False
+        self.item_tensor: Any = None
         self._resume_rng: dict[str, Tensor] | None = None
         for metric in self.evaluator.metric_class.values():
             # RecBole rounds before epochs are compared, so plateaus look like ties.
@@ -139,9 +143,7 @@ class PlanTrainer(Trainer):
 
     # ------------------------------------------------------------------ fitting
 
-    def fit(  # type: ignore[override]
-        self, train_data: Any, valid_data: Any = None, show_progress: bool = False
-    ) -> Progress:
+    def fit(self, train_data: Any, valid_data: Any = None, show_progress: bool = False) -> Progress:
         """Run the model's phases from where ``progress`` stands.
 
         Args:
@@ -201,7 +203,7 @@ class PlanTrainer(Trainer):
             self.save_state(LAST)
 
     def _enter_stage(self, name: str) -> None:
-        """What the constructor of RecBole's two-stage model does when it is built for that stage."""
+        """What RecBole's two-stage model does when it is constructed for that stage."""
         self.model.train_stage = name
         if name == "finetune":
             pairwise = self.config["loss_type"] == "BPR"
@@ -219,7 +221,7 @@ class PlanTrainer(Trainer):
         progress.misses += 1
         return False
 
-    def _train_epoch(  # type: ignore[override]
+    def _train_epoch(
         self,
         train_data: Any,
         epoch_idx: int,
@@ -247,7 +249,9 @@ class PlanTrainer(Trainer):
                 progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
             progress.step += 1
             if progress.step % 10 == 0:
-                bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False)
+                bar.set_postfix_str(
+                    " ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False
+                )
             self._stop_if_asked()
         if self._resume_rng is not None:
             _set_rng(self._resume_rng)
@@ -292,9 +296,9 @@ class PlanTrainer(Trainer):
     def _diverged(self, name: str, value: float) -> None:
         progress = self.progress
         raise TrainingDiverged(
-            f"loss part {name!r} is {value} at epoch {progress.epoch}, step {progress.step}; training "
-            f"stopped before the update. {self.run_dir / LAST} holds the last good state. A smaller "
-            "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
+            f"loss part {name!r} is {value} at epoch {progress.epoch}, step {progress.step}; "
+            f"training stopped before the update. {self.run_dir / LAST} holds the last good state. "
+            "A smaller learning_rate or clip_grad_norm={max_norm: 1.0} may help"
         )
 
     def _log_epoch(self, entry: dict[str, Any], better: bool) -> None:
@@ -310,14 +314,16 @@ class PlanTrainer(Trainer):
             text += f" | valid {self.valid_metric} {entry['valid'][self.valid_metric]:.5f}"
             if not better:
                 text += f" (best {self.progress.best_score:.5f}, epoch {self.progress.best_epoch})"
-            self.tensorboard.add_scalar("Valid/score", entry["valid"][self.valid_metric], entry["epoch"])
+            self.tensorboard.add_scalar(
+                "Valid/score", entry["valid"][self.valid_metric], entry["epoch"]
+            )
         for name, value in entry["loss"].items():
             self.tensorboard.add_scalar(f"Train/{name}", value, entry["epoch"])
         self.logger.info(text)
 
     # ------------------------------------------------------------------ evaluation
 
-    def evaluate(  # type: ignore[override]
+    def evaluate(
         self,
         eval_data: Any,
         load_best_model: bool = True,
@@ -457,8 +463,8 @@ class PlanTrainer(Trainer):
                 signal.signal(number, handler)
 
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, ask)
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                before[asked] = signal.signal(asked, ask)
         except ValueError:  # not in the main thread: the caller owns the signals
             before.clear()
         try:
@@ -473,8 +479,6 @@ class PlanTrainer(Trainer):
             if not self._evaluating:
                 self.save_state(LAST)
             raise Interrupted(signum)
-
-    _evaluating = False
 
     @contextmanager
     def _preserved_rng(self) -> Iterator[None]:
@@ -493,7 +497,7 @@ class PlanTrainer(Trainer):
 
 
 def training_plan(model: Any, config: Any) -> list[Phase]:
-    """The model's own ``training_plan``; RecBole's two-stage models in their order; else one phase."""
+    """The model's own ``training_plan``; two stages for RecBole's S3Rec; else one phase."""
     if hasattr(model, "training_plan"):
         plan: list[Phase] = model.training_plan()
         return plan
@@ -536,12 +540,14 @@ def _named_losses(losses: Any) -> dict[str, Tensor]:
 
 def _get_rng() -> dict[str, Tensor]:
     """All random states as tensors: torch, each GPU, NumPy, Python."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(words, dtype=torch.int64),
-        "python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+        "python_gauss": torch.tensor(
+            [float("nan") if gauss is None else gauss], dtype=torch.float64
+        ),
         "numpy": torch.from_numpy(np.append(keys, [position, has_gauss]).astype(np.int64)),
         "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
     }
@@ -553,9 +559,7 @@ def _get_rng() -> dict[str, Tensor]:
 def _set_rng(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["torch"])
     gauss = states["python_gauss"].item()
-    random.setstate(
-        (3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss)
-    )
+    random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss))
     numbers = states["numpy"].numpy()
     np.random.set_state(
         (

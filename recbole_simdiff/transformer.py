@@ -1,9 +1,11 @@
 """RecBole's Transformer run on real tokens only.
 
-Layout, said once: ``item_seq`` [B, L] is right-padded with 0 and ``item_seq_len`` [B] is at least 1.
-Everything pointwise runs on the packed tokens [n, H], row after row without padding; only attention
-sees the padded layout.
+Layout, said once: ``item_seq`` [B, L] is right-padded with 0 and ``item_seq_len`` [B] is at least
+1. Everything pointwise runs on the packed tokens [n, H], row after row without padding; only
+attention sees the padded layout.
 """
+
+from typing import Any
 
 import torch
 from recbole.model.layers import TransformerEncoder
@@ -60,7 +62,7 @@ class PackedTransformer(TransformerEncoder):
     ``scaled_dot_product_attention``. Values agree with RecBole's on every real token.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, hidden: Tensor, layout: TokenLayout, causal: bool, last_only: bool = False
     ) -> Tensor:
         """Hidden states of all tokens, or of each row's newest token only.
@@ -79,15 +81,13 @@ class PackedTransformer(TransformerEncoder):
             attention, feed_forward = layer.multi_head_attention, layer.feed_forward
             context = self._attend(attention, hidden, layout, causal, only)
             hidden = hidden[layout.last] if only else hidden
-            hidden = attention.LayerNorm(
-                attention.out_dropout(attention.dense(context)) + hidden
-            )
+            hidden = attention.LayerNorm(attention.out_dropout(attention.dense(context)) + hidden)
             hidden = self._feed_forward(feed_forward, hidden)
         return hidden
 
     @staticmethod
     def _attend(
-        attention: torch.nn.Module, hidden: Tensor, layout: TokenLayout, causal: bool, only: bool
+        attention: Any, hidden: Tensor, layout: TokenLayout, causal: bool, only: bool
     ) -> Tensor:
         """Attention output before its dense layer, [n, H] or, with ``only``, [B, H]."""
         linears = [attention.query, attention.key, attention.value]
@@ -117,7 +117,7 @@ class PackedTransformer(TransformerEncoder):
         return layout.pack(context.transpose(1, 2).flatten(2))
 
     @staticmethod
-    def _feed_forward(feed_forward: torch.nn.Module, hidden: Tensor) -> Tensor:
+    def _feed_forward(feed_forward: Any, hidden: Tensor) -> Tensor:
         inner = feed_forward.dense_1(hidden)
         # RecBole writes gelu out in several elementwise steps; F.gelu is the same function, fused.
         act = feed_forward.intermediate_act_fn

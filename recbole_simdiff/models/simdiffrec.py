@@ -83,7 +83,7 @@ class SimDiffRec(EncoderRecommender):
     """SASRec encoder, similarity-noise denoiser and contrastive views, trained together.
 
     Args:
-        config (Config): resolved configuration; keys are explained in properties/model/SimDiffRec.yaml.
+        config (Config): resolved configuration, explained in properties/model/SimDiffRec.yaml.
         dataset (Dataset): the training dataset.
     """
 
@@ -196,8 +196,8 @@ class SimDiffRec(EncoderRecommender):
         n_candidates = self.n_items - 2  # neither padding nor the item itself
         if self.k_noise > n_candidates:
             raise UserError(
-                f"k_noise={self.k_noise} must be smaller than the number of items: the data set has "
-                f"{self.n_items - 1}, which leaves {n_candidates} neighbours for each"
+                f"k_noise={self.k_noise} must be smaller than the number of items: the data set "
+                f"has {self.n_items - 1}, which leaves {n_candidates} neighbours for each"
             )
         if self.k_sample > self.n_items - 1:
             raise UserError(
@@ -205,8 +205,8 @@ class SimDiffRec(EncoderRecommender):
             )
         if self.sr_loss == "BCE" and self.n_items - 1 <= self.max_seq_length + 1:
             raise UserError(
-                f"sr_loss=BCE draws negatives outside the history; {self.n_items - 1} items are too "
-                f"few for MAX_ITEM_LIST_LENGTH={self.max_seq_length}"
+                f"sr_loss=BCE draws negatives outside the history; {self.n_items - 1} items are "
+                f"too few for MAX_ITEM_LIST_LENGTH={self.max_seq_length}"
             )
 
     # ------------------------------------------------------------------ total loss, Eq. 18
@@ -497,7 +497,7 @@ class SimDiffRec(EncoderRecommender):
 
     @staticmethod
     def _rank(ranked: Tensor, own: Tensor, rank: int, exclude: bool) -> Tensor:
-        """The rank-th column of ``ranked``, counting without the token's own item if ``exclude``."""
+        """The rank-th column of ``ranked``, not counting the token's own item if ``exclude``."""
         if not exclude:
             return ranked[:, rank - 1]
         above = (ranked[:, :rank] == own).any(1)  # the own item takes one of the first places

@@ -1,0 +1,260 @@
+"""Seconds, memory and ratios against RecBole, all measured in this one process.
+
+    python -m tests.benchmarks --data_path=DIR [--parts=plain,simdiffrec,...] [--threads=N]
+
+DIR holds amazon-beauty/amazon-beauty.inter. Nothing else should run meanwhile. Peak memory is the
+kernel's high-water mark of the resident set, reset before each part; parts run from small to large.
+"""
+
+import argparse
+import contextlib
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.evaluator import Collector
+from recbole.trainer import Trainer
+from recbole.utils import init_seed
+from torch.nn import functional as F
+
+from recbole_simdiff.config import Config
+from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
+from recbole_simdiff.losses import full_softmax_loss
+from recbole_simdiff.trainer import PROTOCOLS, PlanTrainer
+
+PLAIN = {"cl_weight": 0.0, "diff_weight": 0.0}
+
+
+class StockDataset(HostFixes, SequentialDataset):
+    """RecBole's own padded rows; only the faults that stop it on today's pandas are closed."""
+
+
+class Bench:
+    """Runs the parts and keeps what they measured."""
+
+    def __init__(self, data_path: str, dataset: str) -> None:
+        self.data_path, self.dataset = data_path, dataset
+        self.seconds: dict[str, float] = {}
+        self.folder = tempfile.mkdtemp()
+
+    def config(self, model: str, **overrides: Any) -> Config:
+        """Configuration on the CPU, quiet."""
+        fixed = {"data_path": self.data_path, "use_gpu": False, "show_progress": False}
+        fixed["checkpoint_dir"] = self.folder
+        return Config(model, self.dataset, overrides={**fixed, **overrides})
+
+    def _report(self, name: str, memory: "Memory") -> None:
+        print(
+            f"{name:<40} {self.seconds[name]:7.1f} s an epoch, peak {memory.peak:.2f} GiB",
+            flush=True,
+        )
+
+    def ours(self, name: str, **overrides: Any) -> None:
+        """One epoch of SimDiffRec with some overrides, after a few warm-up steps."""
+        config = self.config("SimDiffRec", **overrides)
+        with measured() as memory:
+            train, _, _ = create_loaders(config, create_dataset(config))
+            init_seed(config["seed"], True)
+            model = config.model_class(config, train._dataset)
+            trainer = PlanTrainer(config, model, Path(self.folder))
+            for batch in list(train)[:3]:
+                trainer._step(batch, model.calculate_loss)
+            started = time.perf_counter()
+            trainer._train_epoch(train, 0)
+            self.seconds[name] = time.perf_counter() - started
+        self._report(name, memory)
+
+    def stock(self, name: str) -> None:
+        """One epoch of RecBole's SASRec: its data set, loader, model and trainer, anomaly mode off."""
+        config = self.config("SASRec", train_batch_size=2048)
+        assert not torch.is_anomaly_enabled()
+        with measured() as memory:
+            train = StockDataset(config).build()[0]
+            loader = TrainDataLoader(config, train, None, shuffle=True)
+            init_seed(config["seed"], True)
+            model = config.model_class(config, train)
+            trainer = Trainer(config, model)
+            started = time.perf_counter()
+            trainer._train_epoch(loader, 0)
+            self.seconds[name] = time.perf_counter() - started
+        self._report(name, memory)
+
+    def evaluation(self) -> None:
+        """Full ranking of the test part by RecBole's loop and by ours, same kind of model."""
+        config = self.config("SASRec", eval_batch_size=4096)
+        test = StockDataset(config).build()[2]
+        model = config.model_class(config, test)
+        stock = Trainer(config, model)
+        stock.eval_collector = Collector(config)
+        loader = FullSortEvalDataLoader(config, test, None)
+        theirs = timed(lambda: stock.evaluate(loader, load_best_model=False))
+        ours_config = self.config("SimDiffRec", **PLAIN)
+        train, _, test_data = create_loaders(ours_config, create_dataset(ours_config))
+        ours_model = ours_config.model_class(ours_config, train._dataset)
+        trainer = PlanTrainer(ours_config, ours_model, Path(self.folder))
+        one = timed(lambda: trainer.evaluate_protocols(test_data, PROTOCOLS[:1]))
+        both = timed(lambda: trainer.evaluate_protocols(test_data, PROTOCOLS))
+        print(
+            f"full evaluation: RecBole {theirs:.2f} s, ours {one:.2f} s (ratio {one / theirs:.2f}), "
+        )
+        print(f"    ours with both protocols {both:.2f} s (ratio {both / theirs:.2f})", flush=True)
+
+    def growth(self, steps: int = 2) -> None:
+        """Time and memory of a SimDiffRec step as items and rows grow, on synthetic batches."""
+        print("growth with items: SimDiffRec, synthetic rows of 6 items")
+        for n_items in (12_000, 120_000, 1_200_000):
+            for rows in (64, 256):
+                config = self.config("SimDiffRec", train_batch_size=rows)
+                with measured() as memory:
+                    model = config.model_class(config, Synthetic(n_items + 1))
+                    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+                    generator = torch.Generator().manual_seed(0)
+                    batch = synthetic_batch(rows, 6, n_items, generator)
+
+                    def step(
+                        model: Any = model, optimizer: Any = optimizer, batch: Any = batch
+                    ) -> None:
+                        optimizer.zero_grad()
+                        sum(model.calculate_loss(batch)).backward()
+                        optimizer.step()
+
+                    step()
+                    seconds = timed(lambda step=step: [step() for _ in range(steps)]) / steps
+                table = n_items * config["hidden_size"] * 4 / 2**30
+                logits = rows * 6 * n_items * 4 / 2**30
+                print(
+                    f"  {n_items:>9,} items, {rows:>4} rows: {seconds:7.2f} s a step, "
+                    f"peak {memory.over_start:5.2f} GiB over the start "
+                    f"(item table {table:.3f} GiB, tokens x items would be {logits:.2f} GiB)",
+                    flush=True,
+                )
+                del model, optimizer, batch, step
+
+    @staticmethod
+    def softmax_loss(tokens: int = 1466, n_items: int = 12_102) -> None:
+        """Forward and backward of the full-softmax loss: dense, torch's chunked one, ours."""
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(tokens, 64, generator=generator, requires_grad=True)
+        table = torch.randn(n_items, 64, generator=generator, requires_grad=True)
+        label = torch.randint(1, n_items, (tokens,), generator=generator)
+
+        candidates: dict[str, Callable[[], torch.Tensor]] = {
+            "dense": lambda: F.cross_entropy(hidden @ table.t(), label, reduction="sum"),
+            "ours": lambda: full_softmax_loss(hidden, table, label),
+        }
+        if hasattr(F, "linear_cross_entropy"):
+            options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256)
+            candidates["F.linear_cross_entropy, 256 rows"] = lambda: F.linear_cross_entropy(
+                hidden, table, label, reduction="sum", options=options
+            )
+        print(f"full-softmax loss, {tokens} tokens x {n_items} items, forward and backward:")
+        for name, loss in candidates.items():
+            loss().backward()
+            seconds = min(timed(lambda loss=loss: loss().backward()) for _ in range(7))
+            print(f"    {name:<36} {seconds * 1e3:6.1f} ms", flush=True)
+
+
+class Synthetic:
+    """A data set of which only the number of items is known."""
+
+    def __init__(self, n_items: int) -> None:
+        self.n_items = n_items
+
+    def num(self, field: str) -> int:
+        """Number of ids, padding included."""
+        return self.n_items
+
+
+def synthetic_batch(
+    rows: int, length: int, n_items: int, generator: torch.Generator
+) -> Interaction:
+    """Random rows of one length."""
+    draw = torch.randint(1, n_items + 1, (rows, length + 1), generator=generator)
+    lengths = torch.full((rows,), length)
+    return Interaction(
+        {"item_id_list": draw[:, :-1], "item_length": lengths, "item_id": draw[:, -1]}
+    )
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that ``work`` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+@dataclass
+class Memory:
+    """High-water mark of the resident set, GiB: of the process, and over the start of the block."""
+
+    peak: float = 0.0
+    over_start: float = 0.0
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Memory]:
+    """Peak memory of a block; Linux only."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    start, memory = resident("VmRSS"), Memory()
+    yield memory
+    memory.peak = resident("VmHWM")
+    memory.over_start = memory.peak - start
+    gc.collect()
+
+
+def resident(field: str) -> float:
+    """A memory line of /proc/self/status, GiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 2**20
+    return 0.0
+
+
+def main() -> None:
+    """Run the parts asked for, then print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", default="dataset")
+    parser.add_argument("--threads", type=int, default=0)
+    parts = ["loss", "plain", "simdiffrec", "bf16", "growth", "evaluation", "stock"]
+    parser.add_argument("--parts", default=",".join(parts), help=f"of {','.join(parts)}")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    bench = Bench(arguments.data_path, "amazon-beauty")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, amazon-beauty")
+    stock, plain, full = (
+        "(a) RecBole SASRec, CE, batch 2048",
+        "(b) both weights 0",
+        "(c) SimDiffRec",
+    )
+    work: dict[str, Callable[[], None]] = {
+        "loss": bench.softmax_loss,
+        "plain": lambda: bench.ours(plain, **PLAIN),
+        "simdiffrec": lambda: bench.ours(full),
+        "bf16": lambda: (
+            bench.ours(f"{plain}, bf16", **PLAIN, enable_amp=True),
+            bench.ours(f"{full}, bf16", enable_amp=True),
+        ),
+        "growth": bench.growth,
+        "evaluation": bench.evaluation,
+        "stock": lambda: bench.stock(stock),
+    }
+    for name in arguments.parts.split(","):
+        work[name]()
+    if stock in bench.seconds:
+        for name, seconds in bench.seconds.items():
+            if name != stock:
+                print(f"{name} : (a) = 1 : {bench.seconds[stock] / seconds:.1f}")
+
+
+if __name__ == "__main__":
+    main()
