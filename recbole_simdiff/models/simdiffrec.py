@@ -89,35 +89,32 @@ class SimDiffRec(EncoderRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        for key in (
-            "cl_weight",
-            "diff_weight",
-            "cl_warmup_epochs",
-            "sr_loss",
-            "mask_pad_in_softmax",
-            "k_noise",
-            "noise_source",
-            "noise_similarity",
-            "noise_detach",
-            "diff_mse_weight",
-            "diff_round_weight",
-            "mse_detach_target",
-            "pad_in_diffusion_loss",
-            "share_denoiser_encoder",
-            "confidence_t",
-            "reverse_steps",
-            "aug_ratio",
-            "aug_count",
-            "aug_position",
-            "aug_items",
-            "aug_dropout",
-            "k_sample",
-            "pos_exclude_original",
-            "neg_exclude_original",
-            "cl_negatives",
-            "tau",
-        ):
-            setattr(self, key, config[key])
+        self.cl_weight: float = config["cl_weight"]
+        self.diff_weight: float = config["diff_weight"]
+        self.cl_warmup_epochs: int = config["cl_warmup_epochs"]
+        self.sr_loss: str = config["sr_loss"]
+        self.mask_pad_in_softmax: bool = config["mask_pad_in_softmax"]
+        self.k_noise: int = config["k_noise"]
+        self.noise_source: str = config["noise_source"]
+        self.noise_similarity: str = config["noise_similarity"]
+        self.noise_detach: bool = config["noise_detach"]
+        self.diff_mse_weight: float = config["diff_mse_weight"]
+        self.diff_round_weight: float = config["diff_round_weight"]
+        self.mse_detach_target: bool = config["mse_detach_target"]
+        self.pad_in_diffusion_loss: bool = config["pad_in_diffusion_loss"]
+        self.share_denoiser_encoder: bool = config["share_denoiser_encoder"]
+        self.confidence_t: str = config["confidence_t"]
+        self.reverse_steps: int = config["reverse_steps"]
+        self.aug_ratio: float = config["aug_ratio"]
+        self.aug_count: str = config["aug_count"]
+        self.aug_position: str = config["aug_position"]
+        self.aug_items: str = config["aug_items"]
+        self.aug_dropout: bool = config["aug_dropout"]
+        self.k_sample: int = config["k_sample"]
+        self.pos_exclude_original: bool = config["pos_exclude_original"]
+        self.neg_exclude_original: bool = config["neg_exclude_original"]
+        self.cl_negatives: str = config["cl_negatives"]
+        self.tau: float = config["tau"]
         self.last_target_only = config["train_sampling"] == "prefix_last"
         self.tokens_per_batch: float | None = getattr(dataset, "tokens_per_batch", None)
         self._check_against_items()
