@@ -7,7 +7,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from recbole_simdiff import checkpoint, inference
@@ -114,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped before training began; nothing was written", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         sys.stderr.close()
         return 128 + signal.SIGPIPE
@@ -134,22 +136,16 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     try:
         result = run(config, resume)
     except Interrupted as stop:
-        place = resume.parent if resume else _newest_run(config)
         name = signal.Signals(stop.signum).name
         print(
             f"stopped by {name}; everything is saved. Continue with\n"
-            f"  python run_recbole_simdiff.py --resume={place}",
+            f"  python run_recbole_simdiff.py --resume={stop.run_dir}",
             file=sys.stderr,
         )
         return 128 + stop.signum
     _print_result(result)
     _show_users(result, config["show_users"])
     return 0
-
-
-def _newest_run(config: Config) -> Path:
-    runs = Path(config["checkpoint_dir"]).glob(f"{config.model}-{config['dataset']}-*/{LAST}")
-    return max(runs, key=lambda path: path.stat().st_mtime).parent
 
 
 def _print_result(result: RunResult) -> None:

@@ -7,6 +7,7 @@ Later layers win: RecBole's defaults, ``properties/overall.yaml``,
 """
 
 import difflib
+import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +25,13 @@ from recbole_simdiff.models import get_model, plugin_models
 COMMAND_LINE = "command line"
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
 _UNLISTED_KEYS = {"model", "dataset", "worker", "single_spec", "MODEL_TYPE", "resume"}
-# RecBole caches pickled data sets and keeps their old configuration; ours build in seconds.
+# Keys of RecBole that would have no effect here, or a harmful one, and why.
 _REFUSED_KEYS = {
     "save_dataset": "data sets are rebuilt from their files, which takes seconds",
     "dataset_save_path": "data sets are rebuilt from their files, which takes seconds",
     "save_dataloaders": "loaders are rebuilt at every start",
     "dataloaders_save_path": "loaders are rebuilt at every start",
+    "log_wandb": "TensorBoard files are in log_tensorboard/, numbers in result.json",
     "enable_scaler": "enable_amp uses bfloat16, which needs no gradient scaling",
 }
 
@@ -254,6 +256,7 @@ class Config(RecBoleConfig):
     def _check_keys(self) -> None:
         known = {key for keys in self.parameters.values() for key in keys}
         known |= set(self.internal_config_dict) | _UNLISTED_KEYS
+        known |= set(re.findall(r"config\[\"(\w+)\"\]", inspect.getsource(self.model_class)))
         for key, source in self._given.items():
             if key in _REFUSED_KEYS and self.external_config_dict[key]:
                 raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")

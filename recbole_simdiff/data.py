@@ -23,7 +23,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import FeatureType, ensure_dir
+from recbole.utils import FeatureType
 from torch import Tensor
 
 from recbole_simdiff.errors import UserError
@@ -558,7 +558,6 @@ def create_dataset(config: Any) -> FlatDataset:
         raise UserError(
             f"model={config['model']} needs RecBole's {special.__name__}, which is not supported"
         )
-    ensure_dir(config["checkpoint_dir"])
     try:
         return FlatDataset(config)
     except UserError:

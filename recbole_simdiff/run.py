@@ -122,14 +122,16 @@ def run(config: Config, resume: Path | None = None) -> RunResult:
         Interrupted: after a signal; the state is saved.
     """
     run_dir = resume.parent if resume else new_run_dir(config)
-    start_logging(run_dir, config["state"])
+    start_logging(None, config["state"])
     dataset, train_data, valid_data, test_data, model = prepare(config)
+    payload = _payload(config, dataset)
+    start_logging(run_dir, config["state"])  # from here on nothing the user typed can be wrong
     logger.info(f"{config['dataset']}: {dataset.statistics}")
     logger.info(
         f"{config.model}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{config['device']}, run folder {run_dir}"
     )
-    trainer = PlanTrainer(config, model, run_dir, _payload(config, dataset), _histories(dataset))
+    trainer = PlanTrainer(config, model, run_dir, payload, _histories(dataset))
     if resume:
         check_same_items(resume, checkpoint.load(resume)[1], dataset)
         trainer.resume(resume)

@@ -39,11 +39,11 @@ class TrainingDiverged(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; the state is saved. ``signum`` is the signal's number."""
+    """A signal asked to stop; the state is saved in ``run_dir``. ``signum`` is its number."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
+    def __init__(self, signum: int, run_dir: Path) -> None:
+        super().__init__(signum, run_dir)
+        self.signum, self.run_dir = signum, run_dir
 
 
 @dataclass
@@ -59,7 +59,6 @@ class Progress:
     best_result: Metrics = field(default_factory=dict)
     misses: int = 0  # evaluations since the best one
     seconds: float = 0.0
-    finished: bool = False
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
 
 
@@ -159,20 +158,18 @@ class PlanTrainer(Trainer):
             Interrupted: after SIGINT or SIGTERM, once the state is saved.
         """
         self.eval_collector.data_collect(train_data)
+        if self.config["train_neg_sample_args"].get("dynamic"):
+            train_data.get_model(self.model)
         phases = training_plan(self.model, self.config)
         with self._signals():
             if not (self.run_dir / LAST).is_file():
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
-            while self.progress.phase < len(phases) and not self.progress.finished:
-                self._fit_phase(phases[self.progress.phase], train_data, valid_data, show_progress)
-                if self.progress.phase + 1 < len(phases):
-                    self.progress.phase += 1
-                    self.progress.epoch = self.progress.step = 0
+            for number in range(self.progress.phase, len(phases)):
+                if number > self.progress.phase:
+                    self.progress.phase, self.progress.epoch = number, 0
                     self.optimizer = self._build_optimizer()
                     self.save_state(LAST)
-                else:
-                    self.progress.finished = True
-            self.save_state(LAST)
+                self._fit_phase(phases[number], train_data, valid_data, show_progress)
         return self.progress
 
     def _fit_phase(
@@ -478,7 +475,7 @@ class PlanTrainer(Trainer):
             signum, self._signal = self._signal, None
             if not self._evaluating:
                 self.save_state(LAST)
-            raise Interrupted(signum)
+            raise Interrupted(signum, self.run_dir)
 
     @contextmanager
     def _preserved_rng(self) -> Iterator[None]:
