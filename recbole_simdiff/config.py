@@ -36,6 +36,13 @@ _REFUSED_KEYS = {
 }
 
 
+_CHOICES = {
+    "train_sampling": ("user_all", "prefix_last", "prefix_all"),
+    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+    "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
+}
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that also reads 1e-3 as a float, and leaves dates as text."""
 
@@ -152,7 +159,7 @@ class Config(RecBoleConfig):
         self._given: dict[str, str] = {}
         try:
             super().__init__(model, dataset, list(config_files), dict(overrides or {}))
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(str(error)) from error
@@ -231,6 +238,8 @@ class Config(RecBoleConfig):
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = super()._get_final_config_dict()
         self.origin.update(self._given)
+        if isinstance(final["eval_args"], dict):  # given in part, it keeps the rest of the default
+            final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
         pairwise = final.get("loss_type") == "BPR" or "PAIRWISE" in str(
             getattr(self.model_class, "input_type", "")
         )
@@ -262,7 +271,7 @@ class Config(RecBoleConfig):
                 raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = f"; did you mean {near[0]}?" if near else "."
                 raise UserError(
                     f"unknown key {key!r} ({source}) for model={self.model}{hint} "
                     f"'list --explain --model={self.model}' shows every key"
@@ -293,17 +302,31 @@ class Config(RecBoleConfig):
             )
         if not final["learning_rate"] > 0:
             raise UserError(f"learning_rate={final['learning_rate']} must be positive")
+        for key in ("seed", "weight_decay"):
+            if not final[key] >= 0:
+                raise UserError(f"{key}={final[key]} must be at least 0")
+        for key, allowed in _CHOICES.items():
+            if key in final and final[key] not in allowed:
+                raise UserError(
+                    f"{key}={final[key]!r} ({self.origin.get(key)}) is not one of "
+                    f"{', '.join(map(str, allowed))}"
+                )
+        if not isinstance(final["clip_grad_norm"], dict | None):
+            raise UserError(
+                f"clip_grad_norm={final['clip_grad_norm']} must be like {{max_norm: 1.0}}"
+            )
+        if final["eval_args"]["order"] != "TO":
+            raise UserError(
+                f"eval_args: order={final['eval_args']['order']!r} must be TO, by time: the models "
+                "are sequential"
+            )
         metric, _, k = str(final["valid_metric"]).partition("@")
         metrics = [name.lower() for name in final["metrics"]]
-        if metric.lower() not in metrics or (k and k not in map(str, final["topk"])):
+        at_k = bool(k) or metric.lower() != "gauc"
+        if metric.lower() not in metrics or (at_k and k not in map(str, final["topk"])):
             raise UserError(
                 f"valid_metric={final['valid_metric']} ({self.origin.get('valid_metric')}) must be "
                 f"one of metrics={final['metrics']} at one of topk={final['topk']}"
-            )
-        if final["train_sampling"] not in ("user_all", "prefix_last", "prefix_all"):
-            raise UserError(
-                f"train_sampling={final['train_sampling']!r} is not one of user_all, prefix_last, "
-                "prefix_all"
             )
         if self.model not in plugin_models() and final["train_sampling"] != "prefix_last":
             raise UserError(
@@ -323,6 +346,7 @@ class Config(RecBoleConfig):
         """
         derived = {"device", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "model", "dataset"}
         derived |= {"valid_neg_sample_args", "test_neg_sample_args", "single_spec", "local_rank"}
+        derived |= {"gpu_id"}  # which GPU is free is a matter of the machine, not of the run
         values = {k: v for k, v in self.final_config_dict.items() if k not in derived}
         values["data_path"] = str(Path(values["data_path"]).parent)
         if values["train_neg_sample_args"].get("distribution") == "none":

@@ -149,7 +149,7 @@ class HostFixes(Dataset):
         frame[field] = pd.Series(cells, index=frame.index, dtype=object)
 
     def _fill_nan(self) -> None:
-        """Fill missing tokens with 0 and missing floats with the mean.
+        """Fill missing tokens with 0, missing floats with the mean, missing sequences with none.
 
         Symptom: on pandas 3 RecBole's in-place ``fillna`` does nothing; missing floats stay NaN and
         missing tokens become the id -9223372036854775808.
@@ -162,6 +162,9 @@ class HostFixes(Dataset):
                     feat[field] = feat[field].fillna(0)
                 elif ftype == FeatureType.FLOAT:
                     feat[field] = feat[field].fillna(feat[field].mean())
+                elif feat[field].isna().any():  # rows that a merge added, e.g. for padding
+                    cells = [np.array([]) if isinstance(c, float) else c for c in feat[field]]
+                    feat[field] = pd.Series(cells, index=feat.index, dtype=object)
 
     def _remap(self, remap_list: list[tuple[pd.DataFrame, str, Any]]) -> None:
         """Number the tokens from 1, missing ones 0.
@@ -302,18 +305,19 @@ class FlatDataset(HostFixes, SequentialDataset):
             )
 
     def _benchmark_presets(self) -> None:
-        """Lengths of pre-split sequences without ``agg(len)``, which pandas 3 breaks."""
+        """Newest items and lengths of pre-split sequences; ``agg(len)`` fails on pandas 3."""
         for field in self.inter_feat:
             if field + self.config["LIST_SUFFIX"] in self.inter_feat:
                 setattr(self, f"{field}_list_field", field + self.config["LIST_SUFFIX"])
-        length = self.item_list_length_field
+        length, history = self.item_list_length_field, self.item_id_list_field
         self.set_field_property(
             length, FeatureType.TOKEN, recbole_datasets.dataset.FeatureSource.INTERACTION, 1
         )
-        limit = self.field2seqlen[self.item_id_list_field]
-        self.inter_feat[length] = [
-            min(len(cell), limit) for cell in self.inter_feat[self.item_id_list_field]
-        ]
+        # RecBole applies no limit here, and models fail on rows beyond their last position.
+        newest = [cell[-self.max_item_list_len :] for cell in self.inter_feat[history]]
+        self.inter_feat[history] = pd.Series(newest, index=self.inter_feat.index, dtype=object)
+        self.field2seqlen[history] = min(self.field2seqlen[history], self.max_item_list_len)
+        self.inter_feat[length] = [len(cell) for cell in newest]
 
     def data_augmentation(self) -> None:
         """One row per interaction but the first of a user, without writing the sequences out."""

@@ -50,7 +50,7 @@ class EncoderRecommender(SequentialRecommender):
             UserError: naming the key, its value and what is allowed.
         """
         for key in ("n_layers", "n_heads", "hidden_size", "inner_size"):
-            if config[key] < 1:
+            if not config[key] >= 1:
                 raise UserError(f"{key}={config[key]} must be at least 1")
         if config["hidden_size"] % config["n_heads"]:
             raise UserError(
@@ -60,7 +60,7 @@ class EncoderRecommender(SequentialRecommender):
         for key in ("hidden_dropout_prob", "attn_dropout_prob"):
             if not 0 <= config[key] < 1:
                 raise UserError(f"{key}={config[key]} must lie in [0, 1)")
-        if config["loss_memory_mb"] <= 0:
+        if not config["loss_memory_mb"] > 0:
             raise UserError(f"loss_memory_mb={config['loss_memory_mb']} must be positive")
 
     @staticmethod

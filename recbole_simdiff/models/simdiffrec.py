@@ -151,6 +151,10 @@ class SimDiffRec(EncoderRecommender):
             UserError: naming the key, its value and what is allowed.
         """
         EncoderRecommender.check_config(config)
+        if config["loss_type"] != "CE":
+            raise UserError(
+                f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss"
+            )
         for key, allowed in OPTIONS.items():
             if config[key] not in allowed:
                 raise UserError(f"{key}={config[key]!r} is not one of {', '.join(allowed)}")
@@ -167,11 +171,11 @@ class SimDiffRec(EncoderRecommender):
             "diff_round_weight": 0,
             "cl_warmup_epochs": 0,
         }.items():
-            if config[key] < least:
+            if not config[key] >= least:
                 raise UserError(f"{key}={config[key]} must be at least {least}")
         if not 0 < config["aug_ratio"] <= 1:
             raise UserError(f"aug_ratio={config['aug_ratio']} must lie in (0, 1]")
-        if config["tau"] <= 0:
+        if not config["tau"] > 0:
             raise UserError(f"tau={config['tau']} must be positive")
         if not 0 < config["beta_start"] <= config["beta_end"] < 1:
             raise UserError(
@@ -196,9 +200,12 @@ class SimDiffRec(EncoderRecommender):
                 f"k_noise={self.k_noise} must be smaller than the number of items: the data set "
                 f"has {self.n_items - 1}, which leaves {n_candidates} neighbours for each"
             )
-        if self.k_sample > self.n_items - 1:
+        n_ranked = self.n_items - 1 - self.neg_exclude_original
+        if self.k_sample > n_ranked:
+            less = ", one less with neg_exclude_original" if self.neg_exclude_original else ""
             raise UserError(
-                f"k_sample={self.k_sample} must not exceed the number of items, {self.n_items - 1}"
+                f"k_sample={self.k_sample} must not exceed the number of items, "
+                f"{self.n_items - 1}{less}"
             )
         if self.sr_loss == "BCE" and self.n_items - 1 <= self.max_seq_length + 1:
             raise UserError(
@@ -451,7 +458,9 @@ class SimDiffRec(EncoderRecommender):
         if self.aug_count == "fixed":
             padded = layout.unpack(score, fill=-torch.inf)
             padded = padded.masked_fill(~layout.keys, 0.0)
-            count = torch.full_like(layout.lengths, max(1, int(self.aug_ratio * layout.length)))
+            count = torch.full_like(
+                layout.lengths, max(1, int(self.aug_ratio * self.max_seq_length))
+            )
         else:
             padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, -torch.inf)
             count = (self.aug_ratio * layout.lengths.double() + 1e-9).floor().long().clamp(min=1)

@@ -1,0 +1,258 @@
+"""Who may import whom, what no module may do, and what every model and every name must have."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import recbole_simdiff
+from recbole_simdiff import config
+from recbole_simdiff.config import properties_dir
+from recbole_simdiff.models import available_models, plugin_models
+
+PACKAGE = Path(recbole_simdiff.__file__).parent
+TESTS = Path(__file__).parent
+# Module -> the modules of this package that it may import; "a.*" is every module of a package.
+# "models" alone is the look-up by name, never a model.
+ALLOWED = {
+    "compat": [],
+    "errors": [],
+    "plan": [],
+    "losses": [],
+    "diffusion": [],
+    "diffusion.schedules": [],
+    "diffusion.process": ["diffusion.schedules", "diffusion.samplers"],
+    "diffusion.samplers": ["diffusion.process"],
+    "diffusion.denoisers": [],
+    "transformer": [],
+    "checkpoint": ["errors"],
+    "encoder": ["errors", "losses", "plan", "transformer", "diffusion.*"],
+    "models": ["errors"],
+    "models.*": ["errors", "losses", "plan", "transformer", "encoder", "diffusion", "diffusion.*"],
+    "config": ["compat", "errors", "models"],
+    "data": ["errors", "models"],
+    "trainer": ["checkpoint", "errors", "losses", "plan"],
+    "run": ["", "checkpoint", "config", "data", "errors", "models", "trainer"],
+    "inference": ["checkpoint", "config", "data", "errors", "models", "run", "trainer"],
+    "cli": ["checkpoint", "config", "errors", "inference", "models", "run", "trainer"],
+    "": ["compat", "config", "errors", "inference", "models", "run"],
+    "__main__": ["cli"],
+}
+# The lowest modules: pure torch, no host.
+WITHOUT_RECBOLE = ("errors", "plan", "losses", "diffusion", "checkpoint", "cli")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name inside the package -> file; the package itself is ''."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(source: str) -> Iterator[str]:
+    """Full dotted name of everything imported, anywhere in the source."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def arrows(source: str) -> set[str]:
+    """Modules of this package that the source imports."""
+    found = set()
+    for name in imported(source):
+        package, _, rest = name.partition(".")
+        if package != "recbole_simdiff":
+            continue
+        # The longest prefix that is a module; what is left is a name in it.
+        while rest and rest not in MODULES:
+            rest = rest.rpartition(".")[0]
+        found.add(rest)
+    return found
+
+
+def upward(module: str, source: str) -> set[str]:
+    """Arrows that ``module`` may not have."""
+    parent = module.rpartition(".")[0]
+    allowed = ALLOWED[module] if module in ALLOWED else ALLOWED[f"{parent}.*"]
+    return {
+        arrow
+        for arrow in arrows(source)
+        if arrow not in allowed and f"{arrow.rpartition('.')[0]}.*" not in allowed
+    }
+
+
+def test_every_module_has_a_place() -> None:
+    assert len(MODULES) >= 20
+    for module in MODULES:
+        assert module in ALLOWED or f"{module.rpartition('.')[0]}.*" in ALLOWED, module
+    gone = [m for m in ALLOWED if not m.endswith("*") and m not in MODULES]
+    assert gone == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_import_points_upward(module: str) -> None:
+    assert upward(module, MODULES[module].read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "arrow"),
+    [
+        ("models.newcomer", "from recbole_simdiff.models.simdiffrec import SimDiffRec", "models.s"),
+        ("models.newcomer", "from recbole_simdiff.models import simdiffrec", "models.simdiffrec"),
+        ("models.newcomer", "import recbole_simdiff.trainer", "trainer"),
+        ("models.newcomer", "from recbole_simdiff import config", "config"),
+        ("models.newcomer", "from recbole_simdiff.models import get_model", "models"),
+        ("data", "from recbole_simdiff.models.simdiffrec import Views", "models.simdiffrec"),
+        ("losses", "def f():\n    from recbole_simdiff.config import Config", "config"),
+        ("trainer", "from recbole_simdiff.run import run", "run"),
+        ("run", "from recbole_simdiff.cli import main", "cli"),
+    ],
+)
+def test_upward_arrows_would_be_seen(module: str, line: str, arrow: str) -> None:
+    (found,) = upward(module, line)
+    assert found.startswith(arrow)
+
+
+def test_the_lowest_modules_do_not_know_the_host() -> None:
+    low = [m for m in MODULES if m.split(".")[0] in WITHOUT_RECBOLE]
+    assert len(low) >= 8
+    for module in low:
+        roots = {name.split(".")[0] for name in imported(MODULES[module].read_text())}
+        assert "recbole" not in roots, module
+
+
+def test_nobody_imports_what_needs_ray() -> None:
+    """``recbole.quick_start`` imports ray, which has no build for today's Python."""
+    for module, path in MODULES.items():
+        for name in imported(path.read_text()):
+            assert not name.startswith(("recbole.quick_start", "ray")), module
+
+
+# ---------------------------------------------------------------- what no module may do
+
+
+def dangers(source: str) -> list[str]:
+    """Ways to run foreign code: pickles, evaluation, unsafe YAML, shells."""
+    found = []
+    for name in imported(source):
+        root = name.split(".")[0]
+        if root in {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}:
+            found.append(f"import {name}")
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        loader = keywords.get("Loader", ast.unparse(node.args[1]) if len(node.args) > 1 else "")
+        if (
+            called in {"eval", "exec", "compile", "__import__", "torch.load", "torch.save"}
+            or called in {"os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"}
+            or called.endswith((".read_pickle", ".to_pickle"))
+            or (called in {"yaml.load", "yaml.load_all"} and loader not in {"_Loader"})
+            or keywords.get("shell", "False") != "False"
+            or keywords.get("allow_pickle", "False") != "False"
+        ):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_can_run_foreign_code(module: str) -> None:
+    assert dangers(MODULES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import joblib",
+        "eval(text)",
+        "exec(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=True)",
+        "yaml.load(text, yaml.FullLoader)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.load(text)",
+        "yaml.unsafe_load(text)",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+        "pd.read_pickle(path)",
+        "np.load(path, allow_pickle=True)",
+    ],
+)
+def test_dangers_would_be_seen(source: str) -> None:
+    assert len(dangers(source)) == 1
+    assert dangers("model.eval()\nyaml.load(text, Loader=_Loader)\nre.compile(rule)") == []
+
+
+def test_the_yaml_loader_is_a_safe_one() -> None:
+    assert issubclass(config._Loader, yaml.SafeLoader)
+    unsafe = [tag for tag in config._Loader.yaml_constructors if tag and "python" in tag]
+    assert unsafe == []
+
+
+def test_only_the_configuration_reads_yaml() -> None:
+    readers = [
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("yaml.")
+    ]
+    assert set(readers) == {"config"}
+
+
+# ---------------------------------------------------------------- models and names
+
+
+def test_each_model_has_its_yaml_and_its_test() -> None:
+    models = plugin_models()
+    files = [m for m in MODULES if m.startswith("models.")]
+    assert len(models) == len(files) >= 1
+    for name in models:
+        assert f"models.{name.lower()}" in files
+        assert (properties_dir() / "model" / f"{name}.yaml").is_file(), name
+        assert (TESTS / "models" / f"test_{name.lower()}.py").is_file(), name
+    written = {path.stem for path in (properties_dir() / "model").iterdir()}
+    assert written <= set(available_models())  # RecBole's may have one, too
+
+
+def undocumented(tree: ast.AST, prefix: str) -> Iterator[str]:
+    """Public classes, functions and methods without a docstring."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            yield f"{prefix}.{node.name}"
+        if isinstance(node, ast.ClassDef):
+            yield from undocumented(node, f"{prefix}.{node.name}")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_is_documented(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text())
+    assert ast.get_docstring(tree) or module == "__main__", f"{module} has no docstring"
+    assert list(undocumented(tree, module)) == []
+
+
+def test_missing_docstrings_would_be_seen() -> None:
+    source = 'class A:\n    """Doc."""\n    def b(self): ...\n    def _c(self): ...\ndef d(): ...'
+    assert list(undocumented(ast.parse(source), "m")) == ["m.A.b", "m.d"]
+
+
+def test_the_public_names_exist() -> None:
+    assert recbole_simdiff.__all__ == sorted(recbole_simdiff.__all__)
+    for name in recbole_simdiff.__all__:
+        assert getattr(recbole_simdiff, name).__doc__

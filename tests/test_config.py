@@ -1,0 +1,487 @@
+"""Layers and their origin, safe parsing, and what is refused with which words."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_simdiff.config import (
+    Config,
+    parse_overrides,
+    parse_value,
+    properties_dir,
+    read_yaml,
+)
+from recbole_simdiff.data import create_dataset, create_loaders
+from recbole_simdiff.errors import UserError
+
+MODEL = "SimDiffRec"
+
+
+def refused(message: str, *files: Any, model: str = MODEL, **overrides: Any) -> None:
+    with pytest.raises(UserError, match=message):
+        Config(model, "toy", files, overrides)
+
+
+# ---------------------------------------------------------------- layers
+
+
+def test_every_layer_wins_over_the_one_before(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("tau: 0.3\nn_layers: 3\naug_items: denoiser\n")
+    second.write_text("tau: 0.4\n")
+    overrides = {"preset": "official", "n_heads": 4}
+    config = Config(MODEL, "amazon-beauty", [first, second], overrides)
+    ours, theirs = "properties", "recbole/properties"
+    expected = {
+        "learner": ("adam", f"{theirs}/overall.yaml"),
+        "LIST_SUFFIX": ("_list", f"{theirs}/dataset/sample.yaml"),
+        "epochs": (300, f"{ours}/overall.yaml"),  # of RecBole and of ours: ours is named
+        "stopping_step": (10, f"{ours}/overall.yaml"),
+        "hidden_size": (64, f"{ours}/model/{MODEL}.yaml"),
+        "MAX_ITEM_LIST_LENGTH": (50, f"{ours}/dataset/amazon-beauty.yaml"),
+        "cl_weight": (0.4, f"{ours}/tuned/amazon-beauty/{MODEL}.yaml"),
+        "train_batch_size": (2048, f"{ours}/preset/{MODEL}/official.yaml"),
+        "aug_count": ("fixed", f"{ours}/preset/{MODEL}/official.yaml"),
+        "n_layers": (3, str(first)),
+        "aug_items": ("denoiser", str(first)),  # the preset says random
+        "tau": (0.4, str(second)),
+        "n_heads": (4, "command line"),
+        "preset": ("official", "command line"),
+    }
+    for key, (value, origin) in expected.items():
+        assert (config[key], config.origin[key]) == (value, origin), key
+
+
+def test_each_layer_changes_what_it_is_expected_to() -> None:
+    """The values above would prove nothing if the layers agreed."""
+    folder = properties_dir()
+    overall, model = read_yaml(folder / "overall.yaml"), read_yaml(folder / f"model/{MODEL}.yaml")
+    data = read_yaml(folder / "dataset/amazon-beauty.yaml")
+    tuned = read_yaml(folder / f"tuned/amazon-beauty/{MODEL}.yaml")
+    preset = read_yaml(folder / f"preset/{MODEL}/official.yaml")
+    assert overall["train_batch_size"] != preset["train_batch_size"]
+    assert overall["train_sampling"] != model["train_sampling"] != preset["train_sampling"]
+    assert tuned["cl_weight"] != model["cl_weight"]
+    assert "MAX_ITEM_LIST_LENGTH" in data
+    assert Config(MODEL, "toy")["train_sampling"] == model["train_sampling"]
+    assert Config("SASRec", "toy")["train_sampling"] == overall["train_sampling"]
+
+
+def test_explain_lists_every_key_with_its_value_and_origin() -> None:
+    rows = Config("GRU4Rec", "ml-100k", overrides={"loss_type": "BPR"}).explain()
+    keys = [key for key, _, _ in rows]
+    assert keys == sorted(keys)
+    assert len(keys) > 80
+    table = {key: (value, origin) for key, value, origin in rows}
+    assert table["num_layers"] == (1, "recbole/properties/model/GRU4Rec.yaml")
+    assert table["repeatable"] == (True, "properties/overall.yaml")
+    assert table["loss_type"] == ("BPR", "command line")
+    assert table["train_neg_sample_args"][1] == "the pairwise loss of the model"
+    assert all(origin for _, _, origin in rows)
+
+
+def test_presets() -> None:
+    for preset, key, value in (
+        ("wo_k_noise", "noise_source", "gaussian"),
+        ("wo_c_aug", "aug_position", "random"),
+        ("wo_k_sample", "cl_negatives", "pos_only"),
+        ("official", "aug_items", "random"),
+        ("paper", "aug_items", "denoiser"),
+    ):
+        config = Config(MODEL, "toy", overrides={"preset": preset})
+        assert config[key] == value
+        if preset != "paper":
+            assert config.origin[key] == f"properties/preset/{MODEL}/{preset}.yaml"
+    refused("preset='papr' .command line. is not one of paper, official, wo_c_aug", preset="papr")
+    refused("preset='official' .* is not one of paper$", preset="official", model="SASRec")
+
+
+def test_a_preset_named_in_a_file_counts(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: wo_k_noise\n")
+    assert Config(MODEL, "toy", [file])["noise_source"] == "gaussian"
+    assert Config(MODEL, "toy", [file], {"preset": "paper"})["noise_source"] == "similarity"
+
+
+def test_the_callers_overrides_are_left_alone() -> None:
+    overrides = {"learning_rate": 1, "eval_args": {"split": {"LS": "test_only"}, "order": "TO"}}
+    before = json.dumps(overrides)
+    Config("SASRec", "toy", overrides=overrides)
+    assert json.dumps(overrides) == before
+
+
+def test_restoring_from_plain_values_gives_the_same_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Checkpoints store the plain values; a restored run must not differ in one of them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    for model, dataset, values in (
+        (MODEL, "amazon-beauty", {"preset": "official", "tau": 1, "data_path": "/data"}),
+        (MODEL, "ml-100k", {"metrics": "NDCG", "topk": 10, "clip_grad_norm": {"max_norm": 1.0}}),
+        ("SASRec", "yelp", {"eval_args": {"split": {"LS": "valid_only"}, "order": "TO"}}),
+        ("GRU4Rec", "toy", {"loss_type": "BPR"}),
+        ("GRU4Rec", "toy", {"loss_type": "CE"}),
+        ("S3Rec", "ml-100k", {}),
+        ("FPMC", "toy", {"train_neg_sample_args": {"distribution": "popularity"}}),
+    ):
+        config = Config(model, dataset, overrides=values)
+        plain = json.loads(json.dumps(config.plain()))
+        assert (plain["model"], plain["dataset"]) == (model, dataset)
+        again = Config(plain["model"], plain["dataset"], overrides=plain["values"])
+        assert again.final_config_dict == config.final_config_dict
+        assert again.plain() == config.plain()
+
+
+def test_restoring_leaves_the_choice_of_gpus_to_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RecBole's default gpu_id is among the stored values; nobody asked for it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    plain = Config(MODEL, "toy").plain()
+    Config(plain["model"], plain["dataset"], overrides=plain["values"], origin="checkpoint")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_unknown_keys_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    refused(
+        r"unknown key 'cl_wieght' \(command line\) for model=SimDiffRec; did you mean cl_weight\?",
+        cl_wieght=0.1,
+    )
+    refused("'list --explain --model=SimDiffRec' shows every key", zzzzzz=1)
+    refused("unknown key 'k_noise' .* for model=SASRec", model="SASRec", k_noise=3)
+    file = tmp_path / "mine.yaml"
+    file.write_text("eppochs: 3\n")
+    refused(rf"unknown key 'eppochs' \({file}\).*did you mean epochs", file)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "save_dataset",
+        "dataset_save_path",
+        "save_dataloaders",
+        "dataloaders_save_path",
+        "enable_scaler",
+    ],
+)
+def test_keys_that_would_pickle_or_scale_are_refused(key: str) -> None:
+    value = "some.pth" if key.endswith("path") else True
+    reason = "enable_amp uses bfloat16" if key == "enable_scaler" else "are rebuilt"
+    refused(f"{key} .command line. is not supported: .*{reason}", **{key: value})
+    off = None if key.endswith("path") else False
+    assert not Config(MODEL, "toy", overrides={key: off})[key]
+
+
+def test_unknown_models_are_refused() -> None:
+    refused(
+        "model='SimDifRec' is not a sequential model.*Did you mean SimDiffRec", model="SimDifRec"
+    )
+
+
+# ---------------------------------------------------------------- types and values
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("aug_dropout", 1, "true or false"),
+        ("aug_dropout", "yes please", "true or false"),
+        ("epochs", 2.5, "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("epochs", "ten", "a whole number"),
+        ("epochs", None, "a whole number"),
+        ("tau", "warm", "a number"),
+        ("tau", False, "a number"),
+        ("tau", [0.1], "a number"),
+        ("sr_loss", ["CE"], "text"),
+        ("sr_loss", True, "text"),
+        ("sr_loss", 1.5, "text"),
+        ("metrics", {"NDCG": 10}, "a list"),
+        ("topk", 2.5, "a list"),
+        ("topk", None, "a list"),
+        ("eval_args", "full", "a mapping or None"),
+        ("eval_args", ["full"], "a mapping or None"),
+    ],
+)
+def test_wrong_types_are_refused(key: str, value: Any, wanted: str) -> None:
+    refused(rf"{key}=.* \(command line\) must be {wanted}; the default is ", **{key: value})
+
+
+def test_the_message_about_a_wrong_type_names_both_sources(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("hidden_size: wide\n")
+    message = (
+        rf"hidden_size='wide' \({file}\) must be a whole number; the default is 64 "
+        rf"\(properties/model/{MODEL}.yaml\)"
+    )
+    refused(message, file)
+
+
+def test_numbers_take_the_type_of_their_default() -> None:
+    config = Config(MODEL, "toy", overrides={"learning_rate": 1, "epochs": 3.0})
+    assert isinstance(config["learning_rate"], float)
+    assert isinstance(config["epochs"], int)
+    assert (config["learning_rate"], config["epochs"]) == (1.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, r"epochs=0 \(command line\) must be at least 1"),
+        ({"train_batch_size": -1}, "train_batch_size=-1 .* must be at least 1"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0 .* must be at least 1"),
+        ({"eval_step": 0}, "eval_step=0 .* must be at least 1"),
+        ({"stopping_step": 0}, "stopping_step=0 .* must be at least 1"),
+        ({"MAX_ITEM_LIST_LENGTH": 0}, "MAX_ITEM_LIST_LENGTH=0 must be at least 1"),
+        ({"learning_rate": 0}, "learning_rate=0.0 must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be positive"),
+        ({"train_sampling": "all"}, "is not one of user_all, prefix_last, p"),
+        ({"metrics": ["Luck"]}, "no metric named 'Luck'"),
+        ({"topk": [0]}, "topk must be a positive integer"),
+        ({"repeatable": False}, "repeatable"),
+        ({"sr_loss": "MSE"}, "sr_loss='MSE' is not one of CE, BCE"),
+        ({"noise_source": "none"}, "noise_source='none' is not one of similarity, gaussian"),
+        ({"k_noise": 0}, "k_noise=0 must be at least 1"),
+        ({"k_sample": 0}, "k_sample=0 must be at least 1"),
+        ({"reverse_steps": 0}, "reverse_steps=0 must be at least 1"),
+        ({"cl_weight": -0.1}, "cl_weight=-0.1 must be at least 0"),
+        ({"diff_weight": -1}, "diff_weight=-1.0 must be at least 0"),
+        ({"aug_ratio": 0}, r"aug_ratio=0.0 must lie in \(0, 1\]"),
+        ({"aug_ratio": 1.1}, r"aug_ratio=1.1 must lie in \(0, 1\]"),
+        ({"tau": 0}, "tau=0.0 must be positive"),
+        ({"beta_start": 0.5}, "beta_start=0.5 and beta_end=0.02 must satisfy"),
+        ({"diffusion_steps": 5}, "reverse_steps=10 must not exceed diffusion_steps=5"),
+        ({"n_heads": 3}, "hidden_size=64 must be a multiple of n_heads=3"),
+        ({"denoiser_heads": 3}, "hidden_size=64 must be a multiple of denoiser_heads=3"),
+        ({"n_layers": 0}, "n_layers=0 must be at least 1"),
+        ({"hidden_dropout_prob": 1}, r"hidden_dropout_prob=1.0 must lie in \[0, 1\)"),
+        ({"attn_dropout_prob": -0.1}, r"attn_dropout_prob=-0.1 must lie in \[0, 1\)"),
+        ({"loss_memory_mb": 0}, "loss_memory_mb=0.0 must be positive"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_impossible_values_are_refused(values: dict[str, Any], message: str) -> None:
+    refused(message, **values)
+
+
+@pytest.mark.parametrize("metric", ["NDCG@7", "Precision@10", "NDCG", "@10", "10"])
+def test_the_selecting_metric_must_be_computed(metric: str) -> None:
+    refused(
+        rf"valid_metric={metric} \(command line\) must be one of metrics=\['Hit', 'NDCG', 'MRR'\] "
+        r"at one of topk=\[5, 10, 20\]",
+        valid_metric=metric,
+    )
+
+
+def test_the_selecting_metric_follows_metrics_and_topk() -> None:
+    values = {"metrics": "Recall", "topk": 7, "valid_metric": "recall@7"}
+    config = Config(MODEL, "toy", overrides=values)
+    assert (config["metrics"], config["topk"]) == (["Recall"], [7])
+    refused("valid_metric=NDCG@10 .properties/overall.yaml. must be one of", topk=[5])
+
+
+def test_recboles_models_train_on_prefixes() -> None:
+    assert Config("SASRec", "toy")["train_sampling"] == "prefix_last"
+    for style in ("user_all", "prefix_all"):
+        message = f"train_sampling={style} is not available for RecBole's own SASRec"
+        refused(message, model="SASRec", train_sampling=style)
+        assert Config(MODEL, "toy", overrides={"train_sampling": style})["train_sampling"] == style
+
+
+def test_an_order_that_sequential_data_cannot_have_is_a_users_error(make_config: Any) -> None:
+    def prepare() -> None:
+        config = make_config(eval_args={"split": {"LS": "valid_and_test"}, "order": "RO"})
+        create_loaders(config, create_dataset(config))
+
+    with pytest.raises(UserError, match="TO"):
+        prepare()
+
+
+def test_negative_samples_follow_the_loss() -> None:
+    def negatives(model: str, **overrides: Any) -> tuple[str, Any]:
+        found = Config(model, "toy", overrides=overrides)["train_neg_sample_args"]
+        return found["distribution"], found["sample_num"]
+
+    assert negatives("GRU4Rec") == ("none", "none")
+    assert negatives("GRU4Rec", loss_type="BPR") == ("uniform", 1)
+    assert negatives("FPMC") == ("uniform", 1)  # pairwise by its class
+    assert negatives(MODEL) == ("none", "none")
+    popular = {"distribution": "popularity", "sample_num": 2}
+    assert negatives("GRU4Rec", loss_type="BPR", train_neg_sample_args=popular) == ("popularity", 2)
+    refused("train_neg_sample_args.*None", model="GRU4Rec", train_neg_sample_args=popular)
+
+
+# ---------------------------------------------------------------- device
+
+
+def test_use_gpu_decides_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Config(MODEL, "toy")["device"].type == "cuda"
+    assert Config(MODEL, "toy", overrides={"use_gpu": False})["device"].type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Config(MODEL, "toy")["device"].type == "cpu"
+
+
+def test_visible_gpus_change_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    Config(MODEL, "toy", overrides={"use_gpu": False})
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    Config(MODEL, "toy")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # so that it is restored after the next line
+    Config(MODEL, "toy", overrides={"gpu_id": 2})
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+
+
+# ---------------------------------------------------------------- parsing
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("1E5", 1e5),
+        ("-2.5e+2", -250.0),
+        (".5e-1", 0.05),
+        ("3", 3),
+        ("-3", -3),
+        ("0.1", 0.1),
+        ("true", True),
+        ("False", False),
+        ("None", None),
+        ("null", None),
+        ("~", None),
+        ("[5,10]", [5, 10]),
+        ("[Hit, NDCG]", ["Hit", "NDCG"]),
+        ("[[1, 2], [3]]", [[1, 2], [3]]),
+        ("{a: 1, b: [x]}", {"a": 1, "b": ["x"]}),
+        ("{'RS': [0.8, 0.1, 0.1]}", {"RS": [0.8, 0.1, 0.1]}),
+        ("NDCG@10", "NDCG@10"),
+        ("2020-10-10", "2020-10-10"),
+        ("2020-10-10 12:00:00", "2020-10-10 12:00:00"),
+        ("'1e-3'", "1e-3"),
+        ("e5", "e5"),
+        ("1e", "1e"),
+        ("[5,10", "[5,10"),
+        ("@home", "@home"),
+        ("a: b: c", "a: b: c"),
+        ("[5,inf)", "[5,inf)"),
+        ("a=b=c", "a=b=c"),
+    ],
+)
+def test_values_mean_what_they_look_like(text: str, value: Any) -> None:
+    found = parse_value(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch {marker}')",
+        "open('{marker}', 'w')",
+        "1/0",
+        "os.getcwd()",
+        '!!python/object/apply:os.system ["touch {marker}"]',
+        "!!python/name:os.system",
+        "print(1)",
+    ],
+)
+def test_nothing_typed_is_evaluated(text: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    text = text.format(marker=marker)
+    assert parse_value(text) == text
+    overrides = parse_overrides([f"--wandb_project={text}", f"--data_path={text}"])
+    for values in (overrides, {"wandb_project": text, "data_path": text}):
+        config = Config(MODEL, "toy", overrides=values)
+        assert config["wandb_project"] == text
+        assert config["data_path"] == os.path.join(text, "toy")
+    assert not marker.exists()
+
+
+def test_files_with_python_tags_are_refused_unevaluated(tmp_path: Path) -> None:
+    file, marker = tmp_path / "evil.yaml", tmp_path / "marker"
+    file.write_text(f'state: !!python/object/apply:os.system ["touch {marker}"]\n')
+    refused("evil.yaml is not a YAML file", file)
+    assert not marker.exists()
+    file.write_text(f"wandb_project: \"open('{marker}', 'w')\"\n")
+    assert Config(MODEL, "toy", [file])["wandb_project"].startswith("open(")
+    assert not marker.exists()
+
+
+def test_both_forms_of_an_override() -> None:
+    arguments = ["--tau=0.2", "--topk", "[5,10]", "--preset=None", "--k_noise", "-1", "--a=b=c"]
+    assert parse_overrides(arguments) == {
+        "tau": 0.2,
+        "topk": [5, 10],
+        "preset": None,
+        "k_noise": -1,
+        "a": "b=c",
+    }
+    assert parse_overrides([]) == {}
+
+
+def test_a_key_given_twice_must_agree() -> None:
+    assert parse_overrides(["--tau=0.2", "--tau", "0.20"]) == {"tau": 0.2}
+    with pytest.raises(UserError, match=r"--tau is given twice: 0\.2 and 0\.3"):
+        parse_overrides(["--tau=0.2", "--tau=0.3"])
+
+
+@pytest.mark.parametrize("arguments", [["tau=0.2"], ["-tau=0.2"], ["--=3"], ["--"], ["stray"]])
+def test_other_arguments_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match="is not of the form --key=value"):
+        parse_overrides(arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--tau"], ["--tau", "--k_noise=3"]])
+def test_a_key_without_a_value_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match="--tau needs a value: --tau=value"):
+        parse_overrides(arguments)
+
+
+def test_the_command_line_of_the_process_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole reads it even under pytest or a notebook."""
+    monkeypatch.setattr(sys, "argv", ["pytest", "--epochs=7", "--bogus=1", "--seed=99"])
+    config = Config(MODEL, "toy")
+    assert (config["epochs"], config["seed"]) == (300, 2020)
+    assert "bogus" not in config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the configuration file .*run.yaml: No such file"),
+        ("tau: [0.1\n", "run.yaml is not a YAML file"),
+        (b"tau: \xff\xfe\n", "run.yaml is not a YAML file"),
+        ("- tau\n- 0.1\n", "run.yaml must hold 'key: value' lines, not a list"),
+        ("just text\n", "run.yaml must hold 'key: value' lines, not a str"),
+        ("5: 3\n", "run.yaml must hold 'key: value' lines"),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(message, file)
+
+
+def test_a_folder_is_no_configuration_file(tmp_path: Path) -> None:
+    refused("cannot read the configuration file", tmp_path)
+
+
+def test_empty_files_and_dates_in_files(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("# nothing\n")
+    assert Config(MODEL, "toy", [file])["tau"] == Config(MODEL, "toy")["tau"]
+    file.write_text("wandb_project: 2020-10-10\nlearning_rate: 1e-2\n")
+    config = Config(MODEL, "toy", [file])
+    assert (config["wandb_project"], config["learning_rate"]) == ("2020-10-10", 0.01)

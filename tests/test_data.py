@@ -1,0 +1,771 @@
+"""Data sets and loaders: RecBole's rows over flat arrays, our batches, and RecBole's faults."""
+
+import itertools
+import pickle
+import urllib.error
+import warnings
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import recbole.data.dataset.dataset as recbole_dataset
+import torch
+from recbole.data.dataset import SequentialDataset
+
+from recbole_simdiff.config import properties_dir, read_yaml
+from recbole_simdiff.data import BucketLoader, HostFixes, create_dataset, create_loaders
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.trainer import KEPT, PlanTrainer
+from tests.conftest import SEQUENCES, write_inter
+
+# Far longer than the maximum length of 4; "a" and "b" repeat items, "c" ends on a full window.
+LONG = {
+    "a": [f"i{k}" for k in range(20)] + ["i3", "i3", "i0"],
+    "b": ["i5", "i5", "i5", "i7", "i5", "i7", "i5", "i8", "i5", "i9", "i5"],
+    "c": [f"i{k}" for k in range(11)],
+    "d": ["i1", "i2", "i3"],
+    "e": ["i4", "i6"],
+}
+LOAD = {"inter": ["user_id", "item_id", "timestamp"]}
+
+
+class RecBoleRows(HostFixes, SequentialDataset):
+    """RecBole's own rows; only the faults that stop it on today's pandas are mended."""
+
+
+class RecBoleRowsInExactOrder(RecBoleRows):
+    """The same, with the interactions in exact time order before RecBole rounds the times."""
+
+    def _change_feat_format(self) -> None:
+        self.inter_feat = self.inter_feat.sort_values(
+            [self.uid_field, self.time_field], kind="stable", ignore_index=True
+        )
+        super()._change_feat_format()
+
+
+def write_atomic(path: Path, header: str, rows: list[str]) -> Path:
+    """Write an atomic file; ``header`` and ``rows`` use a comma for the tab."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *rows]).replace(",", "\t") + "\n")
+    return path
+
+
+def matrix(rows: Any) -> np.ndarray:
+    """(user, target, length, padded items) of every row, sorted: equal matrices, equal rows."""
+    columns = [
+        rows["user_id"].unsqueeze(1),
+        rows["item_id"].unsqueeze(1),
+        rows["item_length"].unsqueeze(1),
+        rows["item_id_list"],
+    ]
+    table = torch.cat(columns, 1).numpy()
+    return table[np.lexsort(table.T)]
+
+
+def all_rows(part: Any) -> Any:
+    return part[torch.arange(len(part))]
+
+
+def readable(part: Any) -> list[tuple[str, list[str], str]]:
+    """(user, history, target) of every row in raw ids, in a fixed order."""
+    rows, users, items = all_rows(part), part.field2id_token["user_id"], part.field2id_token
+    found = []
+    for user, seq, length, target in zip(
+        rows["user_id"], rows["item_id_list"], rows["item_length"], rows["item_id"], strict=True
+    ):
+        names = [str(items["item_id"][i]) for i in seq[:length]]
+        found.append((str(users[user]), names, str(items["item_id"][target])))
+    return sorted(found)
+
+
+def raw(dataset: Any, field: str, ids: Any) -> list[str]:
+    return [str(token) for token in dataset.field2id_token[field][np.asarray(ids)]]
+
+
+# ---------------------------------------------------------------- rows equal RecBole's
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reference", "values"),
+    [
+        ("toy", RecBoleRows, {}),
+        ("toy", RecBoleRows, {"MAX_ITEM_LIST_LENGTH": 2}),
+        ("ml-100k", RecBoleRowsInExactOrder, {"MAX_ITEM_LIST_LENGTH": 10}),
+    ],
+)
+def test_rows_equal_those_of_recbole(
+    make_config: Any, dataset: str, reference: Any, values: dict[str, Any]
+) -> None:
+    config = make_config(dataset=dataset, train_sampling="prefix_last", **values)
+    theirs, ours = reference(config).build(), create_dataset(config).build()
+    for name, their_part, our_part in zip(("train", "valid", "test"), theirs, ours, strict=True):
+        expected = matrix(their_part.inter_feat)
+        assert len(expected) > 0, name
+        np.testing.assert_array_equal(matrix(all_rows(our_part)), expected, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [2, 0],
+        np.array([2, 0]),
+        torch.tensor([2, 0]),
+        slice(0, 3),
+        torch.tensor([True] + [False] * 13 + [True]),
+    ],
+    ids=["list", "array", "tensor", "slice", "mask"],
+)
+def test_every_kind_of_index_that_recbole_uses(make_config: Any, index: Any) -> None:
+    train = create_dataset(make_config(train_sampling="prefix_last")).build()[0]
+    everything = all_rows(train)
+    assert len(train) == 15  # the mask above counts on it
+    picked = train[index]
+    where = torch.arange(len(train))[index]
+    for field in ("user_id", "item_id", "item_length", "item_id_list", "timestamp_list"):
+        assert torch.equal(picked[field], everything[field][where]), field
+    # RecBole reads sequence columns of the interactions directly, too.
+    column = train.inter_feat["item_id_list"]
+    assert torch.equal(column[index], everything["item_id_list"][where])
+    assert torch.equal(column[3], everything["item_id_list"][3])
+    assert len(column) == len(train)
+
+
+# ---------------------------------------------------------------- training samples
+
+
+def test_both_samplings_see_each_training_target_once(make_config: Any, data_path: Path) -> None:
+    write_inter(data_path, "long", LONG)
+    parts = {
+        style: create_dataset(make_config(dataset="long", train_sampling=style)).build()
+        for style in ("user_all", "prefix_last")
+    }
+    # Of n items the first is no target, and the last two are held out (of 3 items, only the last).
+    expected = Counter(
+        (user, item)
+        for user, items in LONG.items()
+        for item in items[1 : len(items) - {2: 0, 3: 1}.get(len(items), 2)]
+    )
+    prefixes = Counter((user, target) for user, _, target in readable(parts["prefix_last"][0]))
+    assert prefixes == expected
+
+    windows = readable(parts["user_all"][0])
+    targets = Counter((u, item) for u, seq, target in windows for item in [*seq[1:], target])
+    assert targets == expected
+    for user, seq, target in windows:
+        window, items = [*seq, target], LONG[user]
+        slices = [items[k : k + len(window)] for k in range(len(items))]
+        assert window in slices, f"{window} is not a stretch of {user}'s history"
+        assert 1 <= len(seq) <= 4
+    # The newest windows are full; 20 targets of "a" in windows of 4 are 5 rows.
+    assert Counter(user for user, _, _ in windows) == {"a": 5, "b": 2, "c": 2, "d": 1, "e": 1}
+    assert ("a", LONG["a"][16:20], LONG["a"][20]) in windows
+
+    for part in (1, 2):
+        held_out = readable(parts["user_all"][part])
+        assert held_out == readable(parts["prefix_last"][part])
+        assert held_out
+
+
+def test_expected_targets_per_batch_follow_the_sampling(make_config: Any, data_path: Path) -> None:
+    """Losses are divided by this; a wrong value scales every gradient."""
+    write_inter(data_path, "long", LONG)
+
+    def built(style: str) -> Any:
+        config = make_config(dataset="long", train_sampling=style, train_batch_size=11)
+        return create_dataset(config).build()[0]
+
+    windows, prefixes = built("user_all"), built("prefix_last")
+    n_targets = 20 + 8 + 8 + 1 + 1
+    assert len(windows) == 11
+    assert windows.targets_per_batch == pytest.approx(n_targets)
+    assert windows.tokens_per_batch == pytest.approx(n_targets)
+    assert len(prefixes) == n_targets
+    assert prefixes.targets_per_batch == 11
+    lengths = [min(k, 4) for n in (20, 8, 8, 1, 1) for k in range(1, n + 1)]
+    assert prefixes.tokens_per_batch == pytest.approx(11 * sum(lengths) / n_targets)
+
+
+def test_user_all_refuses_a_split_that_is_not_by_time(make_config: Any) -> None:
+    train = create_dataset(make_config(train_sampling="prefix_last")).build()[0]
+    with_a_hole = train.copy(train.inter_feat[torch.tensor([0, 2])])
+    with pytest.raises(UserError, match=r"beginning of the history.*Use train_sampling=prefix_l"):
+        with_a_hole._windows()
+
+
+def test_users_with_one_to_four_items(make_config: Any, data_path: Path) -> None:
+    write_inter(data_path, "few", {f"u{n}": [f"i{k}" for k in range(n)] for n in (1, 2, 3, 4)})
+    values = {"dataset": "few", "k_noise": 1, "k_sample": 1}
+    dataset = create_dataset(make_config(train_sampling="prefix_last", **values))
+    train, valid, test = dataset.build()
+    assert readable(train) == [("u2", ["i0"], "i1"), ("u3", ["i0"], "i1"), ("u4", ["i0"], "i1")]
+    assert readable(valid) == [("u4", ["i0", "i1"], "i2")]
+    assert readable(test) == [("u3", ["i0", "i1"], "i2"), ("u4", ["i0", "i1", "i2"], "i3")]
+    assert dataset.user_num - 1 == 4  # u1 has no row but stays a user
+
+
+def test_no_training_rows_is_an_error(make_config: Any, data_path: Path) -> None:
+    write_inter(data_path, "single", {"u1": ["i1"], "u2": ["i3"]})
+    with pytest.raises(UserError, match=r"'single' has no training rows.*: 2 users"):
+        create_dataset(make_config(dataset="single")).build()
+
+
+# ---------------------------------------------------------------- training batches
+
+
+@pytest.fixture
+def many(make_config: Any, data_path: Path) -> Any:
+    """many(**config) -> (config, training part) of 40 users with 3 to 19 items."""
+    sequences = {f"u{k}": [f"i{(k + j) % 23}" for j in range(3 + k * 7 % 17)] for k in range(40)}
+    write_inter(data_path, "many", sequences)
+
+    def make(**values: Any) -> Any:
+        values = {"MAX_ITEM_LIST_LENGTH": 12, "train_batch_size": 8, **values}
+        config = make_config(dataset="many", **values)
+        return config, create_dataset(config).build()[0]
+
+    return make
+
+
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+def test_batches_hold_every_row_once_with_similar_lengths(many: Any, style: str) -> None:
+    config, train = many(train_sampling=style)
+    loader = BucketLoader(config, train)
+    batches = loader.batches()
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(len(train)))
+    assert len(batches) == len(loader) > 4
+    assert sorted(map(len, batches))[1:] == [8] * (len(batches) - 1)
+
+    lengths = train.inter_feat["item_length"]
+    spans = sorted((int(lengths[b].min()), int(lengths[b].max())) for b in batches)
+    for (_, longest), (shortest, _) in itertools.pairwise(spans):
+        assert longest <= shortest  # the batches cut the sorted lengths into stretches
+    by_chance = lengths[torch.randperm(len(lengths))].split(8)
+    spread = sum(high - low for low, high in spans)
+    assert spread < 0.5 * sum(int(part.max() - part.min()) for part in by_chance)
+
+    for index, batch in zip(batches, loader, strict=True):
+        assert batch["item_id_list"].shape == (len(index), int(lengths[index].max()))
+
+
+def test_batch_order_depends_on_seed_and_epoch_only(many: Any) -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        config, train = many(seed=seed)
+        loader = BucketLoader(config, train)
+        loader.set_epoch(epoch)
+        torch.manual_seed(epoch + 17)  # the global state must not matter
+        return [index.tolist() for index in loader.batches()]
+
+    first = order(1, 0)
+    assert order(1, 0) == first
+    assert order(1, 1) != first
+    assert order(2, 0) != first
+    assert {frozenset(b) for b in order(1, 1)} != {frozenset(b) for b in first}
+    lengths = [len(many()[1][torch.tensor(b)]["item_id_list"][0]) for b in first]
+    assert len(set(lengths)) == 1
+    longest = [int(many()[1].inter_feat["item_length"][b].max()) for b in first]
+    assert longest != sorted(longest)  # short batches do not all come first
+
+
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+def test_a_batch_equals_the_rows_of_the_data_set(many: Any, style: str) -> None:
+    config, train = many(train_sampling=style)
+    loader = BucketLoader(config, train)
+    for index in loader.batches():
+        batch, rows = loader.collate(index), train[index]
+        longest = batch["item_id_list"].shape[1]
+        assert torch.equal(batch["item_id_list"], rows["item_id_list"][:, :longest])
+        assert not rows["item_id_list"][:, longest:].any()
+        for field in ("user_id", "item_length", "item_id"):
+            assert torch.equal(batch[field], rows[field]), field
+
+
+def test_without_shuffling_rows_come_in_order(many: Any) -> None:
+    config, train = many(shuffle=False)
+    loader = BucketLoader(config, train)
+    assert torch.cat(loader.batches()).tolist() == list(range(len(train)))
+
+
+# ---------------------------------------------------------------- earlier items of a row
+
+
+def test_history_holds_all_earlier_items_but_never_the_target(
+    make_config: Any, data_path: Path
+) -> None:
+    write_inter(data_path, "long", LONG)
+    train, valid, test = create_dataset(
+        make_config(dataset="long", train_sampling="prefix_last")
+    ).build()
+    for part, end in ((valid, -2), (test, -1)):
+        rows = all_rows(part)
+        row, item = part.history(rows)
+        found: dict[int, list[str]] = {k: [] for k in range(len(rows))}
+        for k, name in zip(row.tolist(), raw(part, "item_id", item), strict=True):
+            found[k].append(name)
+        for k, user in enumerate(raw(part, "user_id", rows["user_id"])):
+            sequence = LONG[user] if len(LONG[user]) > 3 else [*LONG[user]]
+            place = len(sequence) + end
+            target = sequence[place]
+            assert raw(part, "item_id", rows["item_id"][[k]]) == [target]
+            assert found[k] == [item for item in sequence[:place] if item != target]
+    # "b" repeats its test target i5 seven times: it must not be taken out of its own ranking.
+    rows = all_rows(test)
+    user = raw(test, "user_id", rows["user_id"]).index("b")
+    row, item = test.history(rows)
+    assert set(raw(test, "item_id", item[row == user])) == {"i7", "i8", "i9"}
+    assert len(train.history(train[[0]])[0]) == 1
+
+
+def test_evaluation_batches_carry_the_history(build: Any) -> None:
+    _, _, valid, test, _ = build()
+    for loader in (valid, test):
+        for interaction, history, rows, targets in loader:
+            assert history is not None
+            row, item = history
+            assert row.max() < len(interaction)
+            assert torch.equal(rows, torch.arange(len(interaction)))
+            assert torch.equal(targets, interaction["item_id"])
+            assert not (item == targets[row]).any()
+
+
+# ---------------------------------------------------------------- faults of RecBole
+
+
+def test_exact_time_order_where_float32_cannot_tell_seconds_apart(
+    make_config: Any, data_path: Path
+) -> None:
+    items = [f"i{k}" for k in range(9)]
+    times = [1_500_000_000 + 30 * k for k in range(9)]
+    assert len(np.unique(np.float32(times))) < len(times)
+    newest_first = [f"u,{i},{t}" for i, t in zip(items[::-1], times[::-1], strict=True)]
+    path = data_path / "seconds" / "seconds.inter"
+    write_atomic(path, "user_id:token,item_id:token,timestamp:float", newest_first)
+    config = make_config(dataset="seconds", train_sampling="prefix_last", MAX_ITEM_LIST_LENGTH=20)
+
+    (user, history, target) = readable(create_dataset(config).build()[2])[0]
+    assert (user, [*history, target]) == ("u", items)
+
+    rounded = RecBoleRows(config).build()[2].inter_feat  # what float32 makes of the same file
+    dataset = create_dataset(config)
+    wrong = raw(dataset, "item_id", rounded["item_id_list"][0][: rounded["item_length"][0]])
+    assert wrong != history
+
+
+@pytest.fixture
+def with_holes(data_path: Path) -> Path:
+    """A data set whose optional columns have empty cells."""
+    folder = data_path / "holes"
+    write_atomic(
+        folder / "holes.inter",
+        "user_id:token,item_id:token,timestamp:float,rating:float,place:token,tags:token_seq",
+        [
+            "u1,i1,1,2.0,home,red blue",
+            "u1,i2,2,,,",
+            "u1,i3,3,4.0,shop,blue",
+            "u1,i1,4,3.0,home,",
+            "u2,i2,1,,shop,red",
+            "u2,i3,2,3.0,,green",
+            "u2,i1,3,3.0,home,red",
+            "u2,i2,4,3.0,home,red",
+        ],
+    )
+    write_atomic(
+        folder / "holes.item",
+        "item_id:token,kind:token,genre:token_seq,year:float,vector:float_seq",
+        ["i1,a,x y,1990,0.5 1.5", "i2,,,,", "i3,b,y,2000,2.5"],
+    )
+    return folder
+
+
+def test_missing_values_of_interactions(make_config: Any, with_holes: Path) -> None:
+    config = make_config(dataset="holes", load_col=None, k_noise=1)
+    dataset = create_dataset(config)
+    dataset.build()
+    flat = dataset.flat
+    assert flat["rating"].tolist() == [2.0, 3.0, 4.0, 3.0, 3.0, 3.0, 3.0, 3.0]  # 3.0 is the mean
+    assert raw(dataset, "place", flat["place"]) == [
+        *("home", "[PAD]", "shop", "home"),
+        *("shop", "[PAD]", "home", "home"),
+    ]
+    assert [raw(dataset, "tags", row) for row in flat["tags"]] == [
+        ["red", "blue"],
+        ["[PAD]", "[PAD]"],
+        ["blue", "[PAD]"],
+        ["[PAD]", "[PAD]"],
+        ["red", "[PAD]"],
+        ["green", "[PAD]"],
+        ["red", "[PAD]"],
+        ["red", "[PAD]"],
+    ]
+
+
+def test_missing_values_of_items(make_config: Any, with_holes: Path) -> None:
+    config = make_config(
+        dataset="holes",
+        load_col={**LOAD, "item": ["item_id", "kind", "genre", "year", "vector"]},
+        k_noise=1,
+    )
+    dataset = create_dataset(config)
+    dataset.build()
+    item = dataset.get_item_feature()
+    ids = raw(dataset, "item_id", item["item_id"])
+    rows = {name: k for k, name in enumerate(ids)}
+    assert raw(dataset, "kind", item["kind"][[rows["i1"], rows["i2"], rows["i3"]]]) == [
+        *("a", "[PAD]", "b")
+    ]
+    assert raw(dataset, "genre", item["genre"][rows["i1"]]) == ["x", "y"]
+    assert raw(dataset, "genre", item["genre"][rows["i2"]]) == ["[PAD]", "[PAD]"]
+    assert item["year"][[rows["i1"], rows["i2"], rows["i3"]]].tolist() == [1990, 1995, 2000]
+    assert item["vector"][rows["i2"]].tolist() == [0, 0]
+    assert item["vector"][rows["i3"]].tolist() == [2.5, 0]
+
+
+def test_items_without_a_line_in_the_item_file(make_config: Any, with_holes: Path) -> None:
+    path = with_holes / "holes.item"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # i3 is gone
+    config = make_config(
+        dataset="holes",
+        load_col={**LOAD, "item": ["item_id", "kind", "genre"]},
+        filter_inter_by_user_or_item=False,
+        k_noise=1,
+    )
+    dataset = create_dataset(config)
+    dataset.build()
+    item = dataset.get_item_feature()
+    row = raw(dataset, "item_id", item["item_id"]).index("i3")
+    assert raw(dataset, "genre", item["genre"][row]) == ["[PAD]", "[PAD]"]
+    assert raw(dataset, "kind", item["kind"][[row]]) == ["[PAD]"]
+
+
+def test_sequence_cells_are_cut_to_seq_len(make_config: Any, with_holes: Path) -> None:
+    config = make_config(
+        dataset="holes",
+        load_col={**LOAD, "item": ["item_id", "genre"]},
+        seq_len={"genre": 1},
+        k_noise=1,
+    )
+    dataset = create_dataset(config)
+    dataset.build()
+    item = dataset.get_item_feature()
+    row = raw(dataset, "item_id", item["item_id"]).index("i1")
+    assert raw(dataset, "genre", item["genre"][row]) == ["x"]
+
+
+def test_ids_that_look_like_missing_values_stay_ids(make_config: Any, data_path: Path) -> None:
+    sequences = {
+        "NA": ["NA", "None", "null", "nan", '"x', "NULL"],
+        "None": ["None", "n/a", "NA", "null"],
+    }
+    write_inter(data_path, "odd", sequences)
+    dataset = create_dataset(make_config(dataset="odd", train_sampling="prefix_last"))
+    test = dataset.build()[2]
+    assert {user: [*history, target] for user, history, target in readable(test)} == {
+        "NA": ["None", "null", "nan", '"x', "NULL"],  # the newest four, and the target
+        "None": ["None", "n/a", "NA", "null"],
+    }
+    assert str(dataset.statistics).startswith("2 users, 7 items, 10 actions")
+
+
+def test_removing_duplicates_keeps_the_order_of_equal_times(
+    make_config: Any, data_path: Path
+) -> None:
+    """Days as times: RecBole's unstable sort shuffles what happened on one day."""
+    lines = [(f"u{k % 2}", f"i{k * 7 % 60}", k * 37 % 3) for k in range(200)]
+    times = np.array([time for _, _, time in lines], dtype=float)
+    by_time = times.argsort(kind="stable")
+    assert (times.argsort() != by_time).any()  # what RecBole's sort would do
+    expected: dict[str, list[str]] = {"u0": [], "u1": []}
+    for user, item, _ in (lines[k] for k in by_time):
+        if item not in expected[user]:
+            expected[user].append(item)
+    rows = [f"{user},{item},{time}" for user, item, time in lines]
+    write_atomic(
+        data_path / "days" / "days.inter", "user_id:token,item_id:token,timestamp:float", rows
+    )
+    config = make_config(dataset="days", rm_dup_inter="first", MAX_ITEM_LIST_LENGTH=100)
+    dataset = create_dataset(config)
+    test = dataset.build()[2]
+    assert {user: [*history, target] for user, history, target in readable(test)} == expected
+    assert dataset.statistics.actions == sum(map(len, expected.values()))
+
+
+def test_arrays_are_copied_before_torch_may_write_to_them(make_config: Any) -> None:
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            create_dataset(make_config()).build()
+    finally:
+        torch.set_warn_always(False)
+    assert [str(w.message) for w in caught if "writable" in str(w.message)] == []
+
+
+@pytest.fixture
+def benchmark(data_path: Path) -> dict[str, Any]:
+    """Pre-split sequences in three files; the configuration that reads them."""
+    header = "user_id:token,item_id_list:token_seq,item_id:token"
+    files = {
+        "train": ["u1,i1,i2", "u1,i1 i2,i3", "u2,i4 i5,i1"],
+        "valid": ["u1,i1 i2 i3,i4", "u2,i4 i5 i1,i2"],
+        "test": ["u1,i1 i2 i3 i4,i5", "u2,i5 i1 i2,i3"],
+    }
+    for name, rows in files.items():
+        write_atomic(data_path / "split" / f"split.{name}.inter", header, rows)
+    return {
+        "dataset": "split",
+        "load_col": {"inter": ["user_id", "item_id_list", "item_id"]},
+        "alias_of_item_id": ["item_id_list"],
+        "benchmark_filename": ["train", "valid", "test"],
+        "train_sampling": "prefix_last",
+    }
+
+
+@pytest.mark.parametrize("model", ["SimDiffRec", "SASRec"])
+def test_benchmark_files_load_train_and_evaluate(
+    build: Any, benchmark: dict[str, Any], tmp_path: Path, model: str
+) -> None:
+    config, train, valid, test, network = build(model, **benchmark)
+    assert readable(train._dataset) == [
+        ("u1", ["i1"], "i2"),
+        ("u1", ["i1", "i2"], "i3"),
+        ("u2", ["i4", "i5"], "i1"),
+    ]
+    assert readable(valid._dataset)[0] == ("u1", ["i1", "i2", "i3"], "i4")
+    assert readable(test._dataset)[1] == ("u2", ["i5", "i1", "i2"], "i3")
+    batches = list(train)
+    assert sum(map(len, batches)) == 3
+    losses = network.calculate_loss(batches[0])
+    assert torch.isfinite(sum(losses) if isinstance(losses, tuple) else losses)
+    result = PlanTrainer(config, network, tmp_path).evaluate_protocols(test)
+    assert result[KEPT]["hit@5"] == 1.0  # there are five items
+
+
+def test_benchmark_files_cannot_give_whole_histories(
+    make_config: Any, benchmark: dict[str, Any]
+) -> None:
+    config = make_config(**benchmark | {"train_sampling": "user_all"})
+    with pytest.raises(UserError, match="user_all needs one interaction a line; benchmark_filen"):
+        create_dataset(config).build()
+
+
+def test_a_missing_benchmark_file_is_named(make_config: Any, benchmark: dict[str, Any]) -> None:
+    config = make_config(**benchmark | {"benchmark_filename": ["train", "valid", "gone"]})
+    with pytest.raises(UserError, match=r"split\.gone\.inter does not exist.*--data_path"):
+        create_dataset(config)
+
+
+class _Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def test_a_pickled_data_set_in_the_output_folder_is_never_opened(
+    make_config: Any, tmp_path: Path
+) -> None:
+    """RecBole reads such a file whenever it exists, and would honour its old split."""
+    marker, saved = tmp_path / "exploded", tmp_path / "saved"
+    saved.mkdir()
+    bomb = pickle.dumps(_Bomb(marker))
+    pickle.loads(bomb)
+    assert marker.exists()  # the bomb works
+    marker.unlink()
+    for name in ("FlatDataset", "SequentialDataset", "Dataset", "for-SimDiffRec-dataloader"):
+        (saved / f"toy-{name}.pth").write_bytes(bomb)
+    split = {"split": {"RS": [0.5, 0.25, 0.25]}, "order": "TO", "group_by": "user"}
+    config = make_config(eval_args=split, train_sampling="prefix_last")
+    parts = create_dataset(config).build()
+    create_loaders(config, create_dataset(config))
+    assert not marker.exists()
+    # "a" has 8 rows: 4, 2 and 2 of them, where leave-one-out would give 6, 1 and 1.
+    assert [sum(user == "a" for user, _, _ in readable(part)) for part in parts] == [4, 2, 2]
+
+
+# ---------------------------------------------------------------- finding and downloading files
+
+
+@pytest.fixture
+def known_name(make_config: Any) -> Any:
+    """Config of a data set that RecBole can download."""
+    return make_config(
+        dataset="amazon-beauty",
+        user_inter_num_interval="[0,inf)",
+        item_inter_num_interval="[0,inf)",
+        MAX_ITEM_LIST_LENGTH=4,
+    )
+
+
+def test_first_download_needs_no_process_group(
+    known_name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(url: str, folder: str) -> str:
+        assert url.endswith("Amazon_Beauty.zip")
+        source = write_inter(tmp_path / "remote", "Amazon_Beauty", SEQUENCES)
+        with zipfile.ZipFile(Path(folder) / "Amazon_Beauty.zip", "w") as archive:
+            archive.write(source, source.name)
+        return str(Path(folder) / "Amazon_Beauty.zip")
+
+    monkeypatch.setattr(recbole_dataset, "decide_download", lambda url: True)
+    monkeypatch.setattr(recbole_dataset, "download_url", download)
+    dataset = create_dataset(known_name)
+    assert dataset.build()[2].statistics.actions == 30
+    assert [path.name for path in Path(known_name["data_path"]).iterdir()] == [
+        "amazon-beauty.inter"
+    ]
+
+
+def test_a_failed_download_says_what_to_do(
+    known_name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(url: str) -> bool:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(recbole_dataset, "decide_download", offline)
+    with pytest.raises(UserError) as caught:
+        create_dataset(known_name)
+    message = str(caught.value)
+    assert f"{known_name['data_path']}/amazon-beauty.inter does not exist" in message
+    assert "Amazon_Beauty.zip failed" in message
+    assert "no route to host" in message
+    assert "Fetch it by hand, unpack it there, or set --data_path" in message
+
+
+def test_an_unknown_data_set_names_the_place_searched(make_config: Any, data_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        create_dataset(make_config(dataset="no-such-data"))
+    message = str(caught.value)
+    assert f"{data_path}/no-such-data/no-such-data.inter does not exist" in message
+    assert "--data_path at the folder that holds no-such-data/no-such-data.inter" in message
+
+
+def test_a_folder_without_the_file_names_it(make_config: Any, data_path: Path) -> None:
+    (data_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty/empty\.inter does not exist.*--data_path"):
+        create_dataset(make_config(dataset="empty"))
+
+
+def test_a_missing_column_is_named_with_those_there_are(make_config: Any) -> None:
+    columns = ["user_id", "item_id", "timestamp", "rating"]
+    with pytest.raises(UserError, match=r"has no column rating; it has user_id:token.*load_col"):
+        create_dataset(make_config(load_col={"inter": columns}))
+
+
+def test_a_missing_time_column_is_named(make_config: Any) -> None:
+    config = make_config(load_col={"inter": ["user_id", "item_id"]})
+    with pytest.raises(UserError, match=r"time column 'timestamp' is not loaded.*TIME_FIELD.*load"):
+        create_loaders(config, create_dataset(config))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("user_id:token,item_id,timestamp:float", "column 'item_id' must be 'name:type'"),
+        ("user_id:token,item_id:str,timestamp:float", "column 'item_id:str' must be 'name:type'"),
+        ("user_id:token,item_id:token,timestamp:float", "is not a readable atomic file"),
+    ],
+)
+def test_unreadable_files_are_named(
+    make_config: Any, data_path: Path, header: str, message: str
+) -> None:
+    path = write_atomic(data_path / "bad" / "bad.inter", header, ["u1,i1,yesterday"])
+    with pytest.raises(UserError, match=message) as caught:
+        create_dataset(make_config(dataset="bad"))
+    assert str(path) in str(caught.value)
+
+
+def test_an_error_inside_recbole_names_the_data_set(make_config: Any) -> None:
+    config = make_config(user_inter_num_interval="[99,inf)")
+    with pytest.raises(UserError, match=r"dataset='toy' \(.*toy\.inter\): Some feat is empty"):
+        create_dataset(config)
+
+
+def test_models_with_a_data_set_class_of_their_own_are_refused(make_config: Any) -> None:
+    with pytest.raises(UserError, match="model=DIEN needs RecBole's DIENDataset"):
+        create_dataset(make_config("DIEN"))
+
+
+# ---------------------------------------------------------------- what a data set tells
+
+
+def test_statistics_line(make_config: Any) -> None:
+    dataset = create_dataset(make_config())
+    parts = dataset.build()
+    line = "6 users, 12 items, 30 actions, average length 5.00, sparsity 58.33%"
+    assert str(dataset.statistics) == line
+    assert str(parts[1].statistics) == line  # the whole data set's, whichever part is asked
+
+
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+def test_item_counter_counts_every_training_target(
+    make_config: Any, data_path: Path, style: str
+) -> None:
+    write_inter(data_path, "long", LONG)
+    train = create_dataset(make_config(dataset="long", train_sampling=style)).build()[0]
+    expected = Counter(LONG["a"][1:-2] + LONG["b"][1:-2] + LONG["c"][1:-2] + ["i2", "i6"])
+    found = {raw(train, "item_id", [item])[0]: n for item, n in train.item_counter.items()}
+    assert found == expected
+
+
+def test_item_titles(make_config: Any, data_path: Path) -> None:
+    assert create_dataset(make_config()).item_titles() == {}
+    dataset = create_dataset(make_config(item_title_field="title"))
+    with pytest.raises(UserError, match=r"item_title_field='title' needs .*toy\.item, which does"):
+        dataset.item_titles()
+    write_atomic(
+        data_path / "toy" / "toy.item",
+        "item_id:token,title:token_seq,year:float",
+        ['i1,The "First" One,1990', "i2,None,", "i3,,1992"],
+    )
+    assert dataset.item_titles() == {"i1": 'The "First" One', "i2": "None", "i3": ""}
+    dataset = create_dataset(make_config(item_title_field="name"))
+    with pytest.raises(UserError, match="no column 'name'; it has item_id, title, year"):
+        dataset.item_titles()
+
+
+def test_five_core_of_the_amazon_settings(make_config: Any, data_path: Path) -> None:
+    """Rare users and items go in rounds until none is left, after duplicates went."""
+    pairs = [(f"u{u}", f"i{i}") for u in range(6) for i in range(6)]
+    pairs += [("u0", "i0"), ("u0", "i1")]  # duplicates
+    pairs += [("dup", "i0")] * 3 + [("dup", f"i{i}") for i in (1, 2, 3)]  # 6 lines, 4 items
+    pairs += [("few", f"i{i}") for i in range(4)]
+    pairs += [(f"u{u}", "rare") for u in range(3)]
+    # "chain" has five items, but one of them is "link", which only four others have.
+    pairs += [("chain", item) for item in ("i0", "i1", "i2", "i3", "link")]
+    pairs += [(f"u{u}", "link") for u in range(3)]
+    rows = [f"{user},{item},{k}" for k, (user, item) in enumerate(pairs)]
+    write_atomic(
+        data_path / "raw" / "raw.inter", "user_id:token,item_id:token,timestamp:float", rows
+    )
+    settings = read_yaml(properties_dir() / "dataset" / "amazon-beauty.yaml")
+    dataset = create_dataset(make_config(dataset="raw", **settings))
+    dataset.build()
+    kept = list(
+        zip(
+            raw(dataset, "user_id", dataset.flat["user_id"]),
+            raw(dataset, "item_id", dataset.flat["item_id"]),
+            strict=True,
+        )
+    )
+    assert sorted(kept) == sorted({(f"u{u}", f"i{i}") for u in range(6) for i in range(6)})
+    assert min(Counter(user for user, _ in kept).values()) >= 5
+    assert min(Counter(item for _, item in kept).values()) >= 5
+    first = [item for user, item in kept if user == "u0"]
+    assert first == [f"i{i}" for i in range(6)]  # the first of the duplicates stayed
+
+
+def test_sampled_evaluation_still_works(build: Any, tmp_path: Path) -> None:
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
+    results = {}
+    for mode in ("full", "uni2"):
+        config, _, valid, test, model = build(eval_args={**split, "mode": mode})
+        trainer = PlanTrainer(config, model, tmp_path)
+        results[mode] = [trainer.evaluate_protocols(part) for part in (valid, test)]
+    for result in results["uni2"]:
+        assert list(result) == [KEPT]
+        assert result[KEPT]["hit@5"] == 1.0  # the target and two others are ranked
+        assert result[KEPT]["mrr@5"] >= 1 / 3
+    assert min(result[KEPT]["hit@5"] for result in results["full"]) < 1.0  # all 12 are

@@ -1,0 +1,194 @@
+"""Models by name, and the contract that every model of this package keeps."""
+
+from typing import Any
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_simdiff.config import Config, properties_dir, read_yaml
+from recbole_simdiff.data import BucketLoader
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import available_models, get_model, plugin_models, recbole_models
+from recbole_simdiff.trainer import PlanTrainer, TargetCollector
+
+MODELS = sorted(plugin_models())
+LONGER = 9  # positions of a batch padded beyond its longest row
+
+
+def test_models_are_found() -> None:
+    assert "SimDiffRec" in MODELS
+    assert {"SASRec", "GRU4Rec", "BERT4Rec", "S3Rec", "FPMC"} <= set(recbole_models())
+    assert available_models() == [*MODELS, *sorted(recbole_models())]
+    for name in available_models():
+        found = get_model(name)
+        assert found.__name__ == name
+        package = "recbole_simdiff.models" if name in MODELS else "recbole.model.sequential_reco"
+        assert found.__module__.startswith(package)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("simdiffrec", "SimDiffRec"), ("SasRec", "SASRec"), ("Bert4Rec", "BERT4Rec")],
+)
+def test_unknown_names_get_the_nearest(name: str, nearest: str) -> None:
+    message = f"model='{name}' is not a sequential model of .* Did you mean {nearest}.* list' name"
+    with pytest.raises(UserError, match=message):
+        get_model(name)
+
+
+@pytest.mark.parametrize("name", ["Xyzzy", "BPR", ""])
+def test_names_like_no_other(name: str) -> None:
+    """BPR is a model of RecBole, but not a sequential one."""
+    with pytest.raises(UserError, match=f"model='{name}' is not a sequential model of"):
+        get_model(name)
+
+
+# ---------------------------------------------------------------- the contract
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def made(build: Any, make_config: Any, name: str) -> Any:
+    """(config, training loader, test loader, model): every loss weight positive."""
+    weights = [key for key in read_yaml(properties_dir() / f"model/{name}.yaml") if "weight" in key]
+    values = {key: make_config(name)[key] or 0.1 for key in weights}
+    config, train, _, test, model = build(name, MAX_ITEM_LIST_LENGTH=LONGER, **values)
+    return config, train, test, model
+
+
+def longest_batch(loader: Any) -> Interaction:
+    """A batch whose longest row is shorter than the maximum, so that it can be padded."""
+    return max(loader, key=lambda batch: batch["item_id_list"].shape[1])
+
+
+def padded(batch: Interaction) -> Interaction:
+    items = batch["item_id_list"]
+    assert items.shape[1] < LONGER
+    more = torch.nn.functional.pad(items, (0, LONGER - items.shape[1]))
+    return Interaction({**batch.interaction, "item_id_list": more})
+
+
+def total(losses: Any) -> torch.Tensor:
+    return sum(losses) if isinstance(losses, tuple) else losses
+
+
+def test_there_are_models_to_test() -> None:
+    assert len(MODELS) >= 1
+
+
+def test_it_builds_from_its_yaml_alone(name: str, data_path: Any) -> None:
+    """With nothing but the defaults and a data set."""
+    config = Config(name, "toy", overrides={"data_path": str(data_path)})
+    own = read_yaml(properties_dir() / f"model/{name}.yaml")
+    assert own
+    assert {key: config[key] for key in own} == own
+    assert config.model_class is plugin_models()[name]
+
+
+def test_the_loss_is_finite_and_reaches_every_parameter(made: Any) -> None:
+    _, train, _, model = made
+    assert isinstance(train, BucketLoader)
+    losses = model.calculate_loss(longest_batch(train))
+    for value in losses if isinstance(losses, tuple) else (losses,):
+        assert torch.isfinite(value)
+        assert value > 0
+    total(losses).backward()
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable
+    assert [n for n, p in trainable.items() if p.grad is None] == []
+    # A bias of the keys shifts all scores of a query alike: softmax takes it out.
+    assert [n for n, p in trainable.items() if not p.grad.any() and "key.bias" not in n] == []
+    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
+
+
+def test_one_step_of_training_changes_the_scores(made: Any) -> None:
+    _, train, test, model = made
+    batch = next(iter(test))[0]
+    model.eval()
+    before = model.full_sort_predict(batch).detach()
+    model.train()
+    total(model.calculate_loss(longest_batch(train))).backward()
+    torch.optim.Adam(model.parameters(), 0.01).step()
+    model.eval()
+    assert not torch.allclose(model.full_sort_predict(batch), before)
+
+
+def test_predict_is_a_column_of_full_sort_predict(made: Any) -> None:
+    config, _, test, model = made
+    model.eval()
+    batch = next(iter(test))[0]
+    scores = model.full_sort_predict(batch)
+    assert scores.shape == (len(batch), model.n_items)
+    assert scores.std() > 0
+    column = scores.gather(1, batch[config["ITEM_ID_FIELD"]].unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(model.predict(batch), column)
+    torch.testing.assert_close(model.full_sort_predict(batch), scores)  # no hidden randomness
+
+
+def test_padding_changes_nothing(made: Any) -> None:
+    _, train, _, model = made
+    model.eval()  # no dropout: its draws depend on the padding
+    batch = longest_batch(train)
+    torch.testing.assert_close(
+        model.full_sort_predict(padded(batch)), model.full_sort_predict(batch)
+    )
+    torch.manual_seed(0)
+    short = total(model.calculate_loss(batch))
+    torch.manual_seed(0)
+    torch.testing.assert_close(total(model.calculate_loss(padded(batch))), short)
+
+
+def test_padding_is_never_recommended(
+    made: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _, test, model = made
+    shown = []
+
+    def collect(self: Any, scores: Any, *rest: Any) -> None:
+        shown.append(scores.topk(max(self.topk)).indices)
+        collect_batch(self, scores, *rest)
+
+    collect_batch = TargetCollector.eval_batch_collect
+    monkeypatch.setattr(TargetCollector, "eval_batch_collect", collect)
+    score = model.full_sort_predict
+
+    def prefer_padding(batch: Interaction) -> torch.Tensor:
+        scores = score(batch).clone()
+        scores[:, 0] = 1e6
+        return scores
+
+    monkeypatch.setattr(model, "full_sort_predict", prefer_padding)
+    PlanTrainer(config, model, tmp_path).evaluate_protocols(test)
+    assert shown
+    assert all((items > 0).all() for items in shown)
+    assert all((items < model.n_items).all() for items in shown)
+
+
+def test_weights_restore_the_scores(made: Any) -> None:
+    config, train, test, model = made
+    torch.manual_seed(1)
+    other = config.model_class(config, train._dataset)
+    batch = next(iter(test))[0]
+    model.eval()
+    other.eval()
+    expected = model.full_sort_predict(batch)
+    assert not torch.allclose(other.full_sort_predict(batch), expected)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.full_sort_predict(batch), expected)
+
+
+def test_the_seed_decides_the_loss(made: Any) -> None:
+    config, train, _, _ = made
+
+    def loss(seed: int) -> float:
+        torch.manual_seed(seed)
+        model = config.model_class(config, train._dataset)
+        return total(model.calculate_loss(longest_batch(train))).item()
+
+    assert loss(0) == loss(0)
+    assert loss(0) != loss(1)
