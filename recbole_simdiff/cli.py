@@ -16,6 +16,7 @@ from recbole_simdiff.models import plugin_models, recbole_models
 from recbole_simdiff.run import RESUMABLE_KEYS, RunResult, evaluate, run, stored_config
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
+DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
 COMMANDS = ("train", "evaluate", "recommend", "list")
 EPILOG = """\
 examples:
@@ -37,11 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Diffusion and contrastive sequential recommendation on RecBole.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,recommend,list}")
 
     train = commands.add_parser(
         "train",
+        allow_abbrev=False,
         help="train a model, select on validation, test once, save (the default)",
         description="Train a model. Every other --key=value overrides the configuration; "
         "'list --explain' shows all keys.",
@@ -51,13 +54,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", metavar="RUN", help="folder of a stopped run, or its last.safetensors"
     )
 
-    test = commands.add_parser("evaluate", help="evaluate a checkpoint on its data set")
+    test = commands.add_parser(
+        "evaluate", allow_abbrev=False, help="evaluate a checkpoint on its data set"
+    )
     test.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file"
     )
 
     recommend = commands.add_parser(
         "recommend",
+        allow_abbrev=False,
         help="top-k items for users or histories, from a checkpoint alone",
         description="Histories are item ids as in the data set, oldest first. --input reads one a "
         'line: \'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON).',
@@ -83,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument("--use_gpu", choices=("true", "false"), default="true")
 
     listing = commands.add_parser(
-        "list", help="models, data sets and presets; --explain: every value"
+        "list", allow_abbrev=False, help="models, data sets and presets; --explain: every value"
     )
     _add_model_arguments(listing)
     listing.add_argument("--explain", action="store_true", help="each effective value and its file")
@@ -91,8 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", "-m", default="SimDiffRec", help="default SimDiffRec")
-    parser.add_argument("--dataset", "-d", default="ml-100k", help="default ml-100k")
+    parser.add_argument("--model", "-m", help=f"default {DEFAULTS['model']}")
+    parser.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
     parser.add_argument(
         "--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win"
     )
@@ -114,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped before training began; nothing was written", file=sys.stderr)
+        print("stopped; a run that had begun keeps its last finished epoch", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         sys.stderr.close()
@@ -123,12 +129,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _config(namespace: argparse.Namespace, overrides: dict[str, Any]) -> Config:
     files = [part for text in namespace.config_files for part in text.replace(",", " ").split()]
-    return Config(namespace.model, namespace.dataset, files, overrides)
+    model, dataset = (getattr(namespace, key) or DEFAULTS[key] for key in DEFAULTS)
+    return Config(model, dataset, files, overrides)
 
 
 def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     resume = None
     if namespace.resume:
+        for key in ("model", "dataset", "config_files"):
+            if getattr(namespace, key):
+                raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
         resume = checkpoint.find(namespace.resume, LAST)
         config = stored_config(checkpoint.load(resume)[1], overrides, RESUMABLE_KEYS)
     else:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recbole_simdiff import __version__, checkpoint
 from recbole_simdiff.config import Config
-from recbole_simdiff.data import FlatDataset, create_dataset, create_loaders
+from recbole_simdiff.data import FlatDataset, Statistics, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.trainer import BEST, PROTOCOLS, Metrics, PlanTrainer, load_model_state
 
@@ -91,7 +91,7 @@ def format_table(results: Mapping[str, dict[str, Metrics]], digits: int = 4) -> 
     Returns:
         str: an aligned table.
     """
-    first = next(iter(next(iter(results.values())).values()))
+    first = next(metrics for protocols in results.values() for metrics in protocols.values())
     rows = [["split", "protocol", *first]]
     for split, protocols in results.items():
         for protocol, metrics in protocols.items():
@@ -133,13 +133,13 @@ def run(config: Config, resume: Path | None = None) -> RunResult:
     )
     trainer = PlanTrainer(config, model, run_dir, payload, _histories(dataset))
     if resume:
-        check_same_items(resume, checkpoint.load(resume)[1], dataset)
+        check_same_data(resume, *checkpoint.load(resume), dataset)
         trainer.resume(resume)
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
-    progress = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
-
-    trainer.load_weights(run_dir / BEST)
-    results = evaluate_splits(trainer, valid_data, test_data, config["show_progress"])
+    with trainer.stoppable():
+        progress = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
+        trainer.load_weights(run_dir / BEST)
+        results = evaluate_splits(trainer, valid_data, test_data, config["show_progress"])
     result = RunResult(
         valid=results.get("valid", {}),
         test=results.get("test", {}),
@@ -197,7 +197,7 @@ def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> R
     start_logging(None, config["state"])
     dataset, train_data, valid_data, test_data, model = prepare(config)
     logger.info(f"{config['dataset']}: {dataset.statistics}")
-    check_same_items(path, content, dataset)
+    check_same_data(path, tensors, content, dataset)
     load_model_state(model, checkpoint.split(tensors, "model"), path)
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
@@ -241,18 +241,27 @@ def stored_config(
     return Config(stored["model"], stored["dataset"], overrides=values, origin="checkpoint")
 
 
-def check_same_items(path: Path, content: Mapping[str, Any], dataset: FlatDataset) -> None:
-    """Refuse data whose items or users are not the checkpoint's.
+def check_same_data(
+    path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], dataset: FlatDataset
+) -> None:
+    """Refuse data that are not the checkpoint's: other items, users, or order of events.
+
+    Args:
+        path (Path): the checkpoint, for the message.
+        tensors (Mapping): its tensors.
+        content (Mapping): its JSON content.
+        dataset (FlatDataset): the data set about to be used.
 
     Raises:
         UserError: if they differ.
     """
-    if content["items"] != item_ids(dataset) or content["users"] != user_ids(dataset):
+    stored = checkpoint.split(tensors, "data")
+    same = content["items"] == item_ids(dataset) and content["users"] == user_ids(dataset)
+    if not same or any(not torch.equal(v, stored[k]) for k, v in _histories(dataset).items()):
         raise UserError(
             f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one "
-            f"{path} was trained on: it has {len(item_ids(dataset)) - 1} items and "
-            f"{len(user_ids(dataset)) - 1} users, the checkpoint {len(content['items']) - 1} and "
-            f"{len(content['users']) - 1}, or in another order"
+            f"{path} was trained on: it has {dataset.statistics}, the checkpoint "
+            f"{Statistics(**content['statistics'])}; or its events come in another order"
         )
 
 

@@ -133,7 +133,7 @@ class PlanTrainer(Trainer):
         self.saved_model_file = str(run_dir / BEST)
         self.progress = Progress()
         self._signal: int | None = None
-        self._evaluating = False
+        self._stoppable = False
         self.item_tensor: Any = None
         self._resume_rng: dict[str, Tensor] | None = None
         for metric in self.evaluator.metric_class.values():
@@ -161,7 +161,7 @@ class PlanTrainer(Trainer):
         if self.config["train_neg_sample_args"].get("dynamic"):
             train_data.get_model(self.model)
         phases = training_plan(self.model, self.config)
-        with self._signals():
+        with self.stoppable():
             if not (self.run_dir / LAST).is_file():
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
             for number in range(self.progress.phase, len(phases)):
@@ -169,7 +169,11 @@ class PlanTrainer(Trainer):
                     self.progress.phase, self.progress.epoch = number, 0
                     self.optimizer = self._build_optimizer()
                     self.save_state(LAST)
-                self._fit_phase(phases[number], train_data, valid_data, show_progress)
+                try:
+                    self._fit_phase(phases[number], train_data, valid_data, show_progress)
+                except Interrupted:
+                    self.save_state(LAST)
+                    raise
         return self.progress
 
     def _fit_phase(
@@ -385,7 +389,7 @@ class PlanTrainer(Trainer):
                 collectors[REMOVED].eval_batch_collect(scores, interaction, positive_u, positive_i)
         results = {}
         for name, collector in collectors.items():
-            if "rec.topk" in collector.data_struct or "rec.items" in collector.data_struct:
+            if any(key.startswith("rec.") for key in collector.data_struct._data_dict):
                 collector.model_collect(self.model)
                 values = self.evaluator.evaluate(collector.get_data_struct())
                 results[name] = {metric: float(value) for metric, value in values.items()}
@@ -450,8 +454,12 @@ class PlanTrainer(Trainer):
     # ------------------------------------------------------------------ signals and random states
 
     @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a request that the loop honours; a second one is final."""
+    def stoppable(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into a request that the loops honour; a second one is final."""
+        if self._stoppable:
+            yield
+            return
+        self._stoppable = True
         before: dict[int, Any] = {}
 
         def ask(signum: int, frame: FrameType | None) -> None:
@@ -467,29 +475,22 @@ class PlanTrainer(Trainer):
         try:
             yield
         finally:
+            self._stoppable = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _stop_if_asked(self) -> None:
         if self._signal is not None:
             signum, self._signal = self._signal, None
-            if not self._evaluating:
-                self.save_state(LAST)
             raise Interrupted(signum, self.run_dir)
 
     @contextmanager
     def _preserved_rng(self) -> Iterator[None]:
-        """Leave the random states as they were; an interruption inside saves them so."""
+        """Leave the random states as they were, also when the block is interrupted."""
         before = _get_rng()
-        self._evaluating = True
         try:
             yield
-        except Interrupted:
-            self._resume_rng = before
-            self.save_state(LAST)
-            raise
         finally:
-            self._evaluating = False
             _set_rng(before)
 
 
