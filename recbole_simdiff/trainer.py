@@ -242,9 +242,6 @@ class PlanTrainer(Trainer):
             disable=None if show_progress else True,
         )
         for batch in bar:
-            if self._resume_rng is not None:
-                _set_rng(self._resume_rng)
-                self._resume_rng = None
             parts = self._step(batch, loss_func)
             for name, value in parts.items():
                 progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
@@ -254,23 +251,26 @@ class PlanTrainer(Trainer):
                     " ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False
                 )
             self._stop_if_asked()
+        return {name: total / progress.step for name, total in progress.loss_sums.items()}
+
+    def _batches(self, train_data: Any, epoch: int, done: int) -> Iterator[Interaction]:
+        """The epoch's batches from number ``done`` on, in an order fixed by seed and epoch.
+
+        RecBole's loaders may draw random numbers while they make a batch, so a resumed run passes
+        over the batches it has seen, and only then takes up the random states it stopped with.
+        """
+        if hasattr(train_data, "batches"):
+            train_data.set_epoch(epoch)
+            batches = map(train_data.collate, train_data.batches()[done:])
+        else:
+            train_data.generator.manual_seed(train_data.config["seed"] + epoch)
+            batches = iter(train_data)
+            for _ in range(done):
+                next(batches)
         if self._resume_rng is not None:
             _set_rng(self._resume_rng)
             self._resume_rng = None
-        return {name: total / progress.step for name, total in progress.loss_sums.items()}
-
-    @staticmethod
-    def _batches(train_data: Any, epoch: int, done: int) -> Iterator[Interaction]:
-        """The epoch's batches from number ``done`` on, in an order fixed by seed and epoch."""
-        if hasattr(train_data, "batches"):
-            train_data.set_epoch(epoch)
-            for index in train_data.batches()[done:]:
-                yield train_data.collate(index)
-            return
-        train_data.generator.manual_seed(train_data.config["seed"] + epoch)
-        for number, batch in enumerate(train_data):
-            if number >= done:
-                yield batch
+        yield from batches
 
     def _step(self, batch: Interaction, loss_func: Any) -> Metrics:
         """One optimiser step; the value of each loss part and of what the model monitors."""
