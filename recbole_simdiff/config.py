@@ -240,12 +240,12 @@ class Config(RecBoleConfig):
         self.origin.update(self._given)
         if isinstance(final["eval_args"], dict):  # given in part, it keeps the rest of the default
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
-        pairwise = final.get("loss_type") == "BPR" or "PAIRWISE" in str(
-            getattr(self.model_class, "input_type", "")
-        )
-        if pairwise and final.get("train_neg_sample_args") is None:
+        # A model of RecBole's that states an input type is fed sampled negatives, with labels
+        # (POINTWISE) or beside the positives (PAIRWISE); so is one that trains with BPR.
+        sampled = final.get("loss_type") == "BPR" or hasattr(self.model_class, "input_type")
+        if sampled and final.get("train_neg_sample_args") is None:
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
-            self.origin["train_neg_sample_args"] = "the pairwise loss of the model"
+            self.origin["train_neg_sample_args"] = "the loss of the model"
         return final
 
     def _init_device(self) -> None:

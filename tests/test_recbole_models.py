@@ -1,0 +1,186 @@
+"""RecBole's own sequential models on our loaders, trainer and evaluation: fair baselines."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recbole.data import data_preparation
+from recbole.data.dataset import SequentialDataset
+from recbole.trainer import Trainer
+from recbole.utils import init_seed
+
+from recbole_simdiff import evaluate, run
+from recbole_simdiff.config import Config
+from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import recbole_models
+from recbole_simdiff.run import RESULT
+from recbole_simdiff.trainer import BEST, LAST, PROTOCOLS, REMOVED, PlanTrainer
+
+SMALL = {
+    "MAX_ITEM_LIST_LENGTH": 10,
+    "hidden_size": 8,
+    "inner_size": 8,
+    "embedding_size": 8,
+    "train_batch_size": 2048,
+    "eval_batch_size": 1024,
+    "epochs": 1,
+    "pretrain_epochs": 1,
+    "use_gpu": False,
+    "show_progress": False,
+    "user_inter_num_interval": "[300,inf)",  # every model builds in a second
+}
+# These read item features, which ml-100k has as genres.
+FEATURES = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "class"]}
+}
+WITH_FEATURES = {"DIN", "FDSA", "GRU4RecF", "S3Rec", "SASRecF"}
+# RecBole builds a data set of their own kind for these: labels, or a knowledge graph.
+REFUSED = {"DIEN", "GRU4RecKG", "KSR"}
+TRAINED = ["SASRec", "BERT4Rec", "GRU4Rec", "S3Rec", "FEARec"]
+
+
+def make_config(model: str, folder: Path, **changes: Any) -> Config:
+    """Small settings for ml-100k, as far as the model knows them."""
+    known = set(Config(model, "ml-100k").final_config_dict)
+    values = SMALL | {"checkpoint_dir": str(folder / "saved")}
+    if model in WITH_FEATURES:
+        values |= FEATURES
+    values = {key: value for key, value in values.items() if key in known} | changes
+    return Config(model, "ml-100k", overrides=values)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Any:
+    """On models this small threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("model", TRAINED)
+def test_one_epoch_and_its_test(tmp_path: Path, model: str) -> None:
+    result = run(make_config(model, tmp_path, user_inter_num_interval="[250,inf)"))
+    assert result.statistics["users"] > 80
+    folder = Path(result.run_dir)
+    assert {BEST, LAST, RESULT} <= {path.name for path in folder.iterdir()}
+    stored = json.loads((folder / RESULT).read_text())
+    assert [entry["phase"] for entry in stored["log"]] == (
+        ["pretrain", "finetune"] if model == "S3Rec" else ["train"]
+    )
+    for part in (stored["valid"], stored["test"]):
+        assert tuple(part) == PROTOCOLS
+        for metrics in part.values():
+            assert all(0 <= value <= 1 for value in metrics.values())
+    assert stored["test"][REMOVED]["hit@20"] > 0
+    for entry in stored["log"]:
+        assert all(math.isfinite(value) and value > 0 for value in entry["loss"].values())
+    again = evaluate(folder)
+    assert (again.valid, again.test) == (stored["valid"], stored["test"])
+
+
+def test_the_lists_above_name_models_of_recbole() -> None:
+    assert len(recbole_models()) == 31
+    assert WITH_FEATURES | REFUSED | set(TRAINED) <= recbole_models().keys()
+
+
+@pytest.mark.parametrize("model", sorted(recbole_models().keys() - REFUSED))
+def test_every_other_model_builds_and_has_a_finite_loss(tmp_path: Path, model: str) -> None:
+    config = make_config(model, tmp_path, train_batch_size=64)
+    train_data, valid_data, _ = create_loaders(config, create_dataset(config))
+    torch.manual_seed(0)
+    network = config.model_class(config, train_data._dataset)
+    losses = network.calculate_loss(next(iter(train_data)))
+    total = sum(losses) if isinstance(losses, tuple) else losses
+    assert math.isfinite(total.item())
+    assert total.item() > 0
+    total.backward()
+    found = PlanTrainer(config, network, tmp_path / "run").evaluate_protocols(valid_data)
+    assert tuple(found) == PROTOCOLS
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"), [("SASRec", 64), ("RepeatNet", 64), ("DIN", 64), ("FPMC", 64)]
+)
+def test_negatives_are_drawn_where_the_loss_needs_them(
+    tmp_path: Path, model: str, rows: int
+) -> None:
+    """DIN labels drawn rows 0; FPMC compares with them; the softmax models get none."""
+    config = make_config(model, tmp_path, train_batch_size=64)
+    train_data, _, _ = create_loaders(config, create_dataset(config))
+    batch = next(iter(train_data))
+    assert len(batch) == rows
+    assert ("neg_item_id" in batch) == (model == "FPMC")
+    assert ("label" in batch) == (model == "DIN")
+    if model == "DIN":
+        assert batch["label"].mean().item() == 0.5
+
+
+@pytest.mark.parametrize("model", sorted(REFUSED))
+def test_models_with_a_data_set_of_their_own_are_refused(tmp_path: Path, model: str) -> None:
+    with pytest.raises(UserError, match=rf"model={model} needs RecBole's {model}Dataset, which is"):
+        run(make_config(model, tmp_path))
+
+
+# ---------------------------------------------------------------------- parity
+
+
+class Stock(HostFixes, SequentialDataset):
+    """RecBole's data set with only what today's pandas needs."""
+
+
+def first_epoch(trainer: Trainer, train_data: Any) -> float:
+    """RecBole's own training loop; the sum of the batches' losses."""
+    return float(trainer._train_epoch(train_data, 0))
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "FPMC"])
+def test_the_baseline_trains_as_in_recbole(tmp_path: Path, make: Any, model: str) -> None:
+    """From the same seed: the same rows in the same order, so the same loss and the same weights.
+
+    On positions for times, which RecBole's float32 holds exactly; FPMC draws negatives, too.
+    """
+    config = make(model)
+    init_seed(config["seed"], config["reproducibility"])
+    stock_data = data_preparation(config, Stock(config))[0]
+    init_seed(config["seed"], config["reproducibility"])
+    stock = Trainer(config, config.model_class(config, stock_data._dataset))
+    wanted = first_epoch(stock, stock_data)
+
+    init_seed(config["seed"], config["reproducibility"])
+    our_data = create_loaders(config, create_dataset(config))[0]
+    init_seed(config["seed"], config["reproducibility"])
+    ours = Trainer(config, config.model_class(config, our_data._dataset))
+    assert first_epoch(ours, our_data) == wanted
+
+    init_seed(config["seed"], config["reproducibility"])
+    our_data = create_loaders(config, create_dataset(config))[0]
+    init_seed(config["seed"], config["reproducibility"])
+    plan = PlanTrainer(config, config.model_class(config, our_data._dataset), tmp_path / "run")
+    means = plan._train_epoch(our_data, 0)
+    assert means["loss"] * len(our_data) == pytest.approx(wanted, rel=1e-12)
+    for name, tensor in stock.model.state_dict().items():
+        assert torch.equal(plan.model.state_dict()[name], tensor), name
+
+
+@pytest.fixture
+def make(data_path: Path, tmp_path: Path) -> Any:
+    """make(model) -> config on toy."""
+
+    def config(model: str) -> Config:
+        known = set(Config(model, "ml-100k").final_config_dict)
+        values = SMALL | {
+            "data_path": str(data_path),
+            "checkpoint_dir": str(tmp_path / "saved"),
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+            "MAX_ITEM_LIST_LENGTH": 4,
+            "train_batch_size": 4,
+            "user_inter_num_interval": None,
+        }
+        return Config(model, "toy", overrides={k: v for k, v in values.items() if k in known})
+
+    return config
