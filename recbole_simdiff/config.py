@@ -240,9 +240,12 @@ class Config(RecBoleConfig):
         self.origin.update(self._given)
         if isinstance(final["eval_args"], dict):  # given in part, it keeps the rest of the default
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
-        # A model of RecBole's that states an input type is fed sampled negatives, with labels
-        # (POINTWISE) or beside the positives (PAIRWISE); so is one that trains with BPR.
-        sampled = final.get("loss_type") == "BPR" or hasattr(self.model_class, "input_type")
+        # RecBole draws negatives by default, and refuses them for CE. Here they are drawn exactly for
+        # models that read them: beside the positives (pair-wise) or as labelled rows.
+        sampled = final.get("loss_type") == "BPR" or "PAIRWISE" in str(
+            getattr(self.model_class, "input_type", "")
+        )
+        sampled = sampled or "LABEL_FIELD" in inspect.getsource(self.model_class)
         if sampled and final.get("train_neg_sample_args") is None:
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
             self.origin["train_neg_sample_args"] = "the loss of the model"
