@@ -240,8 +240,8 @@ class Config(RecBoleConfig):
         self.origin.update(self._given)
         if isinstance(final["eval_args"], dict):  # given in part, it keeps the rest of the default
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
-        # RecBole draws negatives by default, and refuses them for CE. Here they are drawn exactly for
-        # models that read them: beside the positives (pair-wise) or as labelled rows.
+        # RecBole draws negatives by default, and refuses them for CE. Here they are drawn for
+        # exactly the models that read them: beside the positives (pair-wise) or as labelled rows.
         sampled = final.get("loss_type") == "BPR" or "PAIRWISE" in str(
             getattr(self.model_class, "input_type", "")
         )

@@ -81,7 +81,7 @@ def test_explain_lists_every_key_with_its_value_and_origin() -> None:
     assert table["num_layers"] == (1, "recbole/properties/model/GRU4Rec.yaml")
     assert table["repeatable"] == (True, "properties/overall.yaml")
     assert table["loss_type"] == ("BPR", "command line")
-    assert table["train_neg_sample_args"][1] == "the pairwise loss of the model"
+    assert table["train_neg_sample_args"][1] == "the loss of the model"
     assert all(origin for _, _, origin in rows)
 
 

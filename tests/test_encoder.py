@@ -1,0 +1,156 @@
+"""The encoder every model stands on, against RecBole's SASRec."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.sequential_recommender import SASRec
+
+from recbole_simdiff.encoder import EncoderRecommender
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.transformer import TokenLayout
+
+N_ITEMS = 13  # ids 1..12, 0 is padding
+SEQ = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [7, 0, 0, 0], [8, 2, 9, 0]])
+LEN = torch.tensor([4, 2, 1, 3])
+POS = torch.tensor([10, 3, 4, 6])
+ROWS = Interaction({"item_id_list": SEQ, "item_length": LEN, "item_id": POS})
+DATA = SimpleNamespace(num=lambda field: N_ITEMS)
+
+
+@pytest.fixture
+def config(make_config: Any) -> Any:
+    return make_config(hidden_dropout_prob=0.0, attn_dropout_prob=0.0)
+
+
+@pytest.fixture
+def model(config: Any) -> EncoderRecommender:
+    """With item vectors large enough that scores differ visibly."""
+    torch.manual_seed(0)
+    model = EncoderRecommender(config, DATA)
+    model.item_embedding.weight.data.normal_()
+    return model
+
+
+def hidden_states(model: EncoderRecommender, seq: torch.Tensor, length: torch.Tensor):
+    layout = TokenLayout(length, seq.shape[1])
+    return model.encode(seq, layout), layout
+
+
+def test_initial_weights_are_recboles(config):
+    """Invariant 17: same names in the same order, same values from the same seed."""
+    torch.manual_seed(11)
+    theirs = SASRec(config, DATA).state_dict()
+    torch.manual_seed(11)
+    ours = EncoderRecommender(config, DATA).state_dict()
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_initial_values_are_those_of_the_paper_s_code(model):
+    """N(0, 0.02) everywhere, biases 0, norms 1; only the table was redrawn by the fixture."""
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif "LayerNorm" in name:
+            assert (value == 1).all(), name
+        elif name != "item_embedding.weight":
+            assert 0.01 < value.std() < 0.03, name
+
+
+def test_scores_equal_recboles(config, model):
+    theirs = SASRec(config, DATA)
+    theirs.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.full_sort_predict(ROWS), theirs.full_sort_predict(ROWS))
+    torch.testing.assert_close(model.predict(ROWS), theirs.predict(ROWS))
+
+
+def test_forward_is_the_state_of_the_newest_item(model):
+    hidden, layout = hidden_states(model, SEQ, LEN)
+    torch.testing.assert_close(model(SEQ, LEN), hidden[layout.last])
+    assert hidden.shape == (10, 8)
+
+
+def test_older_states_do_not_see_a_newer_item(model):
+    """Invariant 19: changing item i leaves H at positions < i alone."""
+    seq, length = SEQ[:1], LEN[:1]
+    before, _ = hidden_states(model, seq, length)
+    for i in range(4):
+        changed = seq.clone()
+        changed[0, i] = 11
+        after, _ = hidden_states(model, changed, length)
+        moved = (after - before).abs().amax(1) > 1e-5
+        assert moved.tolist() == [False] * i + [True] * (4 - i)
+
+
+def test_order_of_items_matters(model):
+    """Positions are added: the same items in another order give another state."""
+    assert not torch.allclose(model(SEQ[:1], LEN[:1]), model(SEQ[:1, [1, 0, 2, 3]], LEN[:1]))
+
+
+def test_padding_changes_no_state(model):
+    """Invariant 19: neither more of it nor what its row of the table holds."""
+    before = model(SEQ[1:], LEN[1:])
+    torch.testing.assert_close(model(SEQ[1:, :3], LEN[1:]), before)
+    model.item_embedding.weight.data[0] = 1e3
+    torch.testing.assert_close(model(SEQ[1:], LEN[1:]), before)
+
+
+def test_labels_are_the_next_items_and_the_target_last(model):
+    """Invariant 22: one label a real token, the target at len - 1, nothing read beyond len."""
+    layout = TokenLayout(LEN, 4)
+    label = model.labels(SEQ, layout, POS)
+    rows = [label[layout.row == b].tolist() for b in range(4)]
+    assert rows == [[2, 3, 4, 10], [6, 3], [4], [2, 9, 6]]
+
+
+def test_labels_do_not_read_padding(model):
+    """Invariant 22: whatever stands beyond len."""
+    layout = TokenLayout(LEN, 4)
+    dirty = torch.where(layout.keys, SEQ, 12)
+    assert torch.equal(model.labels(dirty, layout, POS), model.labels(SEQ, layout, POS))
+
+
+def test_labels_leave_the_batch_alone(model):
+    layout = TokenLayout(LEN, 4)
+    before = SEQ.clone()
+    model.labels(SEQ, layout, POS)
+    assert torch.equal(before, SEQ)
+    full = torch.tensor([[1, 2], [3, 4]])  # without padding the packed tokens share its memory
+    model.labels(full, TokenLayout(torch.tensor([2, 2]), 2), torch.tensor([9, 9]))
+    assert full.tolist() == [[1, 2], [3, 4]]
+
+
+def test_full_ranking_scores_all_items_by_dot_product(model):
+    """Invariant 24: one 2-D tensor [B, n_items], without an output bias."""
+    scores = model.full_sort_predict(ROWS)
+    assert scores.shape == (4, N_ITEMS)
+    table = model.item_embedding.weight
+    torch.testing.assert_close(scores[2, 5], model(SEQ, LEN)[2] @ table[5])
+
+
+def test_predict_is_the_targets_column(model):
+    """Invariant 24."""
+    scores = model.full_sort_predict(ROWS)
+    torch.testing.assert_close(model.predict(ROWS), scores.gather(1, POS.unsqueeze(1)).squeeze(1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_layers": 0}, "n_layers=0 must be at least 1"),
+        ({"n_heads": 0}, "n_heads=0 must be at least 1"),
+        ({"hidden_size": 0}, "hidden_size=0 must be at least 1"),
+        ({"inner_size": 0}, "inner_size=0 must be at least 1"),
+        ({"hidden_size": 10, "n_heads": 4}, "hidden_size=10 must be a multiple of n_heads=4"),
+        ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob=1.0 must lie in \[0, 1\)"),
+        ({"attn_dropout_prob": -0.1}, r"attn_dropout_prob=-0.1 must lie in \[0, 1\)"),
+        ({"loss_memory_mb": 0.0}, "loss_memory_mb=0.0 must be positive"),
+    ],
+)
+def test_impossible_sizes_are_refused(make_config, values, message):
+    with pytest.raises(UserError, match=message):
+        make_config(**values)

@@ -1,0 +1,242 @@
+"""Recommendations from a checkpoint alone: the model's own scores, in the user's own ids."""
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_simdiff import load
+from recbole_simdiff.config import Config
+from recbole_simdiff.data import create_dataset
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.inference import Recommender
+from recbole_simdiff.run import run
+from tests.conftest import SEQUENCES, SMALL, write_inter
+
+ITEMS = {f"i{number}" for number in range(1, 13)}
+
+
+class Trained(NamedTuple):
+    run_dir: Path
+    n_items: int
+    number: dict[str, int]  # raw item id -> the model's id
+
+
+def train(folder: Path, dataset: str, **changes: Any) -> Trained:
+    """One epoch of a small SimDiffRec in ``folder``."""
+    values = SMALL | {"epochs": 1, "checkpoint_dir": str(folder / "saved")} | changes
+    config = Config("SimDiffRec", dataset, overrides=values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        items = create_dataset(config).field2token_id["item_id"]
+        run_dir = Path(run(config).run_dir)
+    return Trained(run_dir, len(items), items)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run on toy whose data set was deleted."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_inter(folder / "dataset", "toy", SEQUENCES)
+    result = train(folder, "toy", data_path=str(folder / "dataset"))
+    shutil.rmtree(folder / "dataset")
+    return result
+
+
+@pytest.fixture
+def recommender(trained: Trained) -> Recommender:
+    return load(trained.run_dir, use_gpu=False)
+
+
+@pytest.fixture
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def model_scores(recommender: Recommender, trained: Trained, history: list[str]) -> Tensor:
+    """The model asked directly, with a batch made by hand."""
+    numbers = [trained.number[item] for item in history][-4:]
+    seq = torch.tensor([numbers + [0] * (4 - len(numbers))])
+    batch = {"item_id_list": seq, "item_length": torch.tensor([len(numbers)])}
+    with torch.no_grad():
+        return recommender.model.full_sort_predict(Interaction(batch))[0]
+
+
+@pytest.mark.parametrize("history", [["i1"], ["i3", "i2", "i9"], SEQUENCES["a"]])
+def test_scores_are_the_models_own(
+    recommender: Recommender, trained: Trained, history: list[str]
+) -> None:
+    (found,) = recommender.recommend([history], k=12, exclude_seen=False)
+    scores = model_scores(recommender, trained, history)
+    assert len(found.items) == 12
+    wanted = [scores[trained.number[item]].item() for item in found.items]
+    torch.testing.assert_close(found.scores, wanted)
+    assert found.scores == sorted(found.scores, reverse=True)
+    assert found.scores[0] > found.scores[-1]
+
+
+def test_a_batch_equals_one_by_one(recommender: Recommender) -> None:
+    """Rows of different lengths share a padded batch; eval_batch_size cuts it."""
+    histories = [list(items) for items in SEQUENCES.values()]
+    recommender.config["eval_batch_size"] = 4
+    together = recommender.recommend(histories, k=5)
+    for history, found in zip(histories, together, strict=True):
+        (alone,) = recommender.recommend([history], k=5)
+        assert found.items == alone.items
+        torch.testing.assert_close(found.scores, alone.scores)
+
+
+def test_recommendations_repeat(recommender: Recommender) -> None:
+    """Dropout is off."""
+    first, second = (recommender.recommend([["i1", "i2"]], k=5) for _ in range(2))
+    assert first == second
+
+
+def test_seen_items_are_left_out_on_request(recommender: Recommender) -> None:
+    history = ["i1", "i2", "i3", "i4", "i5", "i6"]  # longer than the model reads
+    (dropped,) = recommender.recommend([history], k=12)
+    assert set(dropped.items) == ITEMS - set(history)
+    (kept,) = recommender.recommend([history], k=12, exclude_seen=False)
+    assert set(kept.items) == ITEMS
+    assert [item for item in kept.items if item not in history] == dropped.items
+
+
+def test_k_cuts_the_ranking(recommender: Recommender) -> None:
+    (full,) = recommender.recommend([["i1"]], k=11)
+    for k in (1, 3):
+        (found,) = recommender.recommend([["i1"]], k=k)
+        assert found.items == full.items[:k]
+        assert found.scores == pytest.approx(full.scores[:k])
+
+
+def test_a_k_larger_than_the_items_gives_all_of_them(recommender: Recommender) -> None:
+    (found,) = recommender.recommend([["i1"]], k=1000)
+    assert set(found.items) == ITEMS - {"i1"}
+    assert all(abs(score) < 1e9 for score in found.scores)
+    (nothing_left,) = recommender.recommend([sorted(ITEMS)], k=5)
+    assert nothing_left.items == []
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_k_must_be_positive(recommender: Recommender, k: int) -> None:
+    with pytest.raises(UserError, match=rf"k={k} must be at least 1"):
+        recommender.recommend([["i1"]], k=k)
+
+
+def test_unknown_items_are_reported_and_left_out(recommender: Recommender) -> None:
+    with pytest.warns(UserWarning, match="2 items are not in the training data; left out"):
+        (found,) = recommender.recommend([["i1", "nope", "i2", "[PAD]"]], k=3)
+    assert found.unknown == ["nope", "[PAD]"]
+    (clean,) = recommender.recommend([["i1", "i2"]], k=3)
+    assert found.items == clean.items
+    assert found.scores == pytest.approx(clean.scores)
+    assert clean.unknown == []
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_histories_without_a_known_item_get_nothing(recommender: Recommender) -> None:
+    empty, unknown, known = recommender.recommend([[], ["nope"], ["i1"]], k=2)
+    assert empty == ([], [], [])
+    assert unknown == ([], [], ["nope"])
+    assert len(known.items) == 2
+    assert recommender.recommend([]) == []
+
+
+def test_ids_that_are_numbers_are_read_as_text(tmp_path: Path) -> None:
+    write_inter(tmp_path / "dataset", "numbers", {u: list("123456") for u in "ab"})
+    result = train(tmp_path, "numbers", data_path=str(tmp_path / "dataset"))
+    recommender = load(result.run_dir)
+    numbers: Any = [1, 2]
+    assert recommender.recommend([numbers], k=2) == recommender.recommend([["1", "2"]], k=2)
+
+
+def test_only_the_newest_items_shape_the_scores(recommender: Recommender) -> None:
+    """MAX_ITEM_LIST_LENGTH is 4."""
+    newest = ["i6", "i7", "i8", "i9"]
+    long, short, turned = recommender.recommend(
+        [["i1", "i2", *newest], newest, newest[::-1]], k=12, exclude_seen=False
+    )
+    assert long.items == short.items
+    assert long.scores == pytest.approx(short.scores)
+    assert turned.scores != pytest.approx(short.scores)
+
+
+def test_users_histories_come_back_whole(recommender: Recommender) -> None:
+    """With validation and test item, and longer than the model reads."""
+    assert recommender.users == list(SEQUENCES)
+    for user, items in SEQUENCES.items():
+        assert recommender.history(user) == items
+
+
+def test_an_unknown_user_is_named(recommender: Recommender) -> None:
+    with pytest.raises(UserError, match=r"user 'zoe' is not in the data set 'toy' .*\(6 users\)"):
+        recommender.history("zoe")
+    with pytest.raises(UserError, match=r"user '\[PAD\]' is not in the data set"):
+        recommender.history("[PAD]")
+
+
+def test_best_and_last_can_be_named(trained: Trained) -> None:
+    for name in ("best.safetensors", "last.safetensors"):
+        assert len(load(trained.run_dir / name).recommend([["i1"]], k=3)[0].items) == 3
+
+
+def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint at .*best\.safetensors; give a run folder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "BERT4Rec", "STAMP"])
+def test_recboles_models_recommend_too(tmp_path: Path, model: str) -> None:
+    write_inter(tmp_path / "dataset", "toy", SEQUENCES)
+    changes = {"mask_ratio": 0.9, "MAX_ITEM_LIST_LENGTH": 8} if model == "BERT4Rec" else {}
+    run_dir = train_known(tmp_path, model, changes)
+    shutil.rmtree(tmp_path / "dataset")
+    (found,) = load(run_dir, use_gpu=False).recommend([["i1", "i2"]], k=12)
+    assert set(found.items) == ITEMS - {"i1", "i2"}
+
+
+def train_known(folder: Path, model: str, changes: dict[str, Any]) -> Path:
+    """One epoch with those of the small settings that the model knows."""
+    known = set(Config(model, "ml-100k").final_config_dict)
+    values = {k: v for k, v in (SMALL | changes).items() if k in known}
+    values |= {
+        "epochs": 1,
+        "data_path": str(folder / "dataset"),
+        "checkpoint_dir": str(folder / "saved"),
+    }
+    return Path(run(Config(model, "toy", overrides=values)).run_dir)
+
+
+def test_a_model_that_needs_the_data_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    """FPMC scores users, which a history is not."""
+    write_inter(tmp_path / "dataset", "toy", SEQUENCES)
+    run_dir = train_known(tmp_path, "FPMC", {})
+    with pytest.raises(UserError, match=r"model=FPMC cannot be built from .* the evaluate command"):
+        load(run_dir)
+
+
+def test_movies_have_titles(tmp_path: Path) -> None:
+    small = {
+        "train_batch_size": 256,
+        "user_inter_num_interval": "[300,inf)",
+        "topk": [5],
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    }
+    result = train(tmp_path, "ml-100k", **small)
+    recommender = load(result.run_dir)
+    assert recommender.title("50") == "Star Wars (50)"
+    assert recommender.title("nope") == "nope"
+    (found,) = recommender.recommend([["50", "172"]], k=3)
+    assert all(recommender.title(item).endswith(f" ({item})") for item in found.items)
+
+
+def test_without_titles_the_id_is_shown(recommender: Recommender) -> None:
+    assert recommender.title("i1") == "i1"

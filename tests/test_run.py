@@ -1,0 +1,204 @@
+"""One training and its test: what is written, and that it repeats."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_simdiff import RunResult, checkpoint, evaluate, run
+from recbole_simdiff import __version__ as version
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.run import RESULT, format_table
+from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED, PlanTrainer
+
+
+def split(mode: str) -> dict[str, Any]:
+    return {"split": {"LS": mode}, "group_by": "user", "order": "TO", "mode": "full"}
+
+
+@pytest.fixture
+def go(make_config: Any) -> Any:
+    """go(model, key=value, ...) -> (result, content of result.json)."""
+
+    def start(model: str = "SimDiffRec", **changes: Any) -> tuple[RunResult, dict[str, Any]]:
+        result = run(make_config(model, **changes))
+        return result, json.loads((Path(result.run_dir) / RESULT).read_text())
+
+    return start
+
+
+def test_result_json_holds_all_that_is_needed_to_judge_a_run(go: Any) -> None:
+    result, stored = go(epochs=3, stopping_step=99)
+    for part in ("valid", "test"):
+        assert list(stored[part]) == [KEPT, REMOVED]
+        for metrics in stored[part].values():
+            assert set(metrics) == {f"{m}@{k}" for m in ("hit", "ndcg", "mrr") for k in (1, 2, 5)}
+            assert all(0 <= value <= 1 for value in metrics.values())
+        assert stored[part] == getattr(result, part)
+    assert [entry["epoch"] for entry in stored["log"]] == [0, 1, 2]
+    for entry in stored["log"]:
+        assert {"rec", "contrastive", "diffusion"} <= entry["loss"].keys()
+        assert entry["seconds"] > 0
+    best = max(range(3), key=lambda epoch: stored["log"][epoch]["valid"]["ndcg@5"])
+    assert stored["best_epoch"] == best
+    assert stored["valid"][KEPT] == stored["log"][best]["valid"]
+    assert stored["epochs"] == 3
+    assert stored["statistics"] == {"users": 6, "items": 12, "actions": 30}
+    assert stored["versions"]["recbole_simdiff"] == version
+    assert {"python", "torch", "recbole", "numpy", "pandas"} <= stored["versions"].keys()
+    assert stored["config"]["model"] == "SimDiffRec"
+    assert stored["config"]["values"]["seed"] == 2020
+    assert stored["peak_memory_mb"] > 10
+    assert stored["seconds"] >= sum(entry["seconds"] for entry in stored["log"]) * 0.99
+
+
+def test_a_run_folder_holds_two_checkpoints_a_result_and_a_log(go: Any) -> None:
+    result, _ = go()
+    folder = Path(result.run_dir)
+    assert {path.name for path in folder.iterdir()} == {BEST, LAST, RESULT, f"{folder.name}.log"}
+    log = (folder / f"{folder.name}.log").read_text()
+    assert "6 users, 12 items, 30 actions" in log
+    assert log.count("train epoch") == 2
+
+
+def test_parallel_runs_get_folders_of_their_own(go: Any) -> None:
+    """Two in the same second, of the same model."""
+    assert go(epochs=1)[0].run_dir != go(epochs=1)[0].run_dir
+
+
+@pytest.mark.parametrize("model", ["SimDiffRec", "SASRec"])
+def test_the_seed_decides(go: Any, model: str) -> None:
+    """Of the losses by order and dropout; of metrics, at this rate, by initial weights alone."""
+    first, second, other = (go(model, seed=seed, learning_rate=1e-9)[1] for seed in (1, 1, 2))
+
+    def numbers(stored: dict[str, Any]) -> Any:
+        return [stored["test"], stored["valid"], [entry["loss"] for entry in stored["log"]]]
+
+    assert numbers(first) == numbers(second)
+    assert numbers(first)[2] != numbers(other)[2]
+    assert numbers(first)[:2] != numbers(other)[:2]
+
+
+def test_the_test_part_is_read_once_and_last(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise an epoch could be chosen by it."""
+    order: list[str] = []
+    evaluate_protocols = PlanTrainer.evaluate_protocols
+
+    def record(self: Any, data: Any, *rest: Any) -> Any:
+        lengths = data._dataset.inter_feat["item_length"]
+        order.append(f"{len(lengths)} rows")  # toy: 4 users have a validation item, 5 a test item
+        return evaluate_protocols(self, data, *rest)
+
+    monkeypatch.setattr(PlanTrainer, "evaluate_protocols", record)
+    go(epochs=3, stopping_step=99)
+    assert order == ["4 rows"] * 4 + ["5 rows"]
+
+
+def test_the_best_epoch_is_tested_and_not_the_last(go: Any, monkeypatch: Any) -> None:
+    """The second epoch's weights are ruined on purpose."""
+    stock = PlanTrainer._train_epoch
+
+    def ruin(self: Any, data: Any, epoch: int, **rest: Any) -> Any:
+        means = stock(self, data, epoch, **rest)
+        if epoch == 1:
+            for parameter in self.model.parameters():
+                parameter.data.zero_()
+        return means
+
+    wanted = go(epochs=1)[0].test
+    monkeypatch.setattr(PlanTrainer, "_train_epoch", ruin)
+    result, stored = go(epochs=2)
+    assert [entry["epoch"] for entry in stored["log"]] == [0, 1]
+    assert stored["best_epoch"] == 0
+    assert result.test == wanted
+
+
+def test_without_a_validation_part(go: Any) -> None:
+    result, stored = go(eval_args=split("test_only"))
+    assert stored["best_epoch"] is None
+    assert stored["epochs"] == 2
+    assert stored["valid"] == {}
+    assert stored["test"].keys() == {KEPT, REMOVED}
+    assert "test" in result.table()
+
+
+def test_without_a_test_part(go: Any) -> None:
+    result, stored = go(eval_args=split("valid_only"))
+    assert stored["test"] == {}
+    assert stored["valid"].keys() == {KEPT, REMOVED}
+    assert "valid" in result.table()
+
+
+def test_a_run_too_short_for_a_validation_is_validated_at_its_end(go: Any) -> None:
+    _, stored = go(epochs=2, eval_step=3)
+    assert stored["epochs"] == 2
+    assert stored["best_epoch"] == 1
+    assert stored["test"].keys() == {KEPT, REMOVED}
+
+
+def test_sampled_rankings_have_one_protocol(go: Any) -> None:
+    """There is no history to remove from a handful of drawn items."""
+    _, stored = go("SASRec", eval_args=split("valid_and_test") | {"mode": "uni3"})
+    assert list(stored["test"]) == [KEPT]
+
+
+def test_evaluate_repeats_the_numbers_and_writes_nothing(go: Any, tmp_path: Path) -> None:
+    result, stored = go(epochs=2)
+
+    def files() -> dict[Path, int]:
+        """RecBole's trainer opens a tensorboard folder whenever it is made."""
+        found = [path for path in tmp_path.rglob("*") if path.is_file()]
+        return {p: p.stat().st_mtime_ns for p in found if "log_tensorboard" not in p.parts}
+
+    before = files()
+    assert Path(result.run_dir) / RESULT in before
+    for place in (Path(result.run_dir), Path(result.run_dir) / BEST):
+        again = evaluate(place)
+        assert (again.valid, again.test) == (stored["valid"], stored["test"])
+        assert again.best_epoch == stored["best_epoch"]
+    assert files() == before
+
+
+def test_evaluate_can_measure_at_other_cutoffs(go: Any) -> None:
+    result, stored = go()
+    other = evaluate(result.run_dir, {"topk": [5, 7], "eval_batch_size": 2})
+    assert other.test[KEPT]["hit@7"] >= other.test[KEPT]["hit@5"]
+    assert other.test[KEPT]["hit@5"] == pytest.approx(stored["test"][KEPT]["hit@5"])
+
+
+def test_evaluate_refuses_what_the_checkpoint_fixes(go: Any) -> None:
+    result, _ = go(epochs=1)
+    with pytest.raises(UserError, match=r"--seed cannot be changed here: .* Allowed: data_path"):
+        evaluate(result.run_dir, {"seed": 1})
+
+
+def test_evaluate_refuses_other_data(go: Any, data_path: Path) -> None:
+    result, _ = go(epochs=1)
+    path = data_path / "toy" / "toy.inter"
+    path.write_text(path.read_text().replace("i9", "j9"))
+    with pytest.raises(UserError, match=r"is not the one .* it has 6 users, 12 items, .* the ch"):
+        evaluate(result.run_dir)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(go: Any) -> None:
+    result, _ = go(epochs=1)
+    path = Path(result.run_dir) / BEST
+    tensors, content = checkpoint.load(path)
+    name = "model.item_embedding.weight"
+    checkpoint.save(path, tensors | {name: tensors[name][:, :4]}, content)
+    with pytest.raises(UserError, match=r"does not fit: item_embedding\.weight is \(13, 4\), the"):
+        evaluate(result.run_dir)
+    del tensors[name]
+    checkpoint.save(path, tensors, content)
+    with pytest.raises(UserError, match=r"does not fit the model: it lacks 'item_embedding\.weigh"):
+        evaluate(result.run_dir)
+
+
+def test_the_table_is_aligned_and_rounded() -> None:
+    results = {"valid": {KEPT: {"hit@5": 1 / 3}}, "test": {KEPT: {"hit@5": 0.5}}}
+    assert format_table(results, 3).splitlines() == [
+        "split  protocol      hit@5",
+        "valid  history kept  0.333",
+        "test   history kept  0.500",
+    ]

@@ -1,0 +1,500 @@
+"""The trainer: what it measures, what it selects, and when it stops."""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from recbole.evaluator import Collector, Evaluator
+from torch import Tensor, nn
+
+from recbole_simdiff import checkpoint
+from recbole_simdiff.trainer import (
+    BEST,
+    KEPT,
+    LAST,
+    PROTOCOLS,
+    REMOVED,
+    PlanTrainer,
+    TargetCollector,
+    TrainingDiverged,
+)
+from tests.conftest import SEQUENCES, write_inter
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """On tensors this small threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Stub(nn.Module):
+    """A model whose scores and losses are given, so that a test decides what the trainer sees."""
+
+    def __init__(
+        self,
+        scores: Callable[[Any], Tensor] | None = None,
+        loss: Callable[["Stub"], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.scores = scores or (lambda batch: torch.rand(len(batch), 13))
+        self.loss = loss or (lambda model: model.weight.sum())
+        self.losses = self.rankings = 0
+
+    def calculate_loss(self, interaction: Any) -> Any:
+        self.losses += 1
+        return self.loss(self)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        self.rankings += 1
+        return self.scores(interaction)
+
+
+@pytest.fixture
+def make(build: Any, tmp_path: Path) -> Any:
+    """make(stub, key=value, ...) -> (trainer, training, validation and test loader) on toy."""
+
+    def trainer(stub: Stub, **overrides: Any) -> Any:
+        config, train, valid, test, _ = build("SimDiffRec", **overrides)
+        found = PlanTrainer(config, stub, tmp_path / "run")
+        found.eval_collector.data_collect(train)
+        return found, train, valid, test
+
+    return trainer
+
+
+def target(batch: Any, n_items: int = 13) -> Tensor:
+    """One-hot scores of each row's target: an oracle."""
+    return nn.functional.one_hot(batch["item_id"], n_items).float()
+
+
+# ---------------------------------------------------------------------- metrics
+
+
+def measured(collector: Any, config: Any, batches: list[Any]) -> Any:
+    for scores, rows, items in batches:
+        collector.eval_batch_collect(scores, None, rows, items)
+    evaluator = Evaluator(config)
+    for metric in evaluator.metric_class.values():
+        metric.decimal_place = 15
+    return evaluator.evaluate(collector.get_data_struct())
+
+
+def random_batches(n_items: int = 40) -> list[Any]:
+    """Three batches of scores with many ties, one target a row, padding ruled out."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for size in (64, 64, 17):
+        scores = torch.randint(0, 25, (size, n_items), generator=generator).float()
+        scores[:, 0] = -torch.inf
+        items = torch.randint(1, n_items, (size,), generator=generator)
+        batches.append((scores, torch.arange(size), items))
+    return batches
+
+
+def test_target_collector_equals_recboles_bit_for_bit(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(metrics=["Hit", "NDCG", "MRR", "Recall", "Precision", "MAP"], topk=[1, 5])
+    stock = measured(Collector(config), config, random_batches())
+    assert 0 < stock["hit@5"] < 1
+
+    def unused(*_: Any) -> None:
+        raise AssertionError("RecBole's users x items matrix was built")
+
+    monkeypatch.setattr(Collector, "eval_batch_collect", unused)
+    assert measured(TargetCollector(config), config, random_batches()) == stock
+
+
+def test_several_targets_a_row_go_to_recboles_collector(make_config: Any) -> None:
+    config = make_config()
+    rows, items = torch.tensor([0, 0, 1]), torch.tensor([3, 7, 2])
+    batch = [(torch.rand(2, 20, generator=torch.Generator().manual_seed(1)), rows, items)]
+    assert measured(TargetCollector(config), config, batch) == measured(
+        Collector(config), config, batch
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ndcg_grows_with_hits_between_rank_6_and_10(make_config: Any, seed: int) -> None:
+    """A hit at rank r is worth 1 / log2(r + 1): 0.3562 at rank 6, 0.2891 at rank 10."""
+    config = make_config(topk=[5, 10])
+    scores = torch.rand(200, 30, generator=torch.Generator().manual_seed(seed))
+    batch = (scores, torch.arange(200), torch.arange(200) % 29 + 1)
+    found = measured(TargetCollector(config), config, [batch])
+    hits = found["hit@10"] - found["hit@5"]
+    assert hits > 0
+    assert 0.2890 * hits < found["ndcg@10"] - found["ndcg@5"] < 0.3563 * hits
+
+
+def test_coverage_metrics_work(make: Any) -> None:
+    """RecBole 1.2.1 crashes on these; here the first place always goes to item 1."""
+    metrics = ["NDCG", "ItemCoverage", "GiniIndex", "AveragePopularity", "TailPercentage"]
+    stub = Stub(lambda batch: -torch.arange(13.0).expand(len(batch), 13))
+    trainer, train, valid, _ = make(stub, metrics=metrics, topk=[1, 5])
+    counts = [int((train.dataset.train_items == i).sum()) for i in range(1, 6)]
+    for _ in range(2):  # the training counts must survive the first evaluation
+        found = trainer.evaluate_protocols(valid, (KEPT,))[KEPT]
+        assert found["itemcoverage@1"] == pytest.approx(1 / 13)
+        assert found["itemcoverage@5"] == pytest.approx(5 / 13)
+        assert found["giniindex@1"] == pytest.approx(12 / 13)
+        assert found["averagepopularity@1"] == counts[0]
+        assert found["averagepopularity@5"] == pytest.approx(sum(counts) / 5)
+        assert 0 <= found["tailpercentage@5"] <= 1
+
+
+def test_a_metric_without_a_ranking_list_is_measured_too(make: Any) -> None:
+    trainer, _, valid, _ = make(Stub(target), metrics=["GAUC"], valid_metric="GAUC")
+    assert trainer.evaluate_protocols(valid, (KEPT,))[KEPT]["gauc"] == pytest.approx(1.0)
+
+
+def test_an_oracle_is_perfect_on_both_protocols(make: Any) -> None:
+    trainer, _, valid, test = make(Stub(target))
+    for data in (valid, test):
+        for found in trainer.evaluate_protocols(data).values():
+            assert all(found[f"{metric}@{k}"] == 1 for metric in ("hit", "ndcg") for k in (1, 5))
+
+
+def test_metrics_are_not_rounded(make: Any) -> None:
+    """Epochs are compared on these; every target has two better items here."""
+
+    def third(batch: Any) -> Tensor:
+        items = batch["item_id"]
+        better = [nn.functional.one_hot((items + i) % 12 + 1, 13) for i in (0, 1)]
+        return target(batch) + 2 * better[0] + 3 * better[1]
+
+    trainer, _, valid, _ = make(Stub(third))
+    found = trainer.evaluate_protocols(valid, (KEPT,))[KEPT]
+    assert found["mrr@5"] == pytest.approx(1 / 3, abs=1e-12)
+
+
+# ---------------------------------------------------------------------- protocols
+
+
+@pytest.fixture
+def rankings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """(scores, interaction) of every batch that reaches a collector, in order."""
+    seen: list[Any] = []
+    stock = TargetCollector.eval_batch_collect
+
+    def record(self: Any, scores: Tensor, interaction: Any, *rest: Tensor) -> None:
+        seen.append((scores.clone(), interaction))
+        stock(self, scores, interaction, *rest)
+
+    monkeypatch.setattr(TargetCollector, "eval_batch_collect", record)
+    return seen
+
+
+def excluded(rankings: list[Any], dataset: Any) -> dict[str, set[str]]:
+    """User -> raw items that cannot be ranked, padding left out."""
+    found = {}
+    for scores, interaction in rankings:
+        assert torch.isneginf(scores[:, 0]).all()
+        for user, row in zip(interaction["user_id"], scores, strict=True):
+            ids = torch.isneginf(row).nonzero().squeeze(1)[1:]
+            name = dataset.id2token("user_id", int(user))
+            found[str(name)] = {str(dataset.id2token("item_id", int(i))) for i in ids}
+    return found
+
+
+def test_history_removed_takes_out_all_earlier_items_and_kept_none(
+    make: Any, rankings: list[Any]
+) -> None:
+    """All of them, not only the MAX_ITEM_LIST_LENGTH = 4 newest that the model reads."""
+    trainer, _, _, test = make(Stub())
+    trainer.evaluate_protocols(test, (REMOVED,))
+    tested = {u: items for u, items in SEQUENCES.items() if len(items) >= 3}
+    assert excluded(rankings, test._dataset) == {u: set(s[:-1]) for u, s in tested.items()}
+    rankings.clear()
+    trainer.evaluate_protocols(test, (KEPT,))
+    assert excluded(rankings, test._dataset) == {u: set() for u in tested}
+
+
+def test_a_repeated_target_stays_in_the_ranking(make: Any, data_path: Path, rankings: Any) -> None:
+    sequences = {"u": ["x", "y", "z", "w", "x"], "v": ["y", "x", "z", "w", "y", "z"]}
+    write_inter(data_path, "repeats", sequences)
+    trainer, _, _, test = make(
+        Stub(lambda batch: target(batch, 5)),
+        dataset="repeats",
+        k_noise=1,
+        topk=[1, 2],
+        valid_metric="NDCG@2",
+    )
+    found = trainer.evaluate_protocols(test)
+    assert found[REMOVED]["hit@1"] == 1
+    assert excluded(rankings[1::2], test._dataset) == {"u": {"y", "z", "w"}, "v": {"y", "x", "w"}}
+
+
+def test_kept_history_can_win_the_ranking(make: Any) -> None:
+    """A model that repeats the newest item: always wrong here when seen items may be ranked."""
+    newest = Stub(
+        lambda batch: (
+            nn.functional.one_hot(
+                batch["item_id_list"].gather(1, batch["item_length"].unsqueeze(1) - 1).squeeze(1),
+                13,
+            )
+            + 0.5 * target(batch)
+        )
+    )
+    trainer, _, _, test = make(newest)
+    found = trainer.evaluate_protocols(test)
+    assert found[KEPT]["hit@1"] == 0
+    assert found[KEPT]["hit@2"] == 1
+    assert found[REMOVED]["hit@1"] == 1
+
+
+def test_both_protocols_in_one_pass_equal_two_passes(make: Any) -> None:
+    fixed = torch.rand(13, 13, generator=torch.Generator().manual_seed(3))
+    stub = Stub(lambda batch: fixed[batch["item_id"]].clone())
+    trainer, _, _, test = make(stub, eval_batch_size=2)
+    both = trainer.evaluate_protocols(test)
+    assert stub.rankings == len(test) > 1
+    assert both[KEPT] != both[REMOVED]
+    assert both == {name: trainer.evaluate_protocols(test, (name,))[name] for name in PROTOCOLS}
+
+
+def test_sampled_ranking_knows_one_protocol(build: Any, tmp_path: Path) -> None:
+    config, train, valid, _, model = build(
+        "SASRec",
+        eval_args={
+            "split": {"LS": "valid_and_test"},
+            "group_by": "user",
+            "order": "TO",
+            "mode": "uni3",
+        },
+    )
+    trainer = PlanTrainer(config, model, tmp_path / "run")
+    trainer.eval_collector.data_collect(train)
+    found = trainer.evaluate_protocols(valid)
+    assert list(found) == [KEPT]
+    assert found[KEPT]["hit@5"] == 1  # the target and 3 others
+
+
+# ---------------------------------------------------------------------- randomness
+
+
+def test_evaluation_draws_nothing_from_the_training(make: Any) -> None:
+    def noisy(model: Stub) -> Tensor:
+        noise = torch.rand(()).item() + random.random() + np.random.rand()
+        return (model.weight - 1).pow(2).sum() + noise
+
+    def sampling(batch: Any) -> Tensor:
+        np.random.rand(random.randint(1, 9))
+        return torch.rand(len(batch), 13)
+
+    losses = []
+    for validate in (True, False):
+        stub = Stub(sampling, noisy)
+        trainer, train, valid, _ = make(stub, epochs=3, checkpoint_dir=f"saved{validate}")
+        trainer.run_dir /= str(validate)
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        progress = trainer.fit(train, valid if validate else None)
+        assert (stub.rankings > 0) == validate
+        losses.append([entry["loss"] for entry in progress.log])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
+
+
+def test_anomaly_detection_is_off_during_training(make: Any) -> None:
+    """One of RecBole's model files turns it on for the whole process when it is imported."""
+    modes = []
+    trainer, train, valid, _ = make(
+        Stub(loss=lambda m: modes.append(torch.is_anomaly_enabled()) or m.weight.sum()), epochs=1
+    )
+    trainer.fit(train, valid)
+    assert modes
+    assert not any(modes)
+
+
+# ---------------------------------------------------------------------- selection
+
+
+def selected(make: Any, scores: list[float], bigger: bool = True, **overrides: Any) -> Any:
+    """Train with these validation scores; (trainer, weights after each epoch)."""
+    stub = Stub()
+    trainer, train, valid, _ = make(stub, epochs=len(scores), **overrides)
+    trainer.valid_metric_bigger = bigger
+    weights, remaining = [], iter(scores)
+
+    def evaluate(*_: Any) -> Any:
+        weights.append(stub.weight.detach().clone())
+        return {KEPT: {"ndcg@5": next(remaining)}}
+
+    trainer.evaluate_protocols = evaluate
+    trainer.fit(train, valid)
+    return trainer, weights
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.1, 0.2, 0.3], 2),
+        ([0.3, 0.2, 0.1], 0),
+        ([0.12341, 0.12342, 0.12339], 1),  # equal when rounded to 4 digits
+        ([0.2, 0.2, 0.2], 0),  # a tie is no improvement
+        ([0.0, 0.0, 0.1], 2),
+        ([0.0, 0.0, 0.0], 0),
+    ],
+)
+def test_the_best_epoch_and_its_weights_are_kept(make: Any, scores: Any, best: int) -> None:
+    trainer, weights = selected(make, scores)
+    assert trainer.progress.best_epoch == best
+    assert trainer.progress.best_score == scores[best]
+    tensors, content = checkpoint.load(trainer.run_dir / BEST)
+    assert content["progress"]["best_epoch"] == best
+    assert torch.equal(tensors["model.weight"], weights[best])
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_a_metric_where_less_is_better(make: Any) -> None:
+    trainer, _ = selected(make, [0.3, 0.1, 0.2], bigger=False)
+    assert trainer.progress.best_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "epochs"),
+    [
+        ([0.3, 0.2, 0.1, 0.4], 2, 3),
+        ([0.1, 0.1, 0.1, 0.4], 2, 3),  # ties are misses
+        ([0.2, 0.1, 0.3, 0.2, 0.1, 0.4], 2, 5),  # a success starts the count again
+        ([0.3, 0.2, 0.1, 0.4], 3, 4),
+    ],
+)
+def test_early_stopping(make: Any, scores: Any, patience: int, epochs: int) -> None:
+    trainer, _ = selected(make, scores, stopping_step=patience)
+    assert len(trainer.progress.log) == epochs
+
+
+def test_eval_step_skips_validations(make: Any) -> None:
+    stub = Stub(target)
+    trainer, train, valid, _ = make(stub, epochs=4, eval_step=2)
+    progress = trainer.fit(train, valid)
+    assert ["valid" in entry for entry in progress.log] == [False, True, False, True]
+
+
+def test_without_validation_the_last_epoch_is_kept(make: Any) -> None:
+    stub = Stub()
+    trainer, train, _, _ = make(stub, epochs=3)
+    trainer.fit(train)
+    tensors, _ = checkpoint.load(trainer.run_dir / BEST)
+    assert torch.equal(tensors["model.weight"], stub.weight)
+    assert len(trainer.progress.log) == 3
+
+
+# ---------------------------------------------------------------------- losses
+
+
+class Parts(NamedTuple):
+    rec: Tensor
+    aux: Tensor
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_update(make: Any, bad: float) -> None:
+    before = {}
+
+    def loss(model: Stub) -> Parts:
+        rec = (model.weight - 1).pow(2).sum()
+        if model.losses == steps + 2:  # second step of the second epoch
+            before["weight"] = model.weight.detach().clone()
+            before["last"] = (trainer.run_dir / LAST).read_bytes()
+            return Parts(rec, rec * bad)
+        return Parts(rec, rec * 0)
+
+    stub = Stub(loss=loss)
+    trainer, train, valid, _ = make(stub)
+    steps = len(train)
+    assert steps == 2
+    with pytest.raises(TrainingDiverged, match=rf"loss part 'aux' is {bad} at epoch 1, step 1; "):
+        trainer.fit(train, valid)
+    assert stub.losses == steps + 2
+    assert torch.equal(stub.weight, before["weight"])
+    assert (trainer.run_dir / LAST).read_bytes() == before["last"]
+    _, content = checkpoint.load(trainer.run_dir / LAST)
+    assert (content["progress"]["epoch"], content["progress"]["step"]) == (1, 0)
+
+
+def test_divergence_says_what_may_help(make: Any) -> None:
+    trainer, train, _, _ = make(Stub(loss=lambda model: model.weight.sum() * math.nan))
+    with pytest.raises(
+        TrainingDiverged, match=r"last\.safetensors holds the last good state.*clip"
+    ):
+        trainer.fit(train)
+    assert checkpoint.load(trainer.run_dir / LAST)[1]["progress"]["epoch"] == 0
+
+
+def test_nan_scores_are_refused(make: Any) -> None:
+    def scores(batch: Any) -> Tensor:
+        found = torch.rand(len(batch), 13)
+        found[-1, 5] = math.nan
+        return found
+
+    trainer, _, valid, _ = make(Stub(scores))
+    with pytest.raises(TrainingDiverged, match="scores contain NaN; nothing can be ranked"):
+        trainer.evaluate_protocols(valid)
+
+
+@pytest.mark.parametrize(
+    ("losses", "names"),
+    [
+        (lambda w: Parts(w + 1, w + 2), {"rec": 1, "aux": 2}),
+        (lambda w: (w + 1, w + 2, w + 3), {"loss_1": 1, "loss_2": 2, "loss_3": 3}),
+        (lambda w: w + 1, {"loss": 1}),
+    ],
+)
+def test_losses_keep_their_names_and_are_averaged_by_step(
+    make: Any, losses: Any, names: dict[str, int]
+) -> None:
+    trainer, train, _, _ = make(Stub(loss=lambda m: losses(m.weight.sum() * 0 + m.losses)))
+    progress = trainer.fit(train)
+    mean = (1 + 2) / 2  # two steps an epoch
+    assert progress.log[0]["loss"] == {name: mean + value for name, value in names.items()}
+
+
+def test_the_sum_of_the_parts_is_minimised(make: Any) -> None:
+    parts = Stub(loss=lambda m: Parts(m.weight[0] * 2, -m.weight[1]))
+    trainer, train, _, _ = make(parts, learner="sgd", learning_rate=1.0, epochs=1)
+    trainer.fit(train)
+    assert parts.weight.tolist() == [-4.0, 2.0, 0.0]
+
+
+def test_gradients_are_clipped(make: Any) -> None:
+    steep = Stub(loss=lambda model: 1000 * model.weight[0])
+    trainer, train, _, _ = make(
+        steep, learner="sgd", learning_rate=1.0, epochs=1, clip_grad_norm={"max_norm": 0.5}
+    )
+    trainer.fit(train)
+    assert steep.weight[0].item() == pytest.approx(-2 * 0.5, rel=1e-4)
+
+
+def test_bfloat16_runs_and_learns(build: Any, tmp_path: Path) -> None:
+    config, train, valid, _, model = build(
+        enable_amp=True,
+        epochs=30,
+        learning_rate=0.02,
+        stopping_step=99,
+        hidden_dropout_prob=0.0,
+        attn_dropout_prob=0.0,
+    )
+    seen, stock = set(), model.calculate_loss
+
+    def calculate_loss(batch: Any) -> Any:
+        seen.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return stock(batch)
+
+    model.calculate_loss = calculate_loss
+    progress = PlanTrainer(config, model, tmp_path / "run").fit(train, valid)
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    first, last = (progress.log[i]["loss"]["rec"] for i in (0, -1))
+    assert last < 0.8 * first
