@@ -283,6 +283,10 @@ class FlatDataset(HostFixes, SequentialDataset):
     targets_per_batch: float
     tokens_per_batch: float
 
+    def __init__(self, config: Any) -> None:
+        self.list_fields = {}  # filled by ``build``
+        super().__init__(config)
+
     def _change_feat_format(self) -> None:
         """Sort by user and float64 time before RecBole rounds times to float32.
 
@@ -294,7 +298,6 @@ class FlatDataset(HostFixes, SequentialDataset):
             self.inter_feat = self.inter_feat.sort_values(
                 [self.uid_field, self.time_field], kind="stable", ignore_index=True
             )
-        self.list_fields = {}
         super()._change_feat_format()
 
     def _check_time_field(self) -> None:

@@ -186,7 +186,7 @@ def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> R
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
 
     Returns:
-        RunResult: nothing is written.
+        RunResult: the run's folder is left as it is.
 
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
