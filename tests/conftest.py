@@ -1,5 +1,6 @@
 """Shared fixtures: tiny data sets checked by eye, and a config for them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,10 @@ import torch
 
 from recbole_simdiff.config import Config
 from recbole_simdiff.data import create_dataset, create_loaders
+
+# Tiny tensors are up to ten times slower with threads that wait for one another.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the programs that tests start
 
 # user -> items in time order. 12 items; lengths 2..9, so all cases of the split occur.
 SEQUENCES = {
