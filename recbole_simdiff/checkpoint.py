@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, its JSON in the header, replaced atomically.
+"""Checkpoints: one safetensors file that holds tensors and JSON, replaced atomically.
 
 A single file cannot be half old and half new, and one rename publishes it; tensors and the plain
 values that belong to them cannot come apart. Loading reads tensors and JSON only, so a file from
@@ -21,10 +21,11 @@ from torch import Tensor
 from recbole_simdiff.errors import UserError
 
 FORMAT = "recbole_simdiff checkpoint 1"
+_CONTENT = "content.json"
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -46,6 +47,9 @@ def write_atomically(path: Path, write: Any) -> None:
         write(name)
         with open(name, "rb") as file:
             os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private; a run is not
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -61,8 +65,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) 
         content (Mapping): JSON-ready values.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(content)
-    header = {"format": FORMAT, "content": text, "digest": _digest(plain, text)}
+    # As bytes in a tensor: the header of a safetensors file is limited to 100 MB.
+    text = json.dumps(content).encode()
+    plain[_CONTENT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    header = {"format": FORMAT, "digest": _digest(plain)}
     write_atomically(path, lambda name: save_file(plain, name, metadata=header))
 
 
@@ -81,11 +87,11 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("format") != FORMAT:
             raise UserError(f"{path} is not a {FORMAT!r} (it says {header.get('format')!r})")
-        if header.get("digest") != _digest(tensors, header["content"]):
+        if header.get("digest") != _digest(tensors):
             raise UserError(
                 f"checkpoint {path} is damaged: its checksum does not match its content"
             )
-        content: dict[str, Any] = json.loads(header["content"])
+        content: dict[str, Any] = json.loads(tensors.pop(_CONTENT).numpy().tobytes())
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         if isinstance(error, UserError):
             raise

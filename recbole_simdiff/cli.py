@@ -3,14 +3,17 @@
 import argparse
 import csv
 import json
+import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from recbole_simdiff import checkpoint, inference
-from recbole_simdiff.config import Config, parse_overrides, properties_dir
+from recbole_simdiff.config import Config, parse_overrides, properties_dir, read_yaml
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import plugin_models, recbole_models
 from recbole_simdiff.run import RESUMABLE_KEYS, RunResult, evaluate, run, stored_config
@@ -125,11 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 128 + signal.SIGPIPE
+    except (OSError, SafetensorError) as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _config(namespace: argparse.Namespace, overrides: dict[str, Any]) -> Config:
-    files = [part for text in namespace.config_files for part in text.replace(",", " ").split()]
-    model, dataset = (getattr(namespace, key) or DEFAULTS[key] for key in DEFAULTS)
+    files = [part for text in namespace.config_files for part in text.split(",") if part]
+    named: dict[str, Any] = {}
+    for file in files:
+        named |= {key: value for key, value in read_yaml(file).items() if key in DEFAULTS}
+    model, dataset = (getattr(namespace, k) or named.get(k) or DEFAULTS[k] for k in DEFAULTS)
     return Config(model, dataset, files, overrides)
 
 
@@ -149,12 +158,15 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         name = signal.Signals(stop.signum).name
         print(
             f"stopped by {name}; everything is saved. Continue with\n"
-            f"  python run_recbole_simdiff.py --resume={stop.run_dir}",
+            f"  python run_recbole_simdiff.py --resume={shlex.quote(str(stop.run_dir))}",
             file=sys.stderr,
         )
         return 128 + stop.signum
     _print_result(result)
-    _show_users(result, config["show_users"])
+    try:
+        _show_users(result, config["show_users"])
+    except UserError as error:  # the run itself succeeded
+        print(error, file=sys.stderr)
     return 0
 
 
@@ -172,7 +184,7 @@ def _print_result(result: RunResult) -> None:
 def _show_users(result: RunResult, n_users: int) -> None:
     if not n_users:
         return
-    recommender = inference.load(result.run_dir)
+    recommender = inference.load(result.run_dir, result.config["values"]["use_gpu"])
     for user in recommender.users[:n_users]:
         history = recommender.history(user)
         (found,) = recommender.recommend([history], k=10)
@@ -239,14 +251,14 @@ def _requests(
         yield _Request(f"user {user}", recommender.history(user))
     for number, text in enumerate(namespace.history or (), start=1):
         yield _Request(f"history {number}", [i.strip() for i in text.split(",") if i.strip()])
-    if namespace.input == "-":
-        yield from _read_histories(sys.stdin, "standard input")
-    elif namespace.input:
-        try:
-            with open(namespace.input, encoding="utf-8") as file:
+    try:
+        if namespace.input == "-":
+            yield from _read_histories(sys.stdin, "standard input")
+        elif namespace.input:
+            with open(namespace.input, encoding="utf-8-sig") as file:
                 yield from _read_histories(file, namespace.input)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {namespace.input}: {error}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {namespace.input}: {error}") from None
 
 
 def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:

@@ -8,6 +8,7 @@ Later layers win: RecBole's defaults, ``properties/overall.yaml``,
 
 import difflib
 import inspect
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from recbole_simdiff.models import get_model, plugin_models
 
 COMMAND_LINE = "command line"
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
-_UNLISTED_KEYS = {"model", "dataset", "worker", "single_spec", "MODEL_TYPE", "resume"}
+_UNLISTED_KEYS = {"single_spec", "MODEL_TYPE", "encoding"}
 # Keys of RecBole that would have no effect here, or a harmful one, and why.
 _REFUSED_KEYS = {
     "save_dataset": "data sets are rebuilt from their files, which takes seconds",
@@ -39,6 +40,7 @@ _REFUSED_KEYS = {
 _CHOICES = {
     "train_sampling": ("user_all", "prefix_last", "prefix_all"),
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+    "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
 }
 
@@ -159,7 +161,14 @@ class Config(RecBoleConfig):
         self._given: dict[str, str] = {}
         try:
             super().__init__(model, dataset, list(config_files), dict(overrides or {}))
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            LookupError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(str(error)) from error
@@ -251,6 +260,14 @@ class Config(RecBoleConfig):
             self.origin["train_neg_sample_args"] = "the loss of the model"
         return final
 
+    def _set_default_parameters(self) -> None:
+        """RecBole's, but a copy of ml-100k in ``data_path`` goes before the one RecBole ships."""
+        self._data_root = self.final_config_dict["data_path"]
+        super()._set_default_parameters()
+        own = os.path.join(self._data_root, self.dataset)
+        if os.path.isdir(own):
+            self.final_config_dict["data_path"] = own
+
     def _init_device(self) -> None:
         """CPU, or the GPU of ``gpu_id`` when there is one and ``use_gpu`` is true.
 
@@ -270,6 +287,13 @@ class Config(RecBoleConfig):
         known |= set(self.internal_config_dict) | _UNLISTED_KEYS
         known |= set(re.findall(r"config\[\"(\w+)\"\]", inspect.getsource(self.model_class)))
         for key, source in self._given.items():
+            if key in ("model", "dataset"):
+                if self.external_config_dict[key] != getattr(self, key):
+                    raise UserError(
+                        f"{key}={self.external_config_dict[key]!r} ({source}) contradicts "
+                        f"--{key}={getattr(self, key)}"
+                    )
+                continue
             if key in _REFUSED_KEYS and self.external_config_dict[key]:
                 raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")
             if key not in known:
@@ -283,6 +307,8 @@ class Config(RecBoleConfig):
     def _check_types(self) -> None:
         for key, source in self._given.items():
             default, value = self.internal_config_dict.get(key), self.external_config_dict[key]
+            if key.endswith("_inter_num_interval"):
+                value = self.external_config_dict[key] = _interval(key, value, source)
             wanted = _wanted_type(default, value)
             if wanted:
                 raise UserError(
@@ -303,18 +329,23 @@ class Config(RecBoleConfig):
             raise UserError(
                 f"MAX_ITEM_LIST_LENGTH={final['MAX_ITEM_LIST_LENGTH']} must be at least 1"
             )
-        if not final["learning_rate"] > 0:
-            raise UserError(f"learning_rate={final['learning_rate']} must be positive")
-        for key in ("seed", "weight_decay"):
-            if not final[key] >= 0:
-                raise UserError(f"{key}={final[key]} must be at least 0")
+        if not 0 < final["learning_rate"] < math.inf:
+            raise UserError(f"learning_rate={final['learning_rate']} must be positive and finite")
+        for key in ("seed", "weight_decay", "show_users"):
+            if not 0 <= final[key] < 2**32:
+                raise UserError(f"{key}={final[key]} must lie in [0, 2^32)")
+        if any(type(k) is not int for k in final["topk"]):
+            raise UserError(f"topk={final['topk']} must be whole numbers")
+        if not isinstance(final["checkpoint_dir"], str):
+            raise UserError(f"checkpoint_dir={final['checkpoint_dir']!r} must be a folder")
         for key, allowed in _CHOICES.items():
             if key in final and final[key] not in allowed:
                 raise UserError(
                     f"{key}={final[key]!r} ({self.origin.get(key)}) is not one of "
                     f"{', '.join(map(str, allowed))}"
                 )
-        if not isinstance(final["clip_grad_norm"], dict | None):
+        clip = final["clip_grad_norm"]
+        if not isinstance(clip, dict | None) or set(clip or ()) - {"max_norm", "norm_type"}:
             raise UserError(
                 f"clip_grad_norm={final['clip_grad_norm']} must be like {{max_norm: 1.0}}"
             )
@@ -325,8 +356,9 @@ class Config(RecBoleConfig):
             )
         metric, _, k = str(final["valid_metric"]).partition("@")
         metrics = [name.lower() for name in final["metrics"]]
-        at_k = bool(k) or metric.lower() != "gauc"
-        if metric.lower() not in metrics or (at_k and k not in map(str, final["topk"])):
+        at_k = metric.lower() not in ("gauc", "auc", "logloss", "mae", "rmse")
+        wrong_k = k not in map(str, final["topk"]) if at_k else bool(k)
+        if metric.lower() not in metrics or wrong_k:
             raise UserError(
                 f"valid_metric={final['valid_metric']} ({self.origin.get('valid_metric')}) must be "
                 f"one of metrics={final['metrics']} at one of topk={final['topk']}"
@@ -351,7 +383,7 @@ class Config(RecBoleConfig):
         derived |= {"valid_neg_sample_args", "test_neg_sample_args", "single_spec", "local_rank"}
         derived |= {"gpu_id"}  # which GPU is free is a matter of the machine, not of the run
         values = {k: v for k, v in self.final_config_dict.items() if k not in derived}
-        values["data_path"] = str(Path(values["data_path"]).parent)
+        values["data_path"] = self._data_root
         if values["train_neg_sample_args"].get("distribution") == "none":
             values["train_neg_sample_args"] = None
         return {"model": self.model, "dataset": self.dataset, "values": values}
@@ -363,6 +395,20 @@ class Config(RecBoleConfig):
             for key in sorted(self.final_config_dict)
             if key in self.origin
         ]
+
+
+def _interval(key: str, value: Any, source: str) -> Any:
+    """A RecBole interval such as "[5,inf)"; at other text RecBole only warns and does not filter.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    if isinstance(value, list) and len(value) == 2:  # [2,100] is also a YAML list
+        value = f"[{value[0]},{value[1]}]"
+    one = r"[\[(]\s*[-+.\w]+\s*,\s*[-+.\w]+\s*[\])]"
+    if value is not None and not re.fullmatch(f"{one}(;{one})*", str(value)):
+        raise UserError(f'{key}={value!r} ({source}) must be an interval such as "[5,inf)"')
+    return value
 
 
 def _wanted_type(default: Any, value: Any) -> str | None:

@@ -306,6 +306,12 @@ class FlatDataset(HostFixes, SequentialDataset):
                 f"the time column {self.time_field!r} is not loaded; sequential data need it. Name "
                 "it with TIME_FIELD and add it to load_col"
             )
+        declared = self.field2type[self.time_field]
+        if declared != FeatureType.FLOAT:
+            raise UserError(
+                f"the time column {self.time_field!r} is declared {declared.value}; it must be "
+                "float for events to be put in order of time"
+            )
 
     def _benchmark_presets(self) -> None:
         """Newest items and lengths of pre-split sequences; ``agg(len)`` fails on pandas 3."""
@@ -461,16 +467,23 @@ class FlatDataset(HostFixes, SequentialDataset):
         header = [name.partition(":")[0] for name in self._header(str(path), separator)]
         if field not in header or self.iid_field not in header:
             raise UserError(f"{path} has no column {field!r}; it has {', '.join(header)}")
-        frame: Any = pd.read_csv(
-            path,
-            sep=separator,
-            header=0,
-            names=header,
-            dtype=str,
-            keep_default_na=False,
-            quoting=csv.QUOTE_NONE,
-        )
-        return dict(zip(frame[self.iid_field], frame[field], strict=True))
+        try:
+            frame: Any = pd.read_csv(
+                path,
+                sep=separator,
+                header=0,
+                names=header,
+                usecols=[self.iid_field, field],
+                dtype=str,
+                encoding=self.config["encoding"],
+                keep_default_na=False,
+                quoting=csv.QUOTE_NONE,
+            )
+        except ValueError as error:
+            raise UserError(f"{path} is not a readable atomic file: {error}") from error
+        known = self.field2token_id[self.iid_field]
+        titles = zip(frame[self.iid_field], frame[field], strict=True)
+        return {item: title for item, title in titles if item in known}
 
 
 class BucketLoader:
@@ -479,6 +492,9 @@ class BucketLoader:
     Rows are shuffled, sorted by length and cut into batches, and the batches are shuffled; the
     order depends on the seed and the epoch only, so a batch can be found again after a restart. The
     flat item array lives on the training device and batches are gathered there.
+
+    Paper, Code: random batches. Here: in-batch negatives of a contrastive loss come from histories
+    of similar length.
 
     Args:
         config (Config): resolved configuration.
@@ -580,7 +596,17 @@ def create_loaders(config: Any, dataset: FlatDataset) -> tuple[Any, Any, Any]:
     Our models train on ``BucketLoader``; RecBole's own on RecBole's ``TrainDataLoader``. Evaluation
     is RecBole's in both cases.
     """
-    parts = dataset.build()
+    try:
+        parts = dataset.build()
+    except (NotImplementedError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"eval_args={config['eval_args']}: {error}") from error
+    if not len(parts[1]) and not len(parts[2]):
+        raise UserError(
+            f"dataset={dataset.dataset_name!r} ({dataset.statistics}): no user has enough "
+            "interactions for validation or test under the split of eval_args"
+        )
     samplers = create_samplers(config, dataset, parts)
     if config["model"] in plugin_models() and dataset.list_fields:
         train: Any = BucketLoader(config, parts[0])

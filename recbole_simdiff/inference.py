@@ -135,7 +135,13 @@ class Recommender:
                 self.config["ITEM_LIST_LENGTH_FIELD"]: (seq != 0).sum(1),
             }
         )
-        scores = self.model.full_sort_predict(batch.to(self.config["device"])).float().cpu()
+        try:
+            scores = self.model.full_sort_predict(batch.to(self.config["device"])).float().cpu()
+        except KeyError as error:
+            raise UserError(
+                f"model={self.config.model} reads {error} besides the history, so it cannot "
+                "recommend from a checkpoint alone. Use the evaluate command"
+            ) from error
         scores = scores.view(len(known), -1)[:, : len(self.item_ids)].clone()
         scores[:, 0] = -torch.inf
         return scores

@@ -162,6 +162,8 @@ def prepare(config: Config) -> tuple[FlatDataset, Any, Any, Any, Any]:
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     train_data, valid_data, test_data = create_loaders(config, dataset)
+    if max(config["topk"]) >= dataset.item_num:
+        raise UserError(f"topk={config['topk']} exceeds the {dataset.item_num - 1} items there are")
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, train_data._dataset).to(config["device"])
     return dataset, train_data, valid_data, test_data, model

@@ -54,6 +54,7 @@ class Progress:
     epoch: int = 0
     step: int = 0  # batches of this epoch already trained on
     loss_sums: dict[str, float] = field(default_factory=dict)
+    monitor_sums: dict[str, float] = field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int | None = None
     best_result: Metrics = field(default_factory=dict)
@@ -166,7 +167,8 @@ class PlanTrainer(Trainer):
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
             for number in range(self.progress.phase, len(phases)):
                 if number > self.progress.phase:
-                    self.progress.phase, self.progress.epoch = number, 0
+                    self.progress.phase, self.progress.epoch, self.progress.misses = number, 0, 0
+                    self.progress.best_score = None  # the best epoch is one of the last phase
                     self.optimizer = self._build_optimizer()
                     self.save_state(LAST)
                 try:
@@ -187,6 +189,7 @@ class PlanTrainer(Trainer):
             started = time.monotonic()
             means = self._train_epoch(train_data, progress.epoch, show_progress=show_progress)
             entry: dict[str, Any] = {"phase": phase.name, "epoch": progress.epoch, "loss": means}
+            entry["monitor"] = {k: v / progress.step for k, v in progress.monitor_sums.items()}
             seconds = time.monotonic() - started
             better = False
             if phase.evaluate and valid_data and (progress.epoch + 1) % self.eval_step == 0:
@@ -198,7 +201,8 @@ class PlanTrainer(Trainer):
             entry["seconds"] = seconds
             self._log_epoch(entry, better)
             progress.log.append(entry)
-            progress.epoch, progress.step, progress.loss_sums = progress.epoch + 1, 0, {}
+            progress.epoch, progress.step = progress.epoch + 1, 0
+            progress.loss_sums, progress.monitor_sums = {}, {}
             if better or not (phase.evaluate and valid_data):
                 self.save_state(BEST)
             self.save_state(LAST)
@@ -242,9 +246,10 @@ class PlanTrainer(Trainer):
             disable=None if show_progress else True,
         )
         for batch in bar:
-            parts = self._step(batch, loss_func)
-            for name, value in parts.items():
-                progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
+            parts, monitor = self._step(batch, loss_func)
+            for sums, values in ((progress.loss_sums, parts), (progress.monitor_sums, monitor)):
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value
             progress.step += 1
             if progress.step % 10 == 0:
                 bar.set_postfix_str(
@@ -272,7 +277,7 @@ class PlanTrainer(Trainer):
             self._resume_rng = None
         yield from batches
 
-    def _step(self, batch: Interaction, loss_func: Any) -> Metrics:
+    def _step(self, batch: Interaction, loss_func: Any) -> tuple[Metrics, Metrics]:
         """One optimiser step; the value of each loss part and of what the model monitors."""
         batch = batch.to(self.device)
         self.optimizer.zero_grad()
@@ -285,14 +290,15 @@ class PlanTrainer(Trainer):
         values = torch.stack(
             [*(v.detach().float() for v in named.values()), *(v.float() for v in monitor.values())]
         ).tolist()
-        for name, value in zip(names, values, strict=False):
+        parts = dict(zip(names, values[: len(names)], strict=True))
+        for name, value in parts.items():
             if not math.isfinite(value):
                 self._diverged(name, value)
         total.backward()
         if self.clip_grad_norm:
             clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
         self.optimizer.step()
-        return dict(zip([*names, *monitor], values, strict=True))
+        return parts, dict(zip(monitor, values[len(names) :], strict=True))
 
     def _diverged(self, name: str, value: float) -> None:
         progress = self.progress
@@ -303,13 +309,12 @@ class PlanTrainer(Trainer):
         )
 
     def _log_epoch(self, entry: dict[str, Any], better: bool) -> None:
-        monitor = getattr(self.model, "monitor", {})
-        losses = {k: v for k, v in entry["loss"].items() if k not in monitor}
+        losses = entry["loss"]
         text = f"{entry['phase']} epoch {entry['epoch']:>3}  {entry['seconds']:6.1f}s  "
         text += f"loss {sum(losses.values()):.4f}"
         if len(losses) > 1:
             text += " = " + " + ".join(f"{k} {v:.4f}" for k, v in losses.items())
-        watched = [f"{k} {v:.3f}" for k, v in entry["loss"].items() if k in monitor]
+        watched = [f"{k} {v:.3f}" for k, v in entry["monitor"].items()]
         text += f" | {', '.join(watched)}" if watched else ""
         if "valid" in entry:
             text += f" | valid {self.valid_metric} {entry['valid'][self.valid_metric]:.5f}"
@@ -318,7 +323,7 @@ class PlanTrainer(Trainer):
             self.tensorboard.add_scalar(
                 "Valid/score", entry["valid"][self.valid_metric], entry["epoch"]
             )
-        for name, value in entry["loss"].items():
+        for name, value in (losses | entry["monitor"]).items():
             self.tensorboard.add_scalar(f"Train/{name}", value, entry["epoch"])
         self.logger.info(text)
 
@@ -530,10 +535,12 @@ def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:
 def _named_losses(losses: Any) -> dict[str, Tensor]:
     """Loss parts by name: fields of a NamedTuple, else ``loss`` or ``loss_1``, ``loss_2``, ..."""
     if hasattr(losses, "_asdict"):
-        return dict(losses._asdict())
-    if isinstance(losses, tuple):
-        return {f"loss_{i}": loss for i, loss in enumerate(losses, start=1)}
-    return {"loss": losses}
+        named = losses._asdict()
+    elif isinstance(losses, tuple):
+        named = {f"loss_{i}": loss for i, loss in enumerate(losses, start=1)}
+    else:
+        named = {"loss": losses}
+    return {name: loss.reshape(()) for name, loss in named.items()}  # TransRec's has shape [1]
 
 
 def _get_rng() -> dict[str, Tensor]:
@@ -549,7 +556,9 @@ def _get_rng() -> dict[str, Tensor]:
         "numpy": torch.from_numpy(np.append(keys, [position, has_gauss]).astype(np.int64)),
         "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
     }
-    if torch.cuda.is_available():
+    if (
+        torch.cuda.is_initialized()
+    ):  # asking a GPU that a run on the CPU never touched would start it
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return states
 
@@ -568,7 +577,7 @@ def _set_rng(states: dict[str, Tensor]) -> None:
             states["numpy_gauss"].item(),
         )
     )
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         for i in range(torch.cuda.device_count()):
             if f"cuda{i}" in states:
                 torch.cuda.set_rng_state(states[f"cuda{i}"], i)

@@ -197,3 +197,19 @@ def test_find_takes_a_folder_or_a_file(path: Path) -> None:
 def test_split_takes_whole_prefixes_only() -> None:
     tensors = {"model.a.b": torch.ones(1), "modelx.c": torch.ones(1), "rng.model.d": torch.ones(1)}
     assert list(checkpoint.split(tensors, "model")) == ["a.b"]
+
+
+def test_others_may_read_a_run(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        checkpoint.save(tmp_path / "a.safetensors", {}, {})
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_content_is_not_limited_by_the_header_of_the_format(tmp_path: Path) -> None:
+    """safetensors refuses headers over 100 MB; id maps of large data sets are larger."""
+    content = {"items": "x" * 101_000_000}
+    checkpoint.save(tmp_path / "a.safetensors", {}, content)
+    assert checkpoint.load(tmp_path / "a.safetensors")[1] == content

@@ -485,3 +485,48 @@ def test_empty_files_and_dates_in_files(tmp_path: Path) -> None:
     file.write_text("wandb_project: 2020-10-10\nlearning_rate: 1e-2\n")
     config = Config(MODEL, "toy", [file])
     assert (config["wandb_project"], config["learning_rate"]) == ("2020-10-10", 0.01)
+
+
+def test_intervals_are_intervals() -> None:
+    """RecBole warns at anything else, and then does not filter at all."""
+    interval = Config(MODEL, "toy", overrides={"user_inter_num_interval": [2, 100]})
+    assert interval["user_inter_num_interval"] == "[2,100]"
+    with pytest.raises(
+        UserError, match=r"user_inter_num_interval=5 .* must be an interval such as"
+    ):
+        Config(MODEL, "toy", overrides={"user_inter_num_interval": 5})
+
+
+def test_a_file_that_names_another_model_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: SASRec\n")
+    with pytest.raises(UserError, match=r"model='SASRec' \(.*mine.yaml\) contradicts --model"):
+        Config(MODEL, "toy", [file])
+    assert Config("SASRec", "toy", [file]).model == "SASRec"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"topk": [10, 5.5]}, "must be whole numbers"),
+        ({"clip_grad_norm": {"max": 1}}, "must be like {max_norm: 1.0}"),
+        ({"seed": 2**32}, "must lie in"),
+        ({"show_users": -1}, "must lie in"),
+        ({"state": "foo"}, "is not one of DEBUG, INFO"),
+        ({"learning_rate": float("inf")}, "must be positive and finite"),
+        ({"checkpoint_dir": None}, "must be a folder"),
+    ],
+)
+def test_more_impossible_values(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Config(MODEL, "toy", overrides=values)
+
+
+def test_a_local_ml_100k_goes_before_the_one_recbole_ships(tmp_path: Path) -> None:
+    assert (
+        "dataset_example"
+        in Config(MODEL, "ml-100k", overrides={"data_path": str(tmp_path)})["data_path"]
+    )
+    (tmp_path / "ml-100k").mkdir()
+    own = Config(MODEL, "ml-100k", overrides={"data_path": str(tmp_path)})
+    assert own["data_path"] == str(tmp_path / "ml-100k")

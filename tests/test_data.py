@@ -769,3 +769,20 @@ def test_sampled_evaluation_still_works(build: Any, tmp_path: Path) -> None:
         assert result[KEPT]["hit@5"] == 1.0  # the target and two others are ranked
         assert result[KEPT]["mrr@5"] >= 1 / 3
     assert min(result[KEPT]["hit@5"] for result in results["full"]) < 1.0  # all 12 are
+
+
+def test_a_time_column_that_is_not_a_number_is_refused(make_config: Any, data_path: Path) -> None:
+    """As tokens, times would be put in the order in which they appear in the file."""
+    path = data_path / "toy" / "toy.inter"
+    path.write_text(path.read_text().replace("timestamp:float", "timestamp:token"))
+    config = make_config()
+    dataset = create_dataset(config)
+    with pytest.raises(UserError, match="'timestamp' is declared token; it must be float"):
+        create_loaders(config, dataset)
+
+
+def test_data_without_anything_to_evaluate_are_refused(make_config: Any, data_path: Path) -> None:
+    write_inter(data_path, "toy", {user: ["i1", "i2"] for user in "abc"})
+    config = make_config(k_noise=1)
+    with pytest.raises(UserError, match="no user has enough interactions for validation or test"):
+        create_loaders(config, create_dataset(config))

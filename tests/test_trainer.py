@@ -13,6 +13,7 @@ from recbole.evaluator import Collector, Evaluator
 from torch import Tensor, nn
 
 from recbole_simdiff import checkpoint
+from recbole_simdiff.plan import Phase
 from recbole_simdiff.trainer import (
     BEST,
     KEPT,
@@ -498,3 +499,11 @@ def test_bfloat16_runs_and_learns(build: Any, tmp_path: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     first, last = (progress.log[i]["loss"]["rec"] for i in (0, -1))
     assert last < 0.8 * first
+
+
+def test_a_phase_that_stops_early_does_not_end_the_next(make: Any) -> None:
+    """Each phase has its own patience and its own best epoch."""
+    trainer, train, valid, _ = make(Stub(target), stopping_step=1)
+    trainer.model.training_plan = lambda: [Phase("first", 4), Phase("second", 4)]
+    trainer.fit(train, valid)
+    assert [entry["phase"] for entry in trainer.progress.log] == ["first"] * 2 + ["second"] * 2

@@ -187,6 +187,17 @@ class SimDiffRec(EncoderRecommender):
                 f"reverse_steps={config['reverse_steps']} must not exceed "
                 f"diffusion_steps={config['diffusion_steps']}"
             )
+        if config["aug_count"] == "fixed" and not config["pad_in_diffusion_loss"]:
+            raise UserError(
+                "aug_count=fixed is the released behaviour, which replaces padding cells too; it "
+                "needs pad_in_diffusion_loss=True (or take preset=official)"
+            )
+        exclude = config["pos_exclude_original"] or config["neg_exclude_original"]
+        if config["aug_items"] == "random" and exclude:
+            raise UserError(
+                "pos_exclude_original and neg_exclude_original rank the denoiser's choices; with "
+                "aug_items=random there is nothing to rank"
+            )
         if config["hidden_size"] % config["denoiser_heads"]:
             raise UserError(
                 f"hidden_size={config['hidden_size']} must be a multiple of "

@@ -551,7 +551,7 @@ def test_newest_item_can_be_selected(small):
 
 def test_fixed_count_is_of_the_maximum_length(small):
     """Not of the length a batch happens to be trimmed to, and never more than a row has."""
-    model = small(aug_count="fixed", aug_ratio=0.5)  # int(0.5 * 6) = 3
+    model = small(aug_count="fixed", aug_ratio=0.5, pad_in_diffusion_loss=True)  # int(3.0)
     for length in (4, MAX_LENGTH):
         token = model.select_positions(torch.rand(10), TokenLayout(LEN, length))
         assert torch.bincount(LAYOUT.row[token], minlength=4).tolist() == [3, 2, 1, 3]
@@ -1291,7 +1291,8 @@ def test_every_known_choice_trains(small):
     """One model for each value of each switch."""
     for key, allowed in OPTIONS.items():
         for value in allowed:
-            loss = seeded_loss(small(**{key: value}))
+            released = {"pad_in_diffusion_loss": True} if value == "fixed" else {}
+            loss = seeded_loss(small(**{key: value}, **released))
             assert all(torch.isfinite(part) for part in loss), (key, value)
 
 
@@ -1603,3 +1604,10 @@ def test_predictable_chain_is_learnt(build, tmp_path, weight):
 def test_random_chain_is_not_learnt(build, tmp_path, weight):
     """1 in 15 by chance; more would mean that the target leaks into the input."""
     assert hit_rate_after_training(build, tmp_path, False, weight) < 0.2
+
+
+def test_switches_that_would_have_no_effect_are_refused(small):
+    with pytest.raises(UserError, match=r"aug_count=fixed .* needs pad_in_diffusion_loss=True"):
+        small(aug_count="fixed")
+    with pytest.raises(UserError, match="with aug_items=random there is nothing to rank"):
+        small(aug_items="random", neg_exclude_original=True)
