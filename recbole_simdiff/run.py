@@ -21,7 +21,14 @@ from recbole_simdiff import __version__, checkpoint
 from recbole_simdiff.config import Config
 from recbole_simdiff.data import FlatDataset, Statistics, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.trainer import BEST, PROTOCOLS, Metrics, PlanTrainer, load_model_state
+from recbole_simdiff.trainer import (
+    BEST,
+    PROTOCOLS,
+    Metrics,
+    PlanTrainer,
+    Progress,
+    load_model_state,
+)
 
 RESULT = "result.json"
 # What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
@@ -140,18 +147,7 @@ def run(config: Config, resume: Path | None = None) -> RunResult:
         progress = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
         trainer.load_weights(run_dir / BEST)
         results = evaluate_splits(trainer, valid_data, test_data, config["show_progress"])
-    result = RunResult(
-        valid=results.get("valid", {}),
-        test=results.get("test", {}),
-        best_epoch=progress.best_epoch,
-        epochs=len(progress.log),
-        seconds=progress.seconds,
-        peak_memory_mb=peak_memory_mb(),
-        statistics=asdict(dataset.statistics),
-        config=config.plain(),
-        versions=versions(),
-        run_dir=str(run_dir),
-    )
+    result = _result(config, dataset, results, progress, run_dir)
     text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
     checkpoint.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
     return result
@@ -204,18 +200,28 @@ def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> R
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
     results = evaluate_splits(trainer, valid_data, test_data, config["show_progress"])
-    progress = content["progress"]
+    progress = Progress(**content["progress"])
+    return _result(config, dataset, results, progress, path.parent)
+
+
+def _result(
+    config: Config,
+    dataset: FlatDataset,
+    results: dict[str, dict[str, Metrics]],
+    progress: Progress,
+    run_dir: Path,
+) -> RunResult:
     return RunResult(
         valid=results.get("valid", {}),
         test=results.get("test", {}),
-        best_epoch=progress["best_epoch"],
-        epochs=len(progress["log"]),
-        seconds=progress["seconds"],
+        best_epoch=progress.best_epoch,
+        epochs=len(progress.log),
+        seconds=progress.seconds,
         peak_memory_mb=peak_memory_mb(),
         statistics=asdict(dataset.statistics),
         config=config.plain(),
         versions=versions(),
-        run_dir=str(path.parent),
+        run_dir=str(run_dir),
     )
 
 
