@@ -65,7 +65,7 @@ def import_recbole_models() -> None:
 
     Symptom: ``sine.py``, which is imported with every sequential model, calls
     ``torch.autograd.set_detect_anomaly(True)`` at import, so every training step of every model in
-    the process pays for NaN checks (26-31 % of a SASRec step). Importing here, once, and putting
+    the process pays for NaN checks. Importing here, once, and putting
     the switch back keeps later imports from turning it on. May go when RecBole drops the call.
     """
     before = torch.is_anomaly_enabled()

@@ -1,6 +1,6 @@
 """Data sets and loaders: RecBole's split and evaluation over flat arrays, and our training batches.
 
-RecBole writes one padded row per prefix and per loaded column (1.2 GiB for ML-1M at length 50).
+RecBole writes one padded row per prefix and per loaded column .
 Here the interactions stay one flat array, sorted by user and exact time; a row is a start and a
 length in it, and padded rows are built for one batch at a time. Row for row they equal RecBole's.
 """
@@ -79,7 +79,7 @@ class HostFixes(Dataset):
         """Read an atomic file with pandas' C engine; ids such as NA and null stay ids.
 
         Symptoms: an in-place ``fillna`` that pandas 3 ignores breaks empty sequence cells; users or
-        items called "NA" or "None" are dropped; the Python engine is 25 times slower.
+        items called "NA" or "None" are dropped; the Python engine is much slower.
         """
         load_col, unload_col = self._get_load_and_unload_col(source)
         if load_col == set():
@@ -290,8 +290,7 @@ class FlatDataset(HostFixes, SequentialDataset):
     def _change_feat_format(self) -> None:
         """Sort by user and float64 time before RecBole rounds times to float32.
 
-        Symptom: Unix seconds in float32 are 64-128 s apart, so close events swap places (on raw
-        ml-100k the test target is wrong for 15.8 % of users). Later sorts of RecBole are stable.
+        Symptom: Unix seconds in float32 are 64-128 s apart, so close events swap places. Later sorts of RecBole are stable.
         """
         if self.benchmark_filename_list is None:
             self._check_time_field()
