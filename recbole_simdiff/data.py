@@ -1,7 +1,7 @@
 """Data sets and loaders: RecBole's split and evaluation over flat arrays, and our training batches.
 
-RecBole writes one padded row per prefix and per loaded column .
-Here the interactions stay one flat array, sorted by user and exact time; a row is a start and a
+RecBole writes one padded row per prefix and per loaded column. Here the
+interactions stay one flat array, sorted by user and exact time; a row is a start and a
 length in it, and padded rows are built for one batch at a time. Row for row they equal RecBole's.
 """
 
@@ -290,7 +290,8 @@ class FlatDataset(HostFixes, SequentialDataset):
     def _change_feat_format(self) -> None:
         """Sort by user and float64 time before RecBole rounds times to float32.
 
-        Symptom: Unix seconds in float32 are 64-128 s apart, so close events swap places. Later sorts of RecBole are stable.
+        Symptom: Unix seconds in float32 are 64-128 s apart, so close events swap places and with
+        them validation and test targets. Later sorts of RecBole are stable.
         """
         if self.benchmark_filename_list is None:
             self._check_time_field()
