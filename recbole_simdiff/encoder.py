@@ -11,17 +11,22 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.losses import full_softmax_loss, sampled_bce_loss
 from recbole_simdiff.transformer import PackedTransformer, TokenLayout
 
 
+# Number of leading items of a row that an augmenter invented; absent from ordinary batches.
+PSEUDO_LENGTH = "pseudo_length"
+
+
 class EncoderRecommender(SequentialRecommender):
-    """SASRec's encoder and scoring (SimDiffRec Sec. 3.2, Eq. 1-2).
+    """SASRec's encoder, scoring and next-item loss (SimDiffRec Sec. 3.2, Eq. 1-3).
 
     Args:
         config (Config): resolved configuration.
-        dataset (Dataset): the training dataset; its number of items and, where it has one, its
-            ``targets_per_batch`` are read.
+        dataset (Dataset): the training dataset; its number of items and, where it has them, its
+            ``targets_per_batch`` and ``tokens_per_batch`` are read.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -33,6 +38,10 @@ class EncoderRecommender(SequentialRecommender):
         # Per-token losses are sums over this constant, so that every target of an epoch weighs the
         # same whichever batch of similar lengths it falls in.
         self.targets_per_batch: float | None = getattr(dataset, "targets_per_batch", None)
+        self.tokens_per_batch: float | None = getattr(dataset, "tokens_per_batch", None)
+        self.last_target_only: bool = config["train_sampling"] == "prefix_last"
+        self.sr_loss: str = config["sr_loss"]
+        self.mask_pad_in_softmax: bool = config["mask_pad_in_softmax"]
         self.dropout_prob: float = config["hidden_dropout_prob"]
 
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
@@ -41,6 +50,11 @@ class EncoderRecommender(SequentialRecommender):
         self.LayerNorm = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
         self.dropout = nn.Dropout(self.dropout_prob)
         self.apply(self.init_weights)
+        if self.sr_loss == "BCE" and self.n_items - 1 <= self.max_seq_length + 1:
+            raise UserError(
+                f"sr_loss=BCE draws negatives outside the history; {self.n_items - 1} items are "
+                f"too few for MAX_ITEM_LIST_LENGTH={self.max_seq_length}"
+            )
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -49,9 +63,14 @@ class EncoderRecommender(SequentialRecommender):
         Raises:
             UserError: naming the key, its value and what is allowed.
         """
-        for key in ("n_layers", "n_heads", "hidden_size", "inner_size"):
-            if not config[key] >= 1:
-                raise UserError(f"{key}={config[key]} must be at least 1")
+        if config["loss_type"] != "CE":
+            raise UserError(
+                f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss"
+            )
+        require_choice(config, {"sr_loss": ("CE", "BCE")})
+        require_at_least(
+            config, dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size"), 1)
+        )
         if config["hidden_size"] % config["n_heads"]:
             raise UserError(
                 f"hidden_size={config['hidden_size']} must be a multiple of "
@@ -122,6 +141,64 @@ class EncoderRecommender(SequentialRecommender):
         label = torch.roll(layout.pack(item_seq), -1)
         label[layout.last] = pos_items
         return label
+
+    # ------------------------------------------------------------------ next-item loss, Eq. 2-3
+
+    def recommendation_loss(
+        self, hidden: Tensor, layout: TokenLayout, interaction: Interaction
+    ) -> Tensor:
+        """L_sr over the expected number of targets in a batch.
+
+        Args:
+            hidden (Tensor): states of all tokens [n, H], or of the newest ones [B, H] when only the
+                last target counts (``train_sampling: prefix_last``).
+            layout (TokenLayout): layout of the batch.
+            interaction (Interaction): the batch. Positions whose next item was invented by an
+                augmenter, or is the first real one after those, are no targets.
+
+        Returns:
+            Tensor: scalar.
+        """
+        item_seq, pos_items = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
+        row: Tensor | None = None
+        if self.last_target_only:
+            label = pos_items
+        else:
+            label, row = self.labels(item_seq, layout, pos_items), layout.row
+            if PSEUDO_LENGTH in interaction:
+                real = layout.position >= interaction[PSEUDO_LENGTH][row]
+                hidden, label, row = hidden[real], label[real], row[real]
+        table = self.item_embedding.weight
+        if self.sr_loss == "BCE":
+            negative = self.sample_negatives(item_seq, pos_items, row)
+            total = sampled_bce_loss(hidden, table, label, negative)
+        elif self.mask_pad_in_softmax:
+            total = full_softmax_loss(hidden, table[1:], label - 1, self.loss_memory_mb)
+        else:  # Code, and RecBole's SASRec: the padding row is a class of the softmax
+            total = full_softmax_loss(hidden, table, label, self.loss_memory_mb)
+        return total / (self.targets_per_batch or len(label))
+
+    def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
+        """Uniform items of 1..V outside the row's history and target (Eq. 3).
+
+        Args:
+            item_seq (LongTensor): items, [B, L].
+            pos_items (LongTensor): target of each row, [B].
+            row (LongTensor | None): row of each token, [n]; None for one negative a row.
+
+        Returns:
+            LongTensor: negatives, [n] or [B].
+        """
+        seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)
+        seen = seen if row is None else seen[row]
+        negative = torch.randint(1, self.n_items, (len(seen),), device=seen.device)
+        while True:
+            clash = (seen == negative.unsqueeze(1)).any(1).nonzero().squeeze(1)
+            if len(clash) == 0:
+                return negative
+            negative[clash] = torch.randint(1, self.n_items, (len(clash),), device=seen.device)
+
+    # ------------------------------------------------------------------ scoring
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of each row's target item, [B]."""

@@ -1,4 +1,7 @@
-"""The one exception that stands for a mistake the user can mend."""
+"""The one exception that stands for a mistake the user can mend, and checks that raise it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class UserError(ValueError):
@@ -7,3 +10,33 @@ class UserError(ValueError):
     The message says what was received, what is allowed and where to change it. The command line
     prints it without a traceback and exits with code 2.
     """
+
+
+def require_choice(config: Any, options: Mapping[str, Sequence[str]]) -> None:
+    """Refuse values that are not among the named ones.
+
+    Args:
+        config (Config): resolved configuration.
+        options (Mapping): key -> allowed values.
+
+    Raises:
+        UserError: naming the key, its value and what is allowed.
+    """
+    for key, allowed in options.items():
+        if config[key] not in allowed:
+            raise UserError(f"{key}={config[key]!r} is not one of {', '.join(allowed)}")
+
+
+def require_at_least(config: Any, least: Mapping[str, float]) -> None:
+    """Refuse values below a bound, NaN included.
+
+    Args:
+        config (Config): resolved configuration.
+        least (Mapping): key -> smallest allowed value.
+
+    Raises:
+        UserError: naming the key, its value and the bound.
+    """
+    for key, bound in least.items():
+        if not config[key] >= bound:
+            raise UserError(f"{key}={config[key]} must be at least {bound}")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SIMILARITIES = ("cosine", "dot")
 _BYTES_PER_LOGIT = 4
 
 
@@ -172,3 +173,36 @@ def info_nce(
     keys = positive if negative is None else torch.cat([positive, negative])
     logits = F.normalize(anchor.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).t()
     return F.cross_entropy(logits / temperature, torch.arange(len(anchor), device=anchor.device))
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float, similarity: str) -> Tensor:
+    """NT-Xent of two views: each of the 2B rows against all others (SimCLR Eq. 1).
+
+    Row b of one view is the right answer of row b of the other; the remaining 2B - 2 rows of both
+    views are wrong answers. A row is never compared with itself.
+
+    Args:
+        first (Tensor): one view of each row, [B, H].
+        second (Tensor): the other view, [B, H].
+        temperature (float): tau > 0.
+        similarity (str): ``cosine``, or ``dot`` for unnormalised vectors.
+
+    Returns:
+        Tensor: scalar, mean over the 2B rows; 0 for B = 1.
+
+    Raises:
+        ValueError: if the shapes differ, the temperature is not positive or the similarity is
+            neither of the two.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"views {tuple(first.shape)} and {tuple(second.shape)} must match")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity={similarity!r} is not one of {', '.join(SIMILARITIES)}")
+    with torch.autocast(first.device.type, enabled=False):
+        z = torch.cat([first, second]).float()
+        z = F.normalize(z, dim=-1) if similarity == "cosine" else z
+        logits = z @ z.t() / temperature
+    rows = torch.arange(len(z), device=z.device)
+    return F.cross_entropy(logits.fill_diagonal_(-torch.inf), rows.roll(len(first)))

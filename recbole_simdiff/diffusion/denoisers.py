@@ -9,20 +9,33 @@ from torch import Tensor, nn
 TIME_EMBEDDINGS = ("sinusoidal", "learned")
 
 
+def sinusoid(t: Tensor, width: int, endpoint: bool = False) -> Tensor:
+    """Features sin(t w_k), then cos(t w_k), of falling frequencies w_k, [n] -> [n, width].
+
+    Args:
+        t (Tensor): steps, [n].
+        width (int): number of features.
+        endpoint (bool): w_k falls from 1 to 1e-4 inclusive (DDPM's code), or stops one short of it
+            (Transformer).
+
+    Returns:
+        Tensor: [n, width].
+    """
+    half = (width + 1) // 2
+    exponent = torch.arange(half, device=t.device) / max(half - endpoint, 1)
+    angle = t.unsqueeze(-1) * torch.exp(-math.log(10000.0) * exponent)
+    return torch.cat([angle.sin(), angle.cos()], -1)[..., :width]
+
+
 class SinusoidalTime(nn.Module):
-    """sin/cos features of t, then Linear - SiLU - Linear: t [n] -> [n, H] (DDPM, Appendix B).
+    """Sinusoid of t, then Linear - SiLU - Linear: t [n] -> [n, H] (DDPM, Appendix B).
 
     Args:
         hidden_size (int): H.
     """
 
-    frequencies: Tensor
-
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        half = (hidden_size + 1) // 2
-        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half) / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
         self.hidden_size = hidden_size
         self.mlp = nn.Sequential(
             nn.Linear(hidden_size, 4 * hidden_size),
@@ -32,9 +45,7 @@ class SinusoidalTime(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embedding of each step, [n] -> [n, H]."""
-        angle = t.unsqueeze(-1) * self.frequencies
-        features = torch.cat([angle.sin(), angle.cos()], -1)[..., : self.hidden_size]
-        out: Tensor = self.mlp(features)
+        out: Tensor = self.mlp(sinusoid(t, self.hidden_size))
         return out
 
 

@@ -43,12 +43,11 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError
-from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks, sampled_bce_loss
+from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks
 from recbole_simdiff.transformer import TokenLayout
 
 OPTIONS = {
-    "sr_loss": ("CE", "BCE"),
     "forward_coef": tuple(schedules.FAMILIES),
     "noise_source": ("similarity", "gaussian"),
     "noise_similarity": ("dot", "cosine"),
@@ -92,8 +91,6 @@ class SimDiffRec(EncoderRecommender):
         self.cl_weight: float = config["cl_weight"]
         self.diff_weight: float = config["diff_weight"]
         self.cl_warmup_epochs: int = config["cl_warmup_epochs"]
-        self.sr_loss: str = config["sr_loss"]
-        self.mask_pad_in_softmax: bool = config["mask_pad_in_softmax"]
         self.k_noise: int = config["k_noise"]
         self.noise_source: str = config["noise_source"]
         self.noise_similarity: str = config["noise_similarity"]
@@ -115,8 +112,6 @@ class SimDiffRec(EncoderRecommender):
         self.neg_exclude_original: bool = config["neg_exclude_original"]
         self.cl_negatives: str = config["cl_negatives"]
         self.tau: float = config["tau"]
-        self.last_target_only = config["train_sampling"] == "prefix_last"
-        self.tokens_per_batch: float | None = getattr(dataset, "tokens_per_batch", None)
         self._check_against_items()
 
         betas = schedules.linear_betas(
@@ -151,28 +146,23 @@ class SimDiffRec(EncoderRecommender):
             UserError: naming the key, its value and what is allowed.
         """
         EncoderRecommender.check_config(config)
-        if config["loss_type"] != "CE":
-            raise UserError(
-                f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss"
-            )
-        for key, allowed in OPTIONS.items():
-            if config[key] not in allowed:
-                raise UserError(f"{key}={config[key]!r} is not one of {', '.join(allowed)}")
-        for key, least in {
-            "k_noise": 1,
-            "k_sample": 1,
-            "diffusion_steps": 2,
-            "reverse_steps": 1,
-            "denoiser_layers": 1,
-            "denoiser_heads": 1,
-            "cl_weight": 0,
-            "diff_weight": 0,
-            "diff_mse_weight": 0,
-            "diff_round_weight": 0,
-            "cl_warmup_epochs": 0,
-        }.items():
-            if not config[key] >= least:
-                raise UserError(f"{key}={config[key]} must be at least {least}")
+        require_choice(config, OPTIONS)
+        require_at_least(
+            config,
+            {
+                "k_noise": 1,
+                "k_sample": 1,
+                "diffusion_steps": 2,
+                "reverse_steps": 1,
+                "denoiser_layers": 1,
+                "denoiser_heads": 1,
+                "cl_weight": 0,
+                "diff_weight": 0,
+                "diff_mse_weight": 0,
+                "diff_round_weight": 0,
+                "cl_warmup_epochs": 0,
+            },
+        )
         if not 0 < config["aug_ratio"] <= 1:
             raise UserError(f"aug_ratio={config['aug_ratio']} must lie in (0, 1]")
         if not config["tau"] > 0:
@@ -218,11 +208,6 @@ class SimDiffRec(EncoderRecommender):
                 f"k_sample={self.k_sample} must not exceed the number of items, "
                 f"{self.n_items - 1}{less}"
             )
-        if self.sr_loss == "BCE" and self.n_items - 1 <= self.max_seq_length + 1:
-            raise UserError(
-                f"sr_loss=BCE draws negatives outside the history; {self.n_items - 1} items are "
-                f"too few for MAX_ITEM_LIST_LENGTH={self.max_seq_length}"
-            )
 
     # ------------------------------------------------------------------ total loss, Eq. 18
 
@@ -231,7 +216,7 @@ class SimDiffRec(EncoderRecommender):
         item_seq = interaction[self.ITEM_SEQ]
         layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
-        rec = self.recommendation_loss(hidden, item_seq, layout, interaction[self.POS_ITEM_ID])
+        rec = self.recommendation_loss(hidden, layout, interaction)
 
         contrastive = diffusion = rec.new_zeros(())
         cl_weight = self.cl_weight * self._warmup()
@@ -256,55 +241,6 @@ class SimDiffRec(EncoderRecommender):
 
     def _warmup(self) -> float:
         return min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0
-
-    # ------------------------------------------------------------------ recommendation, Eq. 2-3
-
-    def recommendation_loss(
-        self, hidden: Tensor, item_seq: Tensor, layout: TokenLayout, pos_items: Tensor
-    ) -> Tensor:
-        """L_sr over the expected number of targets in a batch.
-
-        Args:
-            hidden (Tensor): states of all tokens [n, H], or of the newest ones [B, H] when only the
-                last target counts.
-            item_seq (LongTensor): items, [B, L].
-            layout (TokenLayout): layout of ``item_seq``.
-            pos_items (LongTensor): target of each row, [B].
-
-        Returns:
-            Tensor: scalar.
-        """
-        table = self.item_embedding.weight
-        label = pos_items if self.last_target_only else self.labels(item_seq, layout, pos_items)
-        if self.sr_loss == "BCE":
-            row = None if self.last_target_only else layout.row
-            negative = self.sample_negatives(item_seq, pos_items, row)
-            total = sampled_bce_loss(hidden, table, label, negative)
-        elif self.mask_pad_in_softmax:
-            total = full_softmax_loss(hidden, table[1:], label - 1, self.loss_memory_mb)
-        else:  # Code, and RecBole's SASRec: the padding row is a class of the softmax
-            total = full_softmax_loss(hidden, table, label, self.loss_memory_mb)
-        return total / (self.targets_per_batch or len(label))
-
-    def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
-        """Uniform items of 1..V outside the row's history and target (Eq. 3).
-
-        Args:
-            item_seq (LongTensor): items, [B, L].
-            pos_items (LongTensor): target of each row, [B].
-            row (LongTensor | None): row of each token, [n]; None for one negative a row.
-
-        Returns:
-            LongTensor: negatives, [n] or [B].
-        """
-        seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)
-        seen = seen if row is None else seen[row]
-        negative = torch.randint(1, self.n_items, (len(seen),), device=seen.device)
-        while True:
-            clash = (seen == negative.unsqueeze(1)).any(1).nonzero().squeeze(1)
-            if len(clash) == 0:
-                return negative
-            negative[clash] = torch.randint(1, self.n_items, (len(clash),), device=seen.device)
 
     # ------------------------------------------------------------------ noise, Eq. 6-7
 
@@ -440,7 +376,8 @@ class SimDiffRec(EncoderRecommender):
 
         token_start = start[layout.row]
         z_t = self.process.q_sample(self.item_embedding(items), token_start, noise)
-        return samplers.ddim(denoise, z_t, self.process, token_start, self.reverse_steps)
+        times = samplers.evenly_spaced(token_start, self.reverse_steps)
+        return samplers.ddim(denoise, z_t, self.process, times)
 
     def confidence(self, z_hat: Tensor) -> Tensor:
         """c = max_j softmax(z_hat . E_j)_j over real items (Eq. 14-15), [n, H] -> [n]."""

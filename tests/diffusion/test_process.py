@@ -90,7 +90,9 @@ def test_oracle_denoiser_is_followed_to_the_clean_end(family, steps):
     t = torch.full((4,), T)
     x = process.q_sample(x_0, t, vectors(4, 3, seed=1))
     assert not torch.allclose(x, x_0, atol=0.1)
-    assert torch.equal(samplers.ddim(lambda *_: x_0, x, process, t, steps), x_0)
+    assert torch.equal(
+        samplers.ddim(lambda *_: x_0, x, process, samplers.evenly_spaced(t, steps)), x_0
+    )
 
 
 @pytest.mark.parametrize(("family", "steps"), FAMILY_AND_STEPS)
@@ -105,7 +107,9 @@ def test_every_intermediate_state_lies_on_the_forward_path(family, steps):
         return x_0
 
     start = torch.full((4,), T)
-    samplers.ddim(oracle, process.q_sample(x_0, start, eps), process, start, steps)
+    samplers.ddim(
+        oracle, process.q_sample(x_0, start, eps), process, samplers.evenly_spaced(start, steps)
+    )
     visited = [t for (t,) in seen]
     assert len(visited) == steps
     assert visited[0] == T
@@ -117,7 +121,9 @@ def test_one_step_is_one_call_of_the_denoiser():
     """Invariant 9: S = 1 equals f(z_T, T)."""
     process, x = make_process(), vectors(4, 3)
     start = torch.full((4,), T)
-    out = samplers.ddim(lambda x, t: x.sin() + t.unsqueeze(-1), x, process, start, 1)
+    out = samplers.ddim(
+        lambda x, t: x.sin() + t.unsqueeze(-1), x, process, samplers.evenly_spaced(start, 1)
+    )
     assert torch.equal(out, x.sin() + T)
 
 
@@ -133,7 +139,7 @@ def test_two_steps_by_hand():
     half = T // 2
     middle = process.signal[half] * first + process.noise[half] * eps
     expected = torch.tanh(middle) + 0.01 * half
-    out = samplers.ddim(denoise, x, process, torch.full((4,), T), 2)
+    out = samplers.ddim(denoise, x, process, samplers.evenly_spaced(torch.full((4,), T), 2))
     torch.testing.assert_close(out, expected)
 
 
@@ -148,7 +154,7 @@ def test_rows_may_start_at_different_steps():
         return x_0 + len(calls)
 
     x = process.q_sample(x_0, start, eps)
-    out = samplers.ddim(denoise, x, process, start, 10)
+    out = samplers.ddim(denoise, x, process, samplers.evenly_spaced(start, 10))
     assert [row[0] for row in calls] == [1] * 10
     assert [row[2] for row in calls] == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
     torch.testing.assert_close(out[0], x_0[0] + 1)  # live in the first call only

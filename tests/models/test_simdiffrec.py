@@ -1280,7 +1280,7 @@ def test_impossible_values_are_refused(make_config, values, message):
 
 
 def test_unknown_choices_are_refused_with_the_known_ones(make_config):
-    assert len(OPTIONS) == 10
+    assert len(OPTIONS) == 9
     for key, allowed in OPTIONS.items():
         with pytest.raises(UserError) as error:
             make_config(**{key: "other"})
