@@ -15,7 +15,6 @@ from recbole_simdiff.errors import UserError, require_at_least, require_choice
 from recbole_simdiff.losses import full_softmax_loss, sampled_bce_loss
 from recbole_simdiff.transformer import PackedTransformer, TokenLayout
 
-
 # Number of leading items of a row that an augmenter invented; absent from ordinary batches.
 PSEUDO_LENGTH = "pseudo_length"
 

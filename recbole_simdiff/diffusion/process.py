@@ -46,7 +46,7 @@ class AffineProcess(nn.Module):
         return (x_t - self.at(self.signal, t, x_t) * x_0) / self.at(self.noise, t, x_t)
 
     def x_0_from(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The x_0 for which q_sample(x_0, t, eps) = x_t; signal_t must not be 0. Shapes as above."""
+        """The x_0 for which q_sample(x_0, t, eps) = x_t; signal_t must not be 0."""
         return (x_t - self.at(self.noise, t, x_t) * eps) / self.at(self.signal, t, x_t)
 
     def posterior(self, t: Tensor, to: Tensor) -> tuple[Tensor, Tensor, Tensor]:

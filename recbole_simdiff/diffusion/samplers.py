@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -107,4 +108,4 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, strength: float)
 def _pairs(times: Tensor, n: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Each step and the one after it, [n] both."""
     steps = [t.to(device).expand(n) for t in times]
-    return list(zip(steps, steps[1:], strict=False))
+    return list(pairwise(steps))
