@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from recbole.model.layers import TransformerEncoder
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -63,31 +63,49 @@ class PackedTransformer(TransformerEncoder):
     """
 
     def forward(
-        self, hidden: Tensor, layout: TokenLayout, causal: bool, last_only: bool = False
+        self,
+        hidden: Tensor,
+        layout: TokenLayout,
+        causal: bool,
+        last_only: bool = False,
+        tokens: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of all tokens, or of each row's newest token only.
+        """Hidden states of all tokens, or of each row's newest token or the named ones only.
 
         Args:
             hidden (Tensor): input of the first layer, [n, H].
             layout (TokenLayout): where the n tokens sit.
             causal (bool): a token sees itself and older ones; otherwise all real ones of its row.
             last_only (bool): compute the last layer for the newest token of each row only.
+            tokens (LongTensor | None): return the states of these tokens only, [m].
 
         Returns:
-            Tensor: [n, H], or [B, H] with ``last_only``.
+            Tensor: [n, H], [B, H] with ``last_only``, or [m, H] with ``tokens``.
         """
+        place = self.position_bias(layout.length)
         for number, layer in enumerate(self.layer, start=1):
             only = last_only and number == len(self.layer)
             attention, feed_forward = layer.multi_head_attention, layer.feed_forward
-            context = self._attend(attention, hidden, layout, causal, only)
+            context = self._attend(attention, hidden, layout, causal, only, place)
+            if tokens is not None and number == len(self.layer):
+                hidden, context = hidden[tokens], context[tokens]
             hidden = hidden[layout.last] if only else hidden
             hidden = attention.LayerNorm(attention.out_dropout(attention.dense(context)) + hidden)
             hidden = self._feed_forward(feed_forward, hidden)
         return hidden
 
+    def position_bias(self, length: int) -> Tensor | None:
+        """What every layer adds to the attention scores, [heads, length, length]; nothing here."""
+        return None
+
     @staticmethod
     def _attend(
-        attention: Any, hidden: Tensor, layout: TokenLayout, causal: bool, only: bool
+        attention: Any,
+        hidden: Tensor,
+        layout: TokenLayout,
+        causal: bool,
+        only: bool,
+        place: Tensor | None,
     ) -> Tensor:
         """Attention output before its dense layer, [n, H] or, with ``only``, [B, H]."""
         linears = [attention.query, attention.key, attention.value]
@@ -104,6 +122,8 @@ class PackedTransformer(TransformerEncoder):
         mask = None if causal and not only else layout.keys[:, None, None, :]
         if layout.full and layout.cells is layout.keys:
             mask = None
+        if place is not None:
+            mask = torch.where(layout.keys[:, None, None, :], place.to(q.dtype), -torch.inf)
         context = F.scaled_dot_product_attention(
             q,
             k,
@@ -126,3 +146,26 @@ class PackedTransformer(TransformerEncoder):
             feed_forward.dropout(feed_forward.dense_2(inner)) + hidden
         )
         return out
+
+
+class RelativeTransformer(PackedTransformer):
+    """A ``PackedTransformer`` that knows positions by distance: one bias a head and distance.
+
+    For bidirectional passes over all tokens; torch refuses the others.
+
+    Args:
+        max_length (int): longest row, L; distances run from -(L - 1) to L - 1.
+        sizes (Any): arguments of ``PackedTransformer``.
+    """
+
+    def __init__(self, max_length: int, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.max_length = max_length
+        self.distance_bias = nn.Embedding(2 * max_length - 1, sizes["n_heads"])
+
+    def position_bias(self, length: int) -> Tensor:
+        """The bias of each query and key by their distance, [heads, length, length]."""
+        place = torch.arange(length, device=self.distance_bias.weight.device)
+        distance = place - place.unsqueeze(1)  # key minus query
+        bias: Tensor = self.distance_bias(distance + self.max_length - 1)
+        return bias.permute(2, 0, 1)

@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from recbole_simdiff.losses import (
+    SIMILARITIES,
     full_softmax_loss,
     info_nce,
     logit_blocks,
+    nt_xent,
     rows_per_block,
     sampled_bce_loss,
 )
@@ -332,3 +334,106 @@ def test_info_nce_refuses_unlike_shapes():
 def test_info_nce_refuses_temperatures_that_are_not_positive(temperature):
     with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
         info_nce(torch.ones(2, 8), torch.ones(2, 8), temperature)
+
+
+# ---------------------------------------------------------------- NT-Xent
+
+
+def nt_xent_by_hand(first, second, tau, similarity):
+    """Each of the 2B rows in turn; its partner against all rows but itself."""
+    rows = [*first, *second]
+    total = 0.0
+    for i, z in enumerate(rows):
+        partner = (i + len(first)) % len(rows)
+        score = {}
+        for j, other in enumerate(rows):
+            if similarity == "cosine":
+                score[j] = torch.cosine_similarity(z, other, dim=0).item() / tau
+            else:
+                score[j] = (z @ other).item() / tau
+        own = score.pop(i)
+        assert own is not None
+        assert len(score) == 2 * len(first) - 1
+        total += -score[partner] + math.log(sum(math.exp(x) for x in score.values()))
+    return total / len(rows)
+
+
+EVERY_SIMILARITY = pytest.mark.parametrize("similarity", SIMILARITIES)
+
+
+@EVERY_SIMILARITY
+@pytest.mark.parametrize("tau", [1.0, 0.3])
+def test_nt_xent_equals_the_double_loop(similarity, tau):
+    """Invariants 12, 13: one partner and 2B - 2 others for each of 2B rows."""
+    first, second, _ = views(5)
+    loss = nt_xent(first, second, tau, similarity)
+    assert loss.item() == pytest.approx(nt_xent_by_hand(first, second, tau, similarity), rel=1e-4)
+
+
+@EVERY_SIMILARITY
+def test_nt_xent_is_symmetric(similarity):
+    """Invariant 12: swapping the views, or the rows of both, changes nothing."""
+    first, second, _ = views(5)
+    loss = nt_xent(first, second, 0.5, similarity)
+    torch.testing.assert_close(nt_xent(second, first, 0.5, similarity), loss)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(nt_xent(first[order], second[order], 0.5, similarity), loss)
+
+
+@EVERY_SIMILARITY
+def test_nt_xent_of_one_row_is_zero(similarity):
+    """Invariant 12: B = 1 leaves the partner alone."""
+    first, second, _ = views(1)
+    assert nt_xent(first, second, 1.0, similarity).item() == 0.0
+
+
+@EVERY_SIMILARITY
+def test_nt_xent_of_equal_rows_is_the_log_of_their_number(similarity):
+    """Invariants 12, 13: 2B - 1 equal choices for each row."""
+    same = torch.ones(4, HIDDEN)
+    assert nt_xent(same, same, 1.0, similarity).item() == pytest.approx(math.log(7))
+
+
+def test_nt_xent_excludes_a_row_from_its_own_choices():
+    """Invariant 12: its dot product with itself would win by far."""
+    first = 20.0 * torch.eye(2, HIDDEN)
+    second = 0.01 * first
+    loss = nt_xent(first, second, 1.0, "dot")
+    # Rows: 400 with itself, 4 with the partner, 0 with the two others.
+    large = math.log(1 + 2 * math.exp(-4))
+    small = math.log(math.exp(4) + 2) - 4
+    assert loss.item() == pytest.approx((large + small) / 2, rel=1e-4)
+
+
+def test_nt_xent_by_cosine_does_not_depend_on_the_length_of_vectors():
+    first, second, _ = views(5)
+    loss = nt_xent(first, second, 0.5, "cosine")
+    torch.testing.assert_close(nt_xent(7.0 * first, 0.1 * second, 0.5, "cosine"), loss)
+    assert not torch.allclose(nt_xent(7.0 * first, 0.1 * second, 0.5, "dot"), loss)
+
+
+def test_nt_xent_gradient_reaches_both_views():
+    first, second, _ = (v.clone().requires_grad_() for v in views(5))
+    grads = torch.autograd.grad(nt_xent(first, second, 1.0, "dot"), [first, second])
+    assert all(torch.isfinite(g).all() and g.any(1).all() for g in grads)
+
+
+def test_nt_xent_is_float32_under_autocast():
+    """Dot products of unnormalised states reach hundreds; bfloat16 would round them to units."""
+    first, second, _ = views(5)
+    expected = nt_xent(9 * first, 9 * second, 1.0, "dot")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nt_xent(9 * first, 9 * second, 1.0, "dot"), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(2, 8), torch.ones(3, 8), 1.0, "dot"), r"views \(2, 8\) and \(3, 8\) must"),
+        ((torch.ones(2, 8), torch.ones(2, 8), 0.0, "dot"), "temperature must be positive, got 0.0"),
+        ((torch.ones(2, 8), torch.ones(2, 8), 1.0, "l2"), "'l2' is not one of cosine, dot"),
+    ],
+)
+def test_nt_xent_refuses_what_it_cannot_do(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        nt_xent(*arguments)

@@ -61,6 +61,8 @@ class TransformerDenoiser(nn.Module):
         dropout_prob (float): dropout after the normalisation.
         layer_norm_eps (float): epsilon of the normalisation.
         time_embedding (str): ``sinusoidal`` or ``learned`` (one row a step).
+        absolute_positions (bool): add a learned vector for each position; without it, positions are
+            the Transformer's business.
     """
 
     def __init__(
@@ -71,9 +73,12 @@ class TransformerDenoiser(nn.Module):
         dropout_prob: float,
         layer_norm_eps: float,
         time_embedding: str,
+        absolute_positions: bool = True,
     ) -> None:
         super().__init__()
-        self.position_embedding = nn.Embedding(max_length, hidden_size)
+        self.position_embedding = (
+            nn.Embedding(max_length, hidden_size) if absolute_positions else None
+        )
         self.time_embedding: nn.Module = (
             SinusoidalTime(hidden_size)
             if time_embedding == "sinusoidal"
@@ -82,19 +87,31 @@ class TransformerDenoiser(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.dropout = nn.Dropout(dropout_prob)
 
-    def forward(self, z_t: Tensor, t: Tensor, layout: Any, transformer: nn.Module) -> Tensor:
-        """Estimate of x_0 for every token.
+    def forward(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        layout: Any,
+        transformer: nn.Module,
+        tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Estimate of x_0 for every token, or for the named ones only.
 
         Args:
             z_t (Tensor): noised embeddings, [n, H].
-            t (LongTensor): step of each row, in 1..T, [B].
+            t (LongTensor): step of each row, in 1..T, [B]; or one for all rows, [1].
             layout (TokenLayout): where the n tokens sit; has ``row`` and ``position``, both [n].
-            transformer (nn.Module): called as transformer(hidden, layout, causal=False).
+            transformer (nn.Module): called as transformer(hidden, layout, causal=..., tokens=...).
+            tokens (LongTensor | None): those whose estimate is wanted, [m].
 
         Returns:
-            Tensor: [n, H].
+            Tensor: [n, H], or [m, H] with ``tokens``.
         """
-        time = self.time_embedding(t)[layout.row]
-        hidden = z_t + time + self.position_embedding(layout.position)
-        out: Tensor = transformer(self.dropout(self.LayerNorm(hidden)), layout, causal=False)
+        time = self.time_embedding(t)
+        hidden = z_t + (time[layout.row] if len(t) > 1 else time)
+        if self.position_embedding is not None:
+            hidden = hidden + self.position_embedding(layout.position)
+        out: Tensor = transformer(
+            self.dropout(self.LayerNorm(hidden)), layout, causal=False, tokens=tokens
+        )
         return out

@@ -1,14 +1,25 @@
-"""The forward process at any step, and the strided sampler that undoes it."""
+"""The forward process at any step, and the step of its Gaussian posterior."""
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from recbole_simdiff.diffusion import samplers
 from recbole_simdiff.diffusion.process import AffineProcess
-from recbole_simdiff.diffusion.schedules import FAMILIES, linear_betas
+from recbole_simdiff.diffusion.schedules import (
+    FAMILIES,
+    cosine_betas,
+    exponential_betas,
+    linear_betas,
+    variance_preserving,
+)
 
 T = 50
-FAMILY_AND_STEPS = [(family, steps) for family in sorted(FAMILIES) for steps in (1, 2, 10, T)]
+BETAS = {
+    "linear": linear_betas(T, 1e-4, 0.02),
+    "exp": exponential_betas(T, 0.1, 10.0),
+    "cosine": cosine_betas(T, 1e-4, 0.9999),
+}
+EVERY_SCHEDULE = pytest.mark.parametrize("schedule", sorted(BETAS))
 
 
 def make_process(family: str = "vp_zsnr", n_steps: int = T) -> AffineProcess:
@@ -80,83 +91,80 @@ def test_tables_are_not_part_of_a_checkpoint():
     assert make_process().state_dict() == {}
 
 
-# ---------------------------------------------------------------- reverse
+@pytest.mark.parametrize("family", ["vp", "convex"])
+def test_x_0_from_inverts_q_sample(family):
+    """DiffuASR T7: eps <-> x_0 goes back and forth, wherever there is signal."""
+    process, x_0, eps = make_process(family), vectors(T, 4), vectors(T, 4, seed=1)
+    t = torch.arange(1, T + 1)
+    x_t = process.q_sample(x_0, t, eps)
+    torch.testing.assert_close(process.x_0_from(x_t, t, eps), x_0)
+    torch.testing.assert_close(process.eps_from(x_t, t, process.x_0_from(x_t, t, eps)), eps)
 
 
-@pytest.mark.parametrize(("family", "steps"), FAMILY_AND_STEPS)
-def test_oracle_denoiser_is_followed_to_the_clean_end(family, steps):
-    """Invariant 8: a denoiser that knows z_0 gives z_0 back, for any number of steps."""
-    process, x_0 = make_process(family), vectors(4, 3)
-    t = torch.full((4,), T)
-    x = process.q_sample(x_0, t, vectors(4, 3, seed=1))
-    assert not torch.allclose(x, x_0, atol=0.1)
-    assert torch.equal(
-        samplers.ddim(lambda *_: x_0, x, process, samplers.evenly_spaced(t, steps)), x_0
+def test_conversions_in_float32():
+    """DiffuASR T7: to 1e-5 for t <= 800 of the linear schedule with T = 1000."""
+    process = make_process("vp", 1000)
+    x_0, eps = vectors(800, 4).float(), vectors(800, 4, seed=1).float()
+    t = torch.arange(1, 801)
+    back = process.eps_from(process.q_sample(x_0, t, eps), t, x_0)
+    assert (back - eps).abs()[50:].max() < 1e-5  # at small t eps is divided by its small weight
+    forth = process.x_0_from(process.q_sample(x_0, t, eps), t, eps)
+    assert (forth - x_0).abs().max() < 1e-5
+
+
+@EVERY_SCHEDULE
+def test_q_sample_equals_add_noise_of_diffusers(schedule):
+    """DreamRec T3, DiffuASR T4; their index t - 1 is our t, their tables are float32."""
+    process = AffineProcess(*variance_preserving(BETAS[schedule]))
+    other = DDPMScheduler(T, trained_betas=BETAS[schedule].numpy())
+    x_0, eps, t = vectors(T, 4), vectors(T, 4, seed=1), torch.arange(1, T + 1)
+    theirs = other.add_noise(x_0, eps, t - 1)
+    torch.testing.assert_close(process.q_sample(x_0, t, eps), theirs, atol=1e-5, rtol=0)
+
+
+# ---------------------------------------------------------------- posterior
+
+
+@EVERY_SCHEDULE
+@pytest.mark.parametrize("stride", [1, 2, 7, T])
+def test_posterior_is_gaussian_conditioning(schedule, stride):
+    """DreamRec T2: q(x_to | x_t, x_0) by conditioning the joint Gaussian of (x_to, x_t) given x_0.
+
+    The forward chain is multiplied out beta by beta, not read from the tables under test.
+    """
+    betas = BETAS[schedule]
+    process = AffineProcess(*variance_preserving(betas))
+    for end in range(stride, T + 1):
+        to = end - stride
+        mean_to = mean_end = torch.ones((), dtype=torch.float64)  # multiples of x_0
+        var_to = var_end = torch.zeros((), dtype=torch.float64)
+        link = torch.ones((), dtype=torch.float64)  # x_end = link x_to + independent noise
+        for i, beta in enumerate(betas[:end]):
+            a = (1 - beta).sqrt()
+            mean_end, var_end = a * mean_end, a**2 * var_end + beta
+            if i < to:
+                mean_to, var_to = mean_end, var_end
+            else:
+                link = a * link
+        slope = link * var_to / var_end  # Cov(x_to, x_end) / Var(x_end)
+        expected = (mean_to - slope * mean_end, slope, var_to - slope * link * var_to)
+        found = process.posterior(torch.tensor([end]), torch.tensor([to]))
+        for ours, value in zip(found, expected, strict=True):
+            assert ours.item() == pytest.approx(value.item(), abs=1e-12)
+
+
+@EVERY_SCHEDULE
+def test_posterior_by_the_formula_of_ddpm(schedule):
+    """DreamRec T2: c_0, c_t and variance of DDPM Eq. 7; at the clean end (1, 0, 0) exactly."""
+    betas = BETAS[schedule]
+    process = AffineProcess(*variance_preserving(betas))
+    bar = torch.cat([torch.ones(1).double(), (1 - betas).cumprod(0)])
+    t = torch.arange(1, T + 1)
+    c_0, c_t, variance = process.posterior(t, t - 1)
+    left = 1 - bar[t]
+    torch.testing.assert_close(c_0, betas * bar[t - 1].sqrt() / left, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        c_t, (1 - bar[t - 1]) * (1 - betas).sqrt() / left, atol=1e-12, rtol=0
     )
-
-
-@pytest.mark.parametrize(("family", "steps"), FAMILY_AND_STEPS)
-def test_every_intermediate_state_lies_on_the_forward_path(family, steps):
-    """Invariant 8: with an oracle the sampler revisits q_sample(z_0, t, noise) at each step."""
-    process, x_0, eps = make_process(family), vectors(4, 3), vectors(4, 3, seed=1)
-    seen = []
-
-    def oracle(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        torch.testing.assert_close(x, process.q_sample(x_0, t, eps), atol=1e-8, rtol=0)
-        seen.append(t.unique().tolist())
-        return x_0
-
-    start = torch.full((4,), T)
-    samplers.ddim(
-        oracle, process.q_sample(x_0, start, eps), process, samplers.evenly_spaced(start, steps)
-    )
-    visited = [t for (t,) in seen]
-    assert len(visited) == steps
-    assert visited[0] == T
-    assert visited == sorted(set(visited), reverse=True)
-    assert visited[-1] >= 1
-
-
-def test_one_step_is_one_call_of_the_denoiser():
-    """Invariant 9: S = 1 equals f(z_T, T)."""
-    process, x = make_process(), vectors(4, 3)
-    start = torch.full((4,), T)
-    out = samplers.ddim(
-        lambda x, t: x.sin() + t.unsqueeze(-1), x, process, samplers.evenly_spaced(start, 1)
-    )
-    assert torch.equal(out, x.sin() + T)
-
-
-def test_two_steps_by_hand():
-    """The second call sees the first estimate mixed with the noise that explains x_T."""
-    process, x = make_process("vp"), vectors(4, 3)
-
-    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(x) + 0.01 * t.unsqueeze(-1)
-
-    first = torch.tanh(x) + 0.01 * T
-    eps = (x - process.signal[T] * first) / process.noise[T]
-    half = T // 2
-    middle = process.signal[half] * first + process.noise[half] * eps
-    expected = torch.tanh(middle) + 0.01 * half
-    out = samplers.ddim(denoise, x, process, samplers.evenly_spaced(torch.full((4,), T), 2))
-    torch.testing.assert_close(out, expected)
-
-
-def test_rows_may_start_at_different_steps():
-    """A row with fewer steps than calls stops at its end and keeps its last estimate."""
-    process, x_0, eps = make_process(), vectors(3, 2), vectors(3, 2, seed=1)
-    start = torch.tensor([1, 7, T])
-    calls: list[list[int]] = []
-
-    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        calls.append(t.tolist())
-        return x_0 + len(calls)
-
-    x = process.q_sample(x_0, start, eps)
-    out = samplers.ddim(denoise, x, process, samplers.evenly_spaced(start, 10))
-    assert [row[0] for row in calls] == [1] * 10
-    assert [row[2] for row in calls] == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
-    torch.testing.assert_close(out[0], x_0[0] + 1)  # live in the first call only
-    torch.testing.assert_close(out[1], x_0[1] + 9)  # steps 7, 6, 5, 4, 4, 3, 2, 2, 1, then 0
-    torch.testing.assert_close(out[2], x_0[2] + 10)
+    torch.testing.assert_close(variance, betas * (1 - bar[t - 1]) / left, atol=1e-12, rtol=0)
+    assert (c_0[0], c_t[0], variance[0]) == (1, 0, 0)

@@ -1,0 +1,467 @@
+"""CaDiRec: context-aware diffusion-based contrastive learning for sequential recommendation.
+
+Paper: Cui et al., CIKM 2024, arXiv 2405.09369; its first version is DiffCLRec. The paper's body was
+not at hand: the steps follow its abstract and the released code, and equations have no numbers.
+Released code consulted: ziqiangcui/CaDiRec at 870f0dd.
+
+    symbol     here                  shape     meaning
+    s          item_seq              [B, L]    history, right-padded with 0
+    E          item_embedding        [N, H]    item table; row 0 is padding, items are 1..V = N - 1
+    H(s), h    encode(...)           [n, H], [B, H]  encoder states; state of the newest item
+    a          Noised.token, .cell   [m]       positions to be noised and replaced
+    x_0        clean                 [n, H]    embeddings of the items, [m, H] of them noised
+    x_t        process.q_sample      [m, H]    signal_t x_0 + noise_t eps, at noised positions
+    f(x_t, t)  denoise               [n, H]    estimate of x_0
+    x_hat      estimate, generate    [m, H]    estimate of x_0 at noised positions
+    s', s''    make_views            [2B, L]   views: noised positions replaced
+
+n is the number of real tokens of the rows with a noised position, m that of noised positions;
+vocabulary products are formed for those m only.
+
+The method. In each view of a sequence some positions are chosen at random. Their embeddings are
+noised; the others stay as context. A bidirectional Transformer learns to restore them from the
+items before and after, read as items by the tied table. For the views, the chosen positions start
+from pure noise and are restored by the reverse process with the context held fixed; each is then
+replaced by one of the items that the restored embedding ranks best. NT-Xent pulls the two views of
+a sequence together and away from those of other sequences. The next-item, contrastive and diffusion
+losses are trained jointly; only the encoder is used at inference.
+
+Differences, tagged where they are made: Paper / Code / Here.
+    * positions: Code has one Bernoulli mask for both views, empty for most short histories.
+    * replacements: Code has no reverse process and reuses the training prediction.
+    * the context is clean: Code adds noise of scale noise_1 to it.
+    * denoiser: Code has DeBERTa with the encoder's dropout at its input.
+    * candidates: Code has padding and a mask id among them.
+    * rounding loss: Code is a mean over rows, in which rows without a noised position count as 0.
+    * squared error: the paper's framework has it, Code gives it weight 0.
+    * steps: Code counts them from 0 to T - 1; here they are 1..T.
+The released behaviour is `preset: official`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from recbole_simdiff.diffusion import samplers, schedules
+from recbole_simdiff.diffusion.denoisers import TransformerDenoiser
+from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.encoder import EncoderRecommender
+from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
+from recbole_simdiff.transformer import PackedTransformer, RelativeTransformer, TokenLayout
+
+OPTIONS = {
+    "nll_reduction": ("token", "sequence"),
+    "aug_mask": ("independent_min1", "shared"),
+    "denoiser_items": ("shared", "separate"),
+    "noise_schedule": ("sqrt", "linear"),
+    "denoiser_pos": ("absolute", "relative"),
+    "cl_similarity": SIMILARITIES,
+}
+
+
+class CaDiRecLoss(NamedTuple):
+    """L = L_sr + cl_weight L_cl + diff_weight L_d; the terms are already weighted."""
+
+    rec: Tensor
+    contrastive: Tensor
+    diffusion: Tensor
+
+
+class Noised(NamedTuple):
+    """The positions to be noised, and the rows that have any.
+
+    Rows are those of the sequences or, with two masks, of the first views and then the second.
+    """
+
+    items: Tensor  # [n], items of the rows with a noised position
+    layout: TokenLayout  # where those n tokens sit
+    token: Tensor  # [m], which of the n are noised
+    cell: Tensor  # [m], where those are in all rows: row * L + position
+    n_rows: int  # number of all rows, B or 2B
+
+
+class Views(NamedTuple):
+    """Both views of a batch, and what is logged about them."""
+
+    items: Tensor  # [2B, L], first views, then second
+    monitor: dict[str, Tensor]
+
+
+class CaDiRec(EncoderRecommender):
+    """SASRec encoder, context-conditioned denoiser and contrastive views, trained together.
+
+    Args:
+        config (Config): resolved configuration, explained in properties/model/CaDiRec.yaml.
+        dataset (Dataset): the training dataset.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.cl_weight: float = config["cl_weight"]
+        self.diff_weight: float = config["diff_weight"]
+        self.diff_nll_weight: float = config["diff_nll_weight"]
+        self.diff_mse_weight: float = config["diff_mse_weight"]
+        self.nll_reduction: str = config["nll_reduction"]
+        self.aug_ratio: float = config["aug_ratio"]
+        # Paper: a subset for each view. Code: one mask for both views and the loss, empty for 62 %
+        # of Beauty's users at ratio 0.1. Here: a mask a view, one position at least; a switch.
+        self.aug_mask: str = config["aug_mask"]
+        self.n_masks = 1 if self.aug_mask == "shared" else 2
+        self.x0_noise: bool = config["x0_noise"]
+        self.x0_noise_context: bool = config["x0_noise_context"]
+        self.z0_scale: float = config["z0_scale"]
+        self.reverse_steps: int = config["reverse_steps"]
+        self.cand_topk: int = config["cand_topk"]
+        self.cand_exclude_original: bool = config["cand_exclude_original"]
+        self.cl_similarity: str = config["cl_similarity"]
+        self.tau: float = config["tau"]
+        self.cl_detach_items: bool = config["cl_detach_items"]
+        n_candidates = self.n_items - 1 - self.cand_exclude_original
+        if self.cand_topk > n_candidates:
+            less = ", one less with cand_exclude_original" if self.cand_exclude_original else ""
+            raise UserError(
+                f"cand_topk={self.cand_topk} must not exceed the number of items, "
+                f"{self.n_items - 1}{less}"
+            )
+
+        n_steps = config["diffusion_steps"]
+        betas = (
+            schedules.sqrt_betas(n_steps)
+            if config["noise_schedule"] == "sqrt"
+            else schedules.linear_betas(n_steps, 1e-4, 0.02)
+        )
+        self.process = AffineProcess(*schedules.variance_preserving(betas))
+        # Code: the input dropout is the encoder's own module. Here: the denoiser's.
+        self.denoiser = TransformerDenoiser(
+            self.hidden_size,
+            self.max_seq_length,
+            n_steps,
+            config["denoiser_dropout"],
+            1e-5,
+            "sinusoidal",
+            absolute_positions=config["denoiser_pos"] == "absolute",
+        )
+        self.denoiser_encoder = self._denoiser_encoder(config)
+        # Paper, Code: one item table for both models. Here: a switch.
+        self.denoiser_items = (
+            nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+            if config["denoiser_items"] == "separate"
+            else None
+        )
+        for module in (self.denoiser, self.denoiser_encoder, self.denoiser_items):
+            if module is not None:
+                module.apply(self.init_weights)
+        self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+
+    def _denoiser_encoder(self, config: Any) -> nn.Module:
+        sizes = {
+            "n_layers": config["denoiser_layers"],
+            "n_heads": config["denoiser_heads"],
+            "hidden_size": self.hidden_size,
+            "inner_size": config["denoiser_inner"],
+            "hidden_dropout_prob": config["denoiser_dropout"],
+            "attn_dropout_prob": config["denoiser_dropout"],
+            "hidden_act": config["hidden_act"],
+            "layer_norm_eps": self.layer_norm_eps,
+        }
+        # Code: DeBERTa, whose position terms depend on the content, too. Here: absolute positions,
+        # or a bias for each head and distance.
+        if config["denoiser_pos"] == "relative":
+            return RelativeTransformer(self.max_seq_length, **sizes)
+        return PackedTransformer(**sizes)
+
+    @staticmethod
+    def check_config(config: Any) -> None:
+        """Refuse impossible settings before any data is read.
+
+        Raises:
+            UserError: naming the key, its value and what is allowed.
+        """
+        EncoderRecommender.check_config(config)
+        require_choice(config, OPTIONS)
+        require_at_least(
+            config,
+            {
+                "cl_weight": 0,
+                "diff_weight": 0,
+                "diff_nll_weight": 0,
+                "diff_mse_weight": 0,
+                "diffusion_steps": 2,
+                "reverse_steps": 0,
+                "denoiser_layers": 1,
+                "denoiser_heads": 1,
+                "denoiser_inner": 1,
+                "cand_topk": 1,
+            },
+        )
+        if not 0 <= config["aug_ratio"] <= 1:
+            raise UserError(f"aug_ratio={config['aug_ratio']} must lie in [0, 1]")
+        if not 0 <= config["denoiser_dropout"] < 1:
+            raise UserError(f"denoiser_dropout={config['denoiser_dropout']} must lie in [0, 1)")
+        for key in ("tau", "z0_scale"):
+            if not config[key] > 0:
+                raise UserError(f"{key}={config[key]} must be positive")
+        if config["reverse_steps"] > config["diffusion_steps"]:
+            raise UserError(
+                f"reverse_steps={config['reverse_steps']} must not exceed "
+                f"diffusion_steps={config['diffusion_steps']}"
+            )
+        if config["hidden_size"] % config["denoiser_heads"]:
+            raise UserError(
+                f"hidden_size={config['hidden_size']} must be a multiple of "
+                f"denoiser_heads={config['denoiser_heads']}"
+            )
+        if config["x0_noise_context"] and not config["x0_noise"]:
+            raise UserError("x0_noise_context=True has no effect with x0_noise=False")
+
+    # ------------------------------------------------------------------ total loss
+
+    def calculate_loss(self, interaction: Interaction) -> CaDiRecLoss:
+        """The three weighted terms of the total loss; a term of weight 0 is not computed."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
+        rec = self.recommendation_loss(hidden, layout, interaction)
+
+        contrastive = diffusion = rec.new_zeros(())
+        self.monitor = {}
+        # Code: the views are made from the prediction that is being trained, at its positions.
+        one_shot = self.reverse_steps == 0
+        if self.diff_weight > 0 or (self.cl_weight > 0 and one_shot):
+            noised = self.choose_positions(item_seq, layout, self.n_masks if one_shot else 1)
+            with torch.set_grad_enabled(self.diff_weight > 0):
+                x_0 = self.clean(noised)
+                x_hat = self.estimate(x_0, noised)
+            if self.diff_weight > 0:
+                diffusion = self.diff_weight * self.diffusion_loss(x_hat, x_0, noised)
+        if self.cl_weight > 0:
+            if not one_shot:
+                noised = self.choose_positions(item_seq, layout, self.n_masks)
+                x_hat = self.generate(noised)
+            views = self.make_views(item_seq, x_hat.detach(), noised)
+            contrastive = self.cl_weight * self.contrastive_loss(views.items, layout.lengths)
+            self.monitor = views.monitor
+        return CaDiRecLoss(rec, contrastive, diffusion)
+
+    # ------------------------------------------------------------------ positions and noise
+
+    def choose_positions(self, item_seq: Tensor, layout: TokenLayout, n_masks: int) -> Noised:
+        """Draw the positions to be noised, each with probability aug_ratio.
+
+        Args:
+            item_seq (LongTensor): items, [B, L].
+            layout (TokenLayout): layout of ``item_seq``.
+            n_masks (int): independent draws for each row.
+
+        Returns:
+            Noised: the positions.
+        """
+        score = torch.rand(n_masks, len(layout.row), device=item_seq.device)
+        chosen = score < self.aug_ratio
+        if self.aug_mask == "independent_min1":
+            least = score.new_full((n_masks, layout.batch), torch.inf)
+            least = least.scatter_reduce(1, layout.row.expand_as(score), score, "amin")
+            chosen |= score == least[:, layout.row]
+        number = torch.arange(n_masks, device=item_seq.device).unsqueeze(1)
+        row = layout.row + number * layout.batch  # [n_masks, tokens]
+        n_rows = n_masks * layout.batch
+        has_any = torch.zeros(n_rows, dtype=torch.bool, device=item_seq.device)
+        has_any[row[chosen]] = True
+        kept = has_any[row]
+        return Noised(
+            items=layout.pack(item_seq).expand_as(row)[kept],
+            layout=TokenLayout(layout.lengths.repeat(n_masks)[has_any], layout.length),
+            token=chosen[kept].nonzero().squeeze(1),
+            cell=(layout.index + number * item_seq.numel())[chosen],
+            n_rows=n_rows,
+        )
+
+    @property
+    def diffusion_table(self) -> Tensor:
+        """The table that the diffusion model embeds and rounds with, [N, H]."""
+        return (self.denoiser_items or self.item_embedding).weight
+
+    def clean(self, noised: Noised) -> Tensor:
+        """x_0 = E[s] + noise_1 eps, without the noise in the context, [n, H]."""
+        x_0 = self.z0_scale * self.diffusion_table[noised.items]
+        if not self.x0_noise:
+            return x_0
+        scale = self.process.noise[1].to(x_0.dtype)
+        # Code: noise in the context, too. Here: a switch.
+        if self.x0_noise_context:
+            return x_0 + scale * torch.randn_like(x_0)
+        eps = torch.randn(len(noised.token), self.hidden_size, device=x_0.device)
+        return x_0.index_add(0, noised.token, scale * eps)
+
+    # ------------------------------------------------------------------ diffusion loss
+
+    def denoise(self, x_0: Tensor, x_t: Tensor, t: Tensor, noised: Noised) -> Tensor:
+        """f(x_t, t) given the context, an estimate of x_0 at the noised positions.
+
+        Args:
+            x_0 (Tensor): clean embeddings, read at the other positions only, [n, H].
+            x_t (Tensor): noised embeddings, [m, H].
+            t (LongTensor): step of each row, in 1..T, [rows]; or one for all, [1].
+            noised (Noised): the positions.
+
+        Returns:
+            Tensor: [m, H].
+        """
+        x = x_0.index_copy(0, noised.token, x_t.to(x_0.dtype))
+        # Code counts steps from 0, and its network sees that count.
+        out: Tensor = self.denoiser(x, t - 1, noised.layout, self.denoiser_encoder, noised.token)
+        return out
+
+    def estimate(self, x_0: Tensor, noised: Noised) -> Tensor:
+        """Noise the chosen positions, one step t a row, and estimate them, [n, H] -> [m, H]."""
+        layout, token = noised.layout, noised.token
+        t = torch.randint(1, self.process.n_steps + 1, (layout.batch,), device=x_0.device)
+        eps = torch.randn(len(token), self.hidden_size, device=x_0.device)
+        x_t = self.process.q_sample(x_0[token], t[layout.row[token]], eps)
+        return self.denoise(x_0, x_t, t, noised)
+
+    def diffusion_loss(self, x_hat: Tensor, x_0: Tensor, noised: Noised) -> Tensor:
+        """L_d = nll + mse at the noised positions; 0 if there are none.
+
+        Args:
+            x_hat (Tensor): estimates at the noised positions, [m, H].
+            x_0 (Tensor): clean embeddings, [n, H].
+            noised (Noised): the positions.
+
+        Returns:
+            Tensor: scalar.
+        """
+        loss = x_hat.new_zeros(())
+        if len(x_hat) == 0:
+            return loss
+        if self.diff_mse_weight > 0:
+            error = (x_0[noised.token] - x_hat).float() / self.z0_scale
+            loss = loss + self.diff_mse_weight * error.pow(2).mean()
+        if self.diff_nll_weight > 0:
+            loss = loss + self.diff_nll_weight * self.rounding_loss(x_hat, noised)
+        return loss
+
+    def rounding_loss(self, x_hat: Tensor, noised: Noised) -> Tensor:
+        """Mean of -log softmax(x_hat . E)_s over items 1..V, [m, H] -> scalar."""
+        query, table = x_hat / self.z0_scale, self.diffusion_table[1:]
+        label = noised.items[noised.token] - 1
+        if self.nll_reduction == "token":
+            return full_softmax_loss(query, table, label, self.loss_memory_mb) / len(label)
+        # Code: a mean over all rows of the mean of each row.
+        row = noised.layout.row[noised.token]
+        count = torch.bincount(row)[row]
+        total = query.new_zeros(())
+        for number in count.unique():
+            same = count == number
+            part = full_softmax_loss(query[same], table, label[same], self.loss_memory_mb)
+            total = total + part / (number + 1e-5)
+        return total / noised.n_rows
+
+    # ------------------------------------------------------------------ views
+
+    @torch.no_grad()
+    def generate(self, noised: Noised) -> Tensor:
+        """Restore the chosen positions from pure noise, the context held fixed, [m, H]."""
+        x_0 = self.clean(noised)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.denoise(x_0, x_t, t[:1], noised)
+
+        # Paper: number of steps not at hand. Code: no reverse process. Here: a strided DDIM.
+        start = torch.tensor(self.process.n_steps, device=x_0.device)
+        times = samplers.evenly_spaced(start, self.reverse_steps)
+        x_t = torch.randn(len(noised.token), self.hidden_size, device=x_0.device)
+        with self._without_dropout():
+            return samplers.ddim(denoise, x_t, self.process, times)
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Denoiser in eval mode; back in the model's own mode afterwards."""
+        for module in (self.denoiser, self.denoiser_encoder):
+            module.eval()
+        try:
+            yield
+        finally:
+            for module in (self.denoiser, self.denoiser_encoder):
+                module.train(self.training)
+
+    @torch.no_grad()
+    def make_views(self, item_seq: Tensor, x_hat: Tensor, noised: Noised) -> Views:
+        """Replace each noised position by an item drawn from its best candidates.
+
+        Args:
+            item_seq (LongTensor): items, [B, L].
+            x_hat (Tensor): estimates at the noised positions, [m, H].
+            noised (Noised): the positions.
+
+        Returns:
+            Views: both views, padding and other positions as in ``item_seq``.
+        """
+        original = noised.items[noised.token]
+        candidates = self.candidates(x_hat, original)  # [m, K]
+        # With a shared mask both views draw for each position, independently.
+        n_draws = 2 * len(item_seq) // noised.n_rows
+        draw = torch.randint(self.cand_topk, (len(original), n_draws), device=item_seq.device)
+        new = candidates.gather(1, draw).t()  # [n_draws, m]
+        offset = torch.arange(n_draws, device=item_seq.device).unsqueeze(1) * item_seq.numel()
+        flat = item_seq.repeat(2, 1).flatten()
+        flat[(noised.cell + offset).flatten()] = new.flatten()
+        views = flat.view(2 * len(item_seq), -1)
+        changed = views != item_seq.repeat(2, 1)
+        return Views(
+            views,
+            {
+                "changed": changed.sum() / (2 * (item_seq > 0).sum()),
+                "untouched_views": 1 - changed.any(1).float().mean(),
+                "item_norm": self.diffusion_table[1:].norm(dim=1).mean(),
+            },
+        )
+
+    def candidates(self, x_hat: Tensor, original: Tensor) -> Tensor:
+        """The cand_topk items of 1..V with the largest x_hat . E_j.
+
+        Args:
+            x_hat (Tensor): estimates at the noised positions, [m, H].
+            original (LongTensor): their items, [m].
+
+        Returns:
+            LongTensor: ids, best first, [m, cand_topk].
+        """
+        # Code: padding and a mask id are candidates. Here: items only.
+        best = original.new_empty(len(original), self.cand_topk)
+        table = self.diffusion_table[1:]
+        with torch.autocast(x_hat.device.type, enabled=False):
+            for part, logits in logit_blocks(x_hat, table, self.loss_memory_mb):
+                if self.cand_exclude_original:
+                    logits.scatter_(1, original[part].unsqueeze(1) - 1, -torch.inf)
+                best[part] = logits.topk(self.cand_topk).indices + 1
+        return best
+
+    # ------------------------------------------------------------------ contrast
+
+    def contrastive_loss(self, views: Tensor, item_seq_len: Tensor) -> Tensor:
+        """NT-Xent of the two views' states; the sequence itself is no anchor.
+
+        Args:
+            views (LongTensor): first views, then second, [2B, L].
+            item_seq_len (LongTensor): lengths of the sequences, [B].
+
+        Returns:
+            Tensor: scalar, mean over the 2B views.
+        """
+        # Code: the views are embedded with a copy of the item table, which gets no gradient.
+        table = self.item_embedding.weight
+        weights = {"item_embedding.weight": table.detach() if self.cl_detach_items else table}
+        state = functional_call(self, weights, (views, item_seq_len.repeat(2)))
+        first, second = state.chunk(2)
+        return nt_xent(first, second, self.tau, self.cl_similarity)
+
+
+class DiffCLRec(CaDiRec):
+    """CaDiRec with the settings of its first release (arXiv 2405.09369v1); the same method."""

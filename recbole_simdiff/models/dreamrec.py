@@ -1,0 +1,522 @@
+"""DreamRec: the embedding of the next item is generated, and real items are ranked against it.
+
+Paper: "Generate What You Prefer", NeurIPS 2023, arXiv 2310.20453. Its released code carries no
+licence; it was read and run for comparison, and nothing of it is here.
+
+    symbol     here                  shape     meaning
+    s          item_seq              [B, L]    history, right-padded with 0
+    E          item_embedding        [N, H]    item table; row 0 is padding, items are 1..V = N - 1
+    h          guide(...)            [n, H]    guidance: the encoder's state of a history
+    h_0        null_guidance         [H]       learned guidance that stands for no history
+    e, x_t     process.q_sample      [n, H]    embedding of the next item, clean and noised
+    f(x, h, t) denoiser              [n, H]    estimate of e
+    w          guidance              scalar    strength of the guidance
+    x_0        generate(...)         [B, H]    the generated "oracle" item
+
+n is the number of training targets of the batch: its rows, or all real positions
+(``train_sampling``). The paper's steps 0..T - 1 are 1..T here; 0 is the clean end.
+
+The method. A Transformer block turns the history into the guidance h. In training (Algorithm 1) the
+next item's embedding is noised to a random step t, and f must restore it given h; with probability
+p_uncond, h_0 stands in for h. There is no softmax and no negative item. To recommend (Algorithm 2),
+x_T ~ N(0, I) is denoised for T steps with the guided estimate (1 + w) f(x, h, t) - w f(x, h_0, t),
+and items are ranked by their distance to the result. Every published command uses an f that
+is affine in x and h (``denoiser: linear``). The chain is then linear and Gaussian, x_0 given h is
+N(K h~ + k, S) with h~ = (1 + w) h - w h_0, and is drawn from that law without a chain.
+
+Differences, tagged where they are made: Paper / Code / Here.
+    * evaluation: Code keeps dropout on and draws from the training's generator. Here: eval mode,
+      and Gaussian numbers that belong to the user and ``sampling_seed``.
+    * ranking: Code ranks by inner product. Here: `score: l2`, the paper's "closest".
+    * masks: Code tests whether vectors sum to 0, which also wipes out some real positions. Here:
+      boolean.
+    * rows with an empty history, and a score for the padding row: Code has both. Here: neither.
+    * denoiser, init and schedule constants are the released ones; ``linear`` betas are not rescaled
+      with T, so that short chains start from noise that training never saw; a warning says so.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_simdiff.diffusion import samplers, schedules
+from recbole_simdiff.diffusion.denoisers import sinusoid
+from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.encoder import PSEUDO_LENGTH
+from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.losses import full_softmax_loss
+from recbole_simdiff.transformer import PackedTransformer, TokenLayout
+
+SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+    "exp": lambda n_steps: schedules.exponential_betas(n_steps, 0.1, 10.0),
+    "linear": lambda n_steps: schedules.linear_betas(n_steps, 1e-4, 0.02),
+    "cosine": lambda n_steps: schedules.cosine_betas(n_steps, 1e-4, 0.9999),
+    "sqrt": schedules.sqrt_betas,
+}
+OPTIONS = {
+    "encoder": ("official_block", "recbole"),
+    "beta_schedule": tuple(SCHEDULES),
+    "denoiser": ("linear", "mlp2"),
+    "sampler": ("auto", "closed_form", "ddpm", "ddim"),
+    "score": ("ip", "cos", "l2"),
+}
+
+
+class DreamRecLoss(NamedTuple):
+    """Algorithm 1's squared error and, with ``ce_weight``, a cross-entropy; already weighted."""
+
+    diffusion: Tensor
+    rec: Tensor
+
+
+class GuidanceBlock(nn.Module):
+    """The released encoder: one Transformer block on the lines of the original SASRec.
+
+    Queries are normalised, keys and values are not, the residual is the normalised query, and the
+    scale is sqrt(H) for any number of heads.
+
+    Args:
+        hidden_size (int): H.
+        n_heads (int): attention heads.
+        hidden_dropout_prob (float): dropout after the feed-forward layer.
+        attn_dropout_prob (float): dropout of the attention weights.
+        layer_norm_eps (float): epsilon of the four normalisations.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_heads: int,
+        hidden_dropout_prob: float,
+        attn_dropout_prob: float,
+        layer_norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.attn_dropout_prob = n_heads, attn_dropout_prob
+        self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size) for _ in range(3))
+        self.inner, self.outer = (nn.Linear(hidden_size, hidden_size) for _ in range(2))
+        self.norm_query, self.norm_attention, self.norm_forward, self.norm_out = (
+            nn.LayerNorm(hidden_size, eps=layer_norm_eps) for _ in range(4)
+        )
+        self.dropout = nn.Dropout(hidden_dropout_prob)
+
+    def forward(
+        self, hidden: Tensor, layout: TokenLayout, causal: bool = True, last_only: bool = False
+    ) -> Tensor:
+        """States of all tokens, or of each row's newest token only.
+
+        Args:
+            hidden (Tensor): embedded tokens, [n, H].
+            layout (TokenLayout): where the n tokens sit.
+            causal (bool): must be true; there for the call to be ``PackedTransformer``'s.
+            last_only (bool): only the newest token of each row.
+
+        Returns:
+            Tensor: [n, H], or [B, H] with ``last_only``.
+        """
+        assert causal
+        normed = self.norm_query(hidden[layout.last] if last_only else hidden)
+        # Code: a query or key whose entries sum to exactly 0 is masked, which a normalised real one
+        # may do. Here: padding is masked, by the layout.
+        query = normed.unsqueeze(1) if last_only else layout.unpack(normed)
+        query = self._heads(self.query(query))
+        key, value = (
+            self._heads(layout.unpack(linear(hidden))) for linear in (self.key, self.value)
+        )
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=layout.keys[:, None, None, :] if last_only else None,
+            dropout_p=self.attn_dropout_prob if self.training else 0.0,
+            is_causal=not last_only,
+            scale=hidden.shape[1] ** -0.5,
+        )
+        context = context.transpose(1, 2).flatten(2)  # [B, L, H] or [B, 1, H]
+        context = context.squeeze(1) if last_only else layout.pack(context)
+        hidden = self.norm_attention(context + normed)
+        forward = self.dropout(self.outer(F.relu(self.inner(hidden))))
+        out: Tensor = self.norm_out(self.norm_forward(forward + hidden))
+        return out
+
+    def _heads(self, padded: Tensor) -> Tensor:
+        """[B, L, H] -> [B, heads, L, H / heads]."""
+        return padded.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+
+
+class Denoiser(nn.Module):
+    """f(x, h, t) = layers([x, h, q(t)]), one affine map or two layers with GELU between them.
+
+    Args:
+        hidden_size (int): H.
+        linear (bool): one affine map (``linear``) instead of two layers (``mlp2``).
+    """
+
+    def __init__(self, hidden_size: int, linear: bool) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.time_mlp = nn.Sequential(
+            nn.Linear(hidden_size, 2 * hidden_size),
+            nn.GELU(),
+            nn.Linear(2 * hidden_size, hidden_size),
+        )
+        self.layers: nn.Module = (
+            nn.Linear(3 * hidden_size, hidden_size)
+            if linear
+            else nn.Sequential(
+                nn.Linear(3 * hidden_size, 2 * hidden_size),
+                nn.GELU(),
+                nn.Linear(2 * hidden_size, hidden_size),
+            )
+        )
+
+    def time(self, t: Tensor) -> Tensor:
+        """q(t), features of the steps 1..T, [n] -> [n, H]."""
+        wave = sinusoid(t - 1, self.hidden_size, endpoint=True)
+        out: Tensor = self.time_mlp(wave.to(next(self.parameters()).dtype))
+        return out
+
+    def forward(self, x: Tensor, h: Tensor, time: Tensor) -> Tensor:
+        """Estimate of the clean embedding from x, guidance and time features, all [n, H]."""
+        out: Tensor = self.layers(torch.cat([x, h, time], -1))
+        return out
+
+
+class ReverseLaw(NamedTuple):
+    """x_0 | x_T, h~ = start x_T + gain h~ + offset + N(0, noise) of an affine denoiser, float64."""
+
+    start: Tensor  # [H, H]
+    gain: Tensor  # [H, H]
+    offset: Tensor  # [H]
+    noise: Tensor  # [H, H]
+    root: Tensor  # symmetric square root of noise + start start^T: x_T is noise, too; [H, H]
+
+
+class DreamRec(SequentialRecommender):
+    """History encoder and denoiser of the next item's embedding, trained together.
+
+    Args:
+        config (Config): resolved configuration, explained in properties/model/DreamRec.yaml.
+        dataset (Dataset): the training dataset; its number of items and, where it has one, its
+            ``targets_per_batch`` are read.
+    """
+
+    input_type = InputType.POINTWISE
+    evaluation_keys: tuple[str, ...] = (
+        "guidance",
+        "sampler",
+        "sample_steps",
+        "sample_noise",
+        "n_samples",
+        "sampling_seed",
+        "score",
+    )
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.hidden_size: int = config["hidden_size"]
+        self.p_uncond: float = config["p_uncond"]
+        self.target_detach: bool = config["target_detach"]
+        self.ce_weight: float = config["ce_weight"]
+        self.loss_memory_mb: float = config["loss_memory_mb"]
+        self.guidance: float = config["guidance"]
+        self.sampler: str = config["sampler"]
+        self.sample_steps: int = config["sample_steps"]
+        self.sample_noise: bool = config["sample_noise"]
+        self.n_samples: int = config["n_samples"]
+        self.sampling_seed: int = config["sampling_seed"]
+        self.score: str = config["score"]
+        self.last_target_only: bool = config["train_sampling"] == "prefix_last"
+        self.targets_per_batch: float | None = getattr(dataset, "targets_per_batch", None)
+        if self.sampler == "auto":
+            self.sampler = "closed_form" if config["denoiser"] == "linear" else "ddpm"
+
+        # Clean embeddings must have the scale of the noise: N(0, 1), PyTorch's default for tables.
+        self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
+        self.null_guidance = nn.Parameter(torch.randn(self.hidden_size))
+        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
+        self.input_norm: nn.Module = nn.Identity()
+        self.encoder: nn.Module
+        if config["encoder"] == "official_block":
+            self.encoder = GuidanceBlock(
+                self.hidden_size,
+                config["n_heads"],
+                config["hidden_dropout_prob"],
+                config["attn_dropout_prob"],
+                config["layer_norm_eps"],
+            )
+        else:
+            self.input_norm = nn.LayerNorm(self.hidden_size, eps=config["layer_norm_eps"])
+            self.encoder = PackedTransformer(
+                n_layers=config["n_layers"],
+                n_heads=config["n_heads"],
+                hidden_size=self.hidden_size,
+                inner_size=config["inner_size"],
+                hidden_dropout_prob=config["hidden_dropout_prob"],
+                attn_dropout_prob=config["attn_dropout_prob"],
+                hidden_act=config["hidden_act"],
+                layer_norm_eps=config["layer_norm_eps"],
+            )
+        self.denoiser = Denoiser(self.hidden_size, linear=config["denoiser"] == "linear")
+        betas = SCHEDULES[config["beta_schedule"]](config["diffusion_steps"])
+        self.process = AffineProcess(*schedules.variance_preserving(betas))
+        left = self.process.signal[-1].item()
+        if left > 0.1:
+            self.logger.warning(
+                f"beta_schedule={config['beta_schedule']} with diffusion_steps="
+                f"{config['diffusion_steps']} leaves {left:.2f} of the signal at its last step, "
+                "but sampling starts from pure noise"
+            )
+        self._law: tuple[Tensor, ReverseLaw] | None = None
+        self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+
+    @staticmethod
+    def check_config(config: Any) -> None:
+        """Refuse impossible settings before any data is read.
+
+        Raises:
+            UserError: naming the key, its value and what is allowed.
+        """
+        require_choice(config, OPTIONS)
+        least = dict.fromkeys(
+            ("hidden_size", "n_layers", "n_heads", "inner_size", "diffusion_steps"), 1
+        )
+        least |= {"sample_steps": 1, "n_samples": 1, "sampling_seed": 0}
+        least |= {"guidance": 0, "ce_weight": 0}
+        require_at_least(config, least)
+        if config["hidden_size"] % config["n_heads"]:
+            raise UserError(
+                f"hidden_size={config['hidden_size']} must be a multiple of "
+                f"n_heads={config['n_heads']}"
+            )
+        if config["encoder"] == "official_block" and config["n_layers"] != 1:
+            raise UserError(
+                f"n_layers={config['n_layers']} must be 1 with encoder=official_block, which is "
+                "one block; encoder=recbole can have more"
+            )
+        for key in ("hidden_dropout_prob", "attn_dropout_prob"):
+            if not 0 <= config[key] < 1:
+                raise UserError(f"{key}={config[key]} must lie in [0, 1)")
+        if not 0 <= config["p_uncond"] <= 1:
+            raise UserError(f"p_uncond={config['p_uncond']} must lie in [0, 1]")
+        if config["guidance"] > 0 and config["p_uncond"] == 0:
+            raise UserError(
+                f"guidance={config['guidance']} must be 0 with p_uncond=0, which never trains the "
+                "null guidance"
+            )
+        if config["sampler"] == "closed_form" and config["denoiser"] != "linear":
+            raise UserError(
+                f"sampler=closed_form must go with denoiser=linear; the chain of "
+                f"denoiser={config['denoiser']} has no closed form"
+            )
+        if config["sampler"] == "ddim" and config["sample_steps"] > config["diffusion_steps"]:
+            raise UserError(
+                f"sample_steps={config['sample_steps']} must not exceed "
+                f"diffusion_steps={config['diffusion_steps']}"
+            )
+
+    # ------------------------------------------------------------------ training, Algorithm 1
+
+    def calculate_loss(self, interaction: Interaction) -> DreamRecLoss:
+        """|f(x_t, h, t) - e|^2 for one step t a target, over the expected targets of a batch."""
+        h, target = self.guided_targets(interaction)
+        e = self.item_embedding(target)
+        # Code: the target is trained, too, so equal or vanishing embeddings have no loss at all.
+        # Here: the same, with a switch; the monitors show whether the table collapses.
+        e = e.detach() if self.target_detach else e
+        t = torch.randint(1, self.process.n_steps + 1, target.shape, device=e.device)
+        x_t = self.process.q_sample(e, t, torch.randn_like(e))
+        estimate = self.denoiser(x_t, self.replace_by_null(h), self.denoiser.time(t))
+        expected = self.targets_per_batch or len(target)
+        diffusion = (estimate - e).float().pow(2).mean(-1).sum() / expected
+        rec = diffusion.new_zeros(())
+        if self.ce_weight > 0:
+            table = self.item_embedding.weight[1:]
+            rec = full_softmax_loss(estimate, table, target - 1, self.loss_memory_mb)
+            rec = self.ce_weight * rec / expected
+        self.monitor = self.collapse(target)
+        return DreamRecLoss(diffusion, rec)
+
+    def guided_targets(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Guidance [n, H] and next item [n] of each row, or of each real position.
+
+        Positions whose next item was invented by an augmenter, or is the first real one after
+        those, are no targets.
+        """
+        item_seq, pos_items = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        h = self.guide(item_seq, layout, last_only=self.last_target_only)
+        if self.last_target_only:
+            return h, pos_items
+        target = torch.roll(layout.pack(item_seq), -1)
+        target[layout.last] = pos_items
+        if PSEUDO_LENGTH in interaction:
+            real = layout.position >= interaction[PSEUDO_LENGTH][layout.row]
+            h, target = h[real], target[real]
+        return h, target
+
+    def guide(self, item_seq: Tensor, layout: TokenLayout, last_only: bool) -> Tensor:
+        """Guidance h of every prefix [n, H], or of the whole history only [B, H]."""
+        hidden = self.item_embedding(layout.pack(item_seq))
+        hidden = hidden + self.position_embedding(layout.position)
+        hidden = self.dropout(self.input_norm(hidden))
+        h: Tensor = self.encoder(hidden, layout, causal=True, last_only=last_only)
+        return h
+
+    def replace_by_null(self, h: Tensor) -> Tensor:
+        """h_0 instead of h, for whole rows, with probability p_uncond, [n, H]."""
+        if self.p_uncond == 0:
+            return h
+        null = torch.rand(len(h), 1, device=h.device) < self.p_uncond
+        return torch.where(null, self.null_guidance, h)
+
+    @torch.no_grad()
+    def collapse(self, target: Tensor) -> dict[str, Tensor]:
+        """How far the embeddings of the batch's distinct targets are from having collapsed.
+
+        Returns:
+            dict: mean norm; mean cosine of two items; and effective rank (participation ratio
+            tr(G)^2 / tr(G^2) of G = sum of u u^T over unit vectors u), between 1 and H.
+        """
+        e = self.item_embedding(target.unique()).float()
+        unit = F.normalize(e, dim=-1)
+        n = len(unit)
+        pairs = unit.sum(0).pow(2).sum() - n  # sum of the cosines of all ordered pairs
+        return {
+            "item_norm": e.norm(dim=-1).mean(),
+            "item_cosine": pairs / max(n * (n - 1), 1),
+            "item_rank": n**2 / (unit.t() @ unit).pow(2).sum(),
+        }
+
+    # ------------------------------------------------------------------ generation, Algorithm 2
+
+    @torch.no_grad()
+    def generate(self, interaction: Interaction) -> Tensor:
+        """Mean of ``n_samples`` generated embeddings x_0 of each row, [B, H]."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        h = self.guide(item_seq, layout, last_only=True)
+        has_users = self.USER_ID in interaction
+        draw = self.gaussian(interaction[self.USER_ID] if has_users else None)
+        return torch.stack([self.sample(h, draw) for _ in range(self.n_samples)]).mean(0)
+
+    def gaussian(self, users: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """A replacement for ``torch.randn_like``, one stream of numbers a user.
+
+        A stream depends on ``sampling_seed`` and the user only, so that a sample does not depend on
+        batches and their order. Without users (a history alone), or without ``sample_noise``, all
+        numbers are 0, their mean.
+
+        Args:
+            users (LongTensor | None): user of each row, [B].
+
+        Returns:
+            Callable: tensor of B rows -> numbers of its shape; the next ones at each call.
+        """
+        if users is None or not self.sample_noise:
+            return torch.zeros_like
+        streams = [
+            np.random.Generator(np.random.Philox(key=[self.sampling_seed, user]))
+            for user in users.tolist()
+        ]
+
+        def draw(like: Tensor) -> Tensor:
+            rows = [s.standard_normal(like.shape[1:], dtype=np.float32) for s in streams]
+            return torch.from_numpy(np.stack(rows)).to(like)
+
+        return draw
+
+    def sample(self, h: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """One x_0 for each guidance, by the configured sampler, [B, H] -> [B, H]."""
+        if self.sampler == "closed_form":
+            return self.sample_law(h, draw)
+        n_steps = self.process.n_steps
+        time = self.denoiser.time(torch.arange(1, n_steps + 1, device=h.device))
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            return self.guided_estimate(x, h, time[t - 1])
+
+        if self.sampler == "ddim":
+            times = samplers.evenly_spaced(torch.tensor(n_steps), self.sample_steps)
+            return samplers.ddim(denoise, draw(h), self.process, times)
+        times = torch.arange(n_steps, -1, -1)
+        return samplers.ancestral(denoise, draw(h), self.process, times, draw)
+
+    def guided_estimate(self, x: Tensor, h: Tensor, time: Tensor) -> Tensor:
+        """(1 + w) f(x, h, t) - w f(x, h_0, t); without guidance, f(x, h, t) alone, all [n, H]."""
+        conditional: Tensor = self.denoiser(x, h, time)
+        if self.guidance == 0:
+            return conditional
+        null = self.denoiser(x, self.null_guidance.expand_as(h), time)
+        return samplers.classifier_free(conditional, null, self.guidance)
+
+    # ------------------------------------------------------------------ affine denoiser, no chain
+
+    def sample_law(self, h: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """x_0 as the chain distributes it, from one Gaussian vector a row, [B, H] -> [B, H]."""
+        law = self.reverse_law()
+        if self.guidance > 0:
+            h = samplers.classifier_free(h, self.null_guidance, self.guidance)
+        return draw(h) @ law.root.to(h) + h @ law.gain.t().to(h) + law.offset.to(h)
+
+    def reverse_law(self) -> ReverseLaw:
+        """The law of the T-step chain; computed again only after the denoiser has changed."""
+        weights = torch.cat([p.detach().flatten() for p in self.denoiser.parameters()])
+        if self._law is None or not torch.equal(self._law[0], weights):
+            self._law = weights, self._compose_steps()
+        return self._law[1]
+
+    @torch.no_grad()
+    def _compose_steps(self) -> ReverseLaw:
+        """Compose x <- c_0 (A x + B h~ + g(t)) + c_t x + sigma z over t = T..1, from t = 1 up."""
+        layer: Any = self.denoiser.layers
+        a, b, c = layer.weight.double().split(self.hidden_size, dim=1)
+        steps = torch.arange(1, self.process.n_steps + 1, device=a.device)
+        g = self.denoiser.time(steps).double() @ c.t() + layer.bias.double()  # [T, H]
+        c_0, c_t, variance = self.process.posterior(steps, steps - 1)
+        later = torch.eye(self.hidden_size, dtype=a.dtype, device=a.device)  # what t - 1..1 do to x
+        total, noise = torch.zeros_like(later), torch.zeros_like(later)
+        offset = torch.zeros_like(g[0])
+        for i in range(self.process.n_steps):
+            total += c_0[i] * later
+            offset += c_0[i] * (later @ g[i])
+            noise += variance[i] * (later @ later.t())
+            later = c_0[i] * (later @ a) + c_t[i] * later
+        # The symmetric root is unique, unlike eigenvectors and their signs.
+        values, vectors = torch.linalg.eigh(noise + later @ later.t())
+        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
+        return ReverseLaw(later, total @ b, offset, noise, root)
+
+    # ------------------------------------------------------------------ ranking
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score of each row's target item, [B]."""
+        query, table, offset = self.ranking(self.generate(interaction))
+        item = interaction[self.ITEM_ID]
+        return (query * table[item]).sum(-1) + offset[item]
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of all items, [B, n_items]."""
+        query, table, offset = self.ranking(self.generate(interaction))
+        return torch.addmm(offset, query, table.t())
+
+    def ranking(self, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [B, H], table [N, H] and offset [N]: a score is query . table[i] + offset[i].
+
+        Paper: the items closest to x_0. Code: the largest inner product. Here: ``score``.
+        """
+        table = self.item_embedding.weight
+        offset = torch.zeros_like(table[:, 0])
+        if self.score == "cos":
+            return F.normalize(x_0, dim=-1), F.normalize(table, dim=-1), offset
+        if self.score == "l2":  # -|x - e|^2 / 2, without |x|^2, which all items share
+            offset = -0.5 * table.pow(2).sum(-1)
+        return x_0, table, offset
