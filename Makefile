@@ -18,7 +18,7 @@ run: $(VENV)/.installed
 	$(BIN)/python run_recbole_simdiff.py --model=SimDiffRec --dataset=ml-100k --show_users=3
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m slow

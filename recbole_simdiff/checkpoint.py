@@ -24,13 +24,14 @@ FORMAT = "recbole_simdiff checkpoint 1"
 _CONTENT = "content.json"
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Checksum of names, types, shapes and values, on the CPU."""
+    total = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -68,7 +69,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) 
     # As bytes in a tensor: the header of a safetensors file is limited to 100 MB.
     text = json.dumps(content).encode()
     plain[_CONTENT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    header = {"format": FORMAT, "digest": _digest(plain)}
+    header = {"format": FORMAT, "digest": digest(plain)}
     write_atomically(path, lambda name: save_file(plain, name, metadata=header))
 
 
@@ -87,7 +88,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("format") != FORMAT:
             raise UserError(f"{path} is not a {FORMAT!r} (it says {header.get('format')!r})")
-        if header.get("digest") != _digest(tensors):
+        if header.get("digest") != digest(tensors):
             raise UserError(
                 f"checkpoint {path} is damaged: its checksum does not match its content"
             )

@@ -1,4 +1,4 @@
-"""The command line: train (the default), evaluate, recommend, list."""
+"""The command line: train (the default), evaluate, recommend, augment, list."""
 
 import argparse
 import csv
@@ -8,28 +8,38 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from recbole_simdiff import checkpoint, inference
-from recbole_simdiff.config import Config, parse_overrides, properties_dir, read_yaml
+from recbole_simdiff import augmentation, checkpoint, inference
+from recbole_simdiff.config import AUGMENTED, Config, parse_overrides, properties_dir, read_yaml
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import plugin_models, recbole_models
-from recbole_simdiff.run import RESUMABLE_KEYS, RunResult, evaluate, run, stored_config
+from recbole_simdiff.run import (
+    RESUMABLE_KEYS,
+    RunResult,
+    evaluate,
+    format_table,
+    run,
+    stored_config,
+)
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
-COMMANDS = ("train", "evaluate", "recommend", "list")
+COMMANDS = ("train", "evaluate", "recommend", "augment", "list")
 EPILOG = """\
 examples:
   %(prog)s --model=SimDiffRec --dataset=ml-100k                       train, select, test, save
   %(prog)s --model=SimDiffRec --dataset=amazon-beauty --cl_weight=0 --diff_weight=0
   %(prog)s --model=SASRec --dataset=ml-100k                           RecBole's own models likewise
+  %(prog)s --model=DiffuASR --backbone=GRU4Rec --dataset=ml-100k      a backbone on augmented data
   %(prog)s --resume=saved/<run>                                       continue a stopped run
   %(prog)s evaluate --checkpoint=saved/<run>
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
+  %(prog)s augment --dataset=ml-100k --output=augmented/ml-100k.inter  DiffuASR's data as a file
   %(prog)s list --explain --model=SimDiffRec --dataset=ml-100k        every value and its file
 """
 
@@ -43,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,recommend,list}")
+    commands = parser.add_subparsers(dest="command", metavar=f"{{{','.join(COMMANDS)}}}")
 
     train = commands.add_parser(
         "train",
@@ -91,6 +101,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("--use_gpu", choices=("true", "false"), default="true")
 
+    augment = commands.add_parser(
+        "augment",
+        allow_abbrev=False,
+        help="the data that DiffuASR trains on, as an atomic .inter file",
+        description="Runs the stages of --model=DiffuASR before the last and writes all "
+        "interactions, invented ones in front. Other --key=value override the configuration.",
+    )
+    augment.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
+    augment.add_argument(
+        "--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win"
+    )
+    augment.add_argument("--output", required=True, metavar="FILE", help="file to write")
+
     listing = commands.add_parser(
         "list", allow_abbrev=False, help="models, data sets and presets; --explain: every value"
     )
@@ -113,7 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
         arguments.insert(0, "train")
     namespace, rest = build_parser().parse_known_args(arguments)
-    command = {"train": _train, "evaluate": _evaluate, "recommend": _recommend, "list": _list}
+    command = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "recommend": _recommend,
+        "augment": _augment,
+        "list": _list,
+    }
     try:
         return command[namespace.command](namespace, parse_overrides(rest))
     except UserError as error:
@@ -122,6 +151,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as stop:
+        again = f"python run_recbole_simdiff.py --resume={shlex.quote(str(stop.run_dir))}"
+        again = "the same command" if stop.same_command else again
+        print(
+            f"stopped by {signal.Signals(stop.signum).name}; everything is saved. Continue with\n"
+            f"  {again}",
+            file=sys.stderr,
+        )
+        return 128 + stop.signum
     except KeyboardInterrupt:
         print("stopped; a run that had begun keeps its last finished epoch", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -152,16 +190,10 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         config = stored_config(checkpoint.load(resume)[1], overrides, RESUMABLE_KEYS)
     else:
         config = _config(namespace, overrides)
-    try:
+    if config.name == AUGMENTED and resume is None:
+        result = augmentation.run_augmented(config)
+    else:
         result = run(config, resume)
-    except Interrupted as stop:
-        name = signal.Signals(stop.signum).name
-        print(
-            f"stopped by {name}; everything is saved. Continue with\n"
-            f"  python run_recbole_simdiff.py --resume={shlex.quote(str(stop.run_dir))}",
-            file=sys.stderr,
-        )
-        return 128 + stop.signum
     _print_result(result)
     try:
         _show_users(result, config["show_users"])
@@ -178,6 +210,18 @@ def _print_result(result: RunResult) -> None:
         f"{result.peak_memory_mb / 1024:.2f} GiB"
     )
     print(result.table())
+    if result.sampling:
+        seeds = result.sampling["seeds"]
+        spread = {n: v for n, v in result.sampling.items() if n != "seeds"}
+        rows = {k: {n: v[k] for n, v in spread.items()} for k in ("mean", "std")}
+        print(f"\ntest, history kept, over sampling seeds {seeds[0]}..{seeds[-1]}")
+        print(format_table({"test": rows}, result.digits))
+    if result.augmentation:
+        notes = result.augmentation
+        if result.test:
+            print(f"\ntest of {notes['backbone']} by input length, without and with augmentation")
+            print(augmentation.format_report(result))
+        print(f"\n{augmentation.format_quality(notes['quality'])}")
     print(f"checkpoints and result.json: {result.run_dir}")
 
 
@@ -283,6 +327,16 @@ def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
         yield _Request(name, [str(item) for item in items])
 
 
+def _augment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    namespace.model = AUGMENTED
+    path = Path(namespace.output)
+    if path.suffix != ".inter":
+        raise UserError(f"--output={path} must end in .inter, RecBole's atomic file")
+    augmentation.export(augmentation.augment(_config(namespace, overrides)), path)
+    print(path)
+    return 0
+
+
 def _list(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if namespace.explain:
         rows = _config(namespace, overrides).explain()
@@ -297,7 +351,8 @@ def _list(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         "data sets with settings here:",
         ", ".join(p.stem for p in sorted((folder / "dataset").glob("*"))),
     )
-    for model in sorted(plugin_models()):
+    print(f"augmented data:    {AUGMENTED}, for any of them: --model={AUGMENTED} --backbone=NAME")
+    for model in (*sorted(plugin_models()), AUGMENTED):
         presets = sorted(path.stem for path in (folder / "preset" / model).glob("*.yaml"))
         print(f"presets of {model}: paper, {', '.join(presets)}")
     return 0

@@ -3,7 +3,8 @@
 Later layers win: RecBole's defaults, ``properties/overall.yaml``,
 ``properties/model/<Model>.yaml``, ``properties/dataset/<name>.yaml``,
 ``properties/tuned/<name>/<Model>.yaml``, ``properties/preset/<Model>/<preset>.yaml``,
-``--config_files``, ``--key=value``.
+``--config_files``, ``--key=value``. A model's files come after those of the model it derives from,
+DiffuASR's after those of its backbone.
 """
 
 import difflib
@@ -19,11 +20,14 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 
+from recbole_simdiff.augmenters import diffuasr
 from recbole_simdiff.compat import restore_numpy_aliases
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import get_model, plugin_models
 
 COMMAND_LINE = "command line"
+# Not a recommender but a way to train one, key ``backbone``, on augmented data.
+AUGMENTED = "DiffuASR"
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
 _UNLISTED_KEYS = {"single_spec", "MODEL_TYPE", "encoding"}
 # Keys of RecBole that would have no effect here, or a harmful one, and why.
@@ -137,8 +141,12 @@ class Config(RecBoleConfig):
     wrong types are refused, ``train_neg_sample_args`` follows the loss, and ``use_gpu: False``
     selects the CPU.
 
+    Attributes:
+        name (str): what the user calls the model. ``model`` is the class that is trained, which
+            differs for DiffuASR: there it is the backbone.
+
     Args:
-        model (str): name of a model of this package or of RecBole.
+        model (str): name of a model of this package or of RecBole, or DiffuASR.
         dataset (str): name of the data set.
         config_files (Sequence): YAML files, later ones win.
         overrides (Mapping | None): values that win over every file.
@@ -199,7 +207,20 @@ class Config(RecBoleConfig):
         return {}
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type, str]:
+        self.name = model
+        if model == AUGMENTED:
+            default = read_yaml(properties_dir() / "model" / f"{AUGMENTED}.yaml")["backbone"]
+            model = str(self.external_config_dict.get("backbone", default))
+            if model == AUGMENTED:
+                raise UserError(f"backbone={model} must be a recommender; {AUGMENTED} trains one")
         return model, get_model(model), dataset
+
+    def _layers(self) -> list[str]:
+        """Names whose files are read, in order: base classes, the model, DiffuASR."""
+        ours = plugin_models()
+        bases = [base.__name__ for base in reversed(self.model_class.__mro__)]
+        names = [name for name in bases if name in ours] or [self.model]
+        return names if self.name == self.model else [*names, self.name]
 
     def _update_internal_config_dict(self, file: str | Path) -> dict[str, Any]:
         content = read_yaml(file)
@@ -220,18 +241,19 @@ class Config(RecBoleConfig):
     def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         folder = properties_dir()
+        names = self._layers()
         layers = [
             folder / "overall.yaml",
-            folder / "model" / f"{model}.yaml",
+            *(folder / "model" / f"{name}.yaml" for name in names),
             folder / "dataset" / f"{dataset}.yaml",
-            folder / "tuned" / dataset / f"{model}.yaml",
+            *(folder / "tuned" / dataset / f"{name}.yaml" for name in names),
         ]
         for layer in layers:
             if layer.is_file():
                 self._update_internal_config_dict(layer)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
-            self._load_preset(folder / "preset" / model, preset)
+            self._load_preset(folder / "preset" / self.name, preset)
         self._check_keys()
         self._check_types()
 
@@ -288,10 +310,11 @@ class Config(RecBoleConfig):
         known |= set(re.findall(r"config\[\"(\w+)\"\]", inspect.getsource(self.model_class)))
         for key, source in self._given.items():
             if key in ("model", "dataset"):
-                if self.external_config_dict[key] != getattr(self, key):
+                chosen = self.name if key == "model" else self.dataset
+                if self.external_config_dict[key] != chosen:
                     raise UserError(
                         f"{key}={self.external_config_dict[key]!r} ({source}) contradicts "
-                        f"--{key}={getattr(self, key)}"
+                        f"--{key}={chosen}"
                     )
                 continue
             if key in _REFUSED_KEYS and self.external_config_dict[key]:
@@ -300,8 +323,8 @@ class Config(RecBoleConfig):
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
                 hint = f"; did you mean {near[0]}?" if near else "."
                 raise UserError(
-                    f"unknown key {key!r} ({source}) for model={self.model}{hint} "
-                    f"'list --explain --model={self.model}' shows every key"
+                    f"unknown key {key!r} ({source}) for model={self.name}{hint} "
+                    f"'list --explain --model={self.name}' shows every key"
                 )
 
     def _check_types(self) -> None:
@@ -368,8 +391,14 @@ class Config(RecBoleConfig):
                 f"train_sampling={final['train_sampling']} is not available for RecBole's own "
                 f"{self.model}, which trains on prefixes (prefix_last)"
             )
+        groups = final["length_groups"]
+        whole = isinstance(groups, list) and all(type(k) is int for k in groups)
+        if not whole or sorted({0, *groups}) != [0, *groups]:
+            raise UserError(f"length_groups={groups} must be rising whole numbers, e.g. [5, 20]")
         if hasattr(self.model_class, "check_config"):
             self.model_class.check_config(self)
+        if self.name == AUGMENTED:
+            diffuasr.check_config(self)
 
     # ------------------------------------------------------------------ reading back
 
@@ -386,7 +415,13 @@ class Config(RecBoleConfig):
         values["data_path"] = self._data_root
         if values["train_neg_sample_args"].get("distribution") == "none":
             values["train_neg_sample_args"] = None
-        return {"model": self.model, "dataset": self.dataset, "values": values}
+        return {"model": self.name, "dataset": self.dataset, "values": values}
+
+    def backbone(self) -> "Config":
+        """Of a DiffuASR configuration, that of its backbone alone, every value as it is here."""
+        own = read_yaml(properties_dir() / "model" / f"{AUGMENTED}.yaml")
+        values = {k: v for k, v in self.plain()["values"].items() if k not in own}
+        return Config(self.model, self.dataset, overrides=values, origin=self.name)
 
     def explain(self) -> list[tuple[str, Any, str]]:
         """(key, effective value, where it came from) of every key, sorted."""

@@ -26,11 +26,12 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureType
 from torch import Tensor
 
+from recbole_simdiff.encoder import PSEUDO_LENGTH, ROW_NUMBER, ROW_START
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import plugin_models
 
-# Where a row's history begins in the flat array, where the row itself begins, and its target.
-HISTORY_START, ROW_START, TARGET = "_history_start", "_row_start", "_target"
+# Where a row's history begins in the flat array, and where its target is.
+HISTORY_START, TARGET = "_history_start", "_target"
 
 
 class HostFixes(Dataset):
@@ -275,11 +276,14 @@ class FlatDataset(HostFixes, SequentialDataset):
     Attributes:
         flat (dict): column -> values of all interactions, sorted by user and exact time.
         list_fields (dict): name of a sequence column -> its source column.
+        pseudo (LongTensor | None): invented items of each user, oldest first, 0 for none,
+            [users, M]; rows have some of them in front, see ``prepend``.
         targets_per_batch, tokens_per_batch (float): expected training targets, and input tokens, of
             a full batch.
     """
 
     list_fields: dict[str, str]
+    pseudo: Tensor | None = None
     targets_per_batch: float
     tokens_per_batch: float
 
@@ -376,11 +380,57 @@ class FlatDataset(HostFixes, SequentialDataset):
                     "gives ready-made prefixes, which train_sampling=prefix_last can use"
                 )
             train.inter_feat = FlatInteraction(train._windows(), train)
-        lengths = train.inter_feat[self.item_list_length_field].double()
-        batch = min(self.config["train_batch_size"], len(lengths))
-        train.tokens_per_batch = batch * lengths.mean().item()
-        train.targets_per_batch = batch if style == "prefix_last" else train.tokens_per_batch
+        train._count_per_batch()
         return [train, valid, test]
+
+    def _count_per_batch(self) -> None:
+        rows = self.inter_feat
+        tokens = rows[self.item_list_length_field].double()
+        targets = tokens - rows[PSEUDO_LENGTH] if PSEUDO_LENGTH in rows.interaction else tokens
+        batch = min(self.config["train_batch_size"], len(rows))
+        last_only = self.config["train_sampling"] == "prefix_last"
+        self.tokens_per_batch = batch * tokens.mean().item()
+        self.targets_per_batch = batch if last_only else batch * targets.mean().item()
+
+    def training_items(self) -> tuple[Tensor, Tensor]:
+        """Items of the training part of each user, in order of time; nothing later is read.
+
+        Returns:
+            tuple: items [n], and where each user's end, [users]; user 0 (padding) has none.
+        """
+        rows = self.inter_feat
+        begin, newest = torch.zeros(2, self.user_num, dtype=torch.long)
+        user = rows[self.uid_field]
+        begin[user] = rows[HISTORY_START]
+        newest.scatter_reduce_(0, user, rows[TARGET] + 1, "amax")
+        count = (newest - begin).clamp(min=0)
+        ends = count.cumsum(0)
+        owner = torch.repeat_interleave(torch.arange(self.user_num), count)
+        place = torch.arange(len(owner)) - (ends - count)[owner]
+        return self.flat[self.iid_field][begin[owner] + place], ends
+
+    def prepend(self, pseudo: Tensor, keep_rows: bool) -> None:
+        """Put invented items in front of the rows that begin with a user's first item.
+
+        A row of length l takes the min(M, L - l) invented items nearest to the real ones; rows that
+        fill the maximum length L stay as they are. Targets, users and histories do not change.
+
+        Args:
+            pseudo (LongTensor): [users, M], 0 for users without.
+            keep_rows (bool): add the longer rows to the old ones instead of replacing them.
+        """
+        old = dict(self.inter_feat.interaction)
+        length = old[self.item_list_length_field]
+        whole = (old[ROW_START] == old[HISTORY_START]) & (pseudo[old[self.uid_field], -1] > 0)
+        k = torch.where(whole, (self.max_item_list_len - length).clamp(max=pseudo.shape[1]), 0)
+        new = old | {PSEUDO_LENGTH: k, self.item_list_length_field: length + k}
+        if keep_rows:
+            old[PSEUDO_LENGTH] = torch.zeros_like(k)
+            new = {field: torch.cat([old[field], new[field][k > 0]]) for field in new}
+        self.pseudo = pseudo
+        self.inter_feat = FlatInteraction(new, self)
+        if hasattr(self, "targets_per_batch"):
+            self._count_per_batch()
 
     def _windows(self) -> dict[str, Tensor]:
         """Rows that cover each training target of each user once, newest window first."""
@@ -406,12 +456,13 @@ class FlatDataset(HostFixes, SequentialDataset):
 
     def padded(self, list_field: str, rows: Interaction) -> Tensor:
         """A sequence column of some rows, right-padded with 0, [rows, MAX_ITEM_LIST_LENGTH]."""
-        values = self.flat[self.list_fields[list_field]]
+        field = self.list_fields[list_field]
         start, length = rows[ROW_START], rows[self.item_list_length_field]
-        place = torch.arange(self.max_item_list_len)
-        inside = place < length.unsqueeze(1)
-        picked = values[torch.where(inside, start.unsqueeze(1) + place, 0)]
-        return picked.masked_fill(~inside.view(*inside.shape, *[1] * (picked.dim() - 2)), 0)
+        if self.pseudo is None:
+            return gather_rows(self.flat[field], start, length, self.max_item_list_len)
+        pseudo = self.pseudo[rows[self.uid_field]] if field == self.iid_field else None
+        k = rows[PSEUDO_LENGTH]
+        return gather_rows(self.flat[field], start, length, self.max_item_list_len, k, pseudo)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Rows with their padded sequences, as RecBole's loaders expect them."""
@@ -486,6 +537,39 @@ class FlatDataset(HostFixes, SequentialDataset):
         return {item: title for item, title in titles if item in known}
 
 
+def gather_rows(
+    values: Tensor,
+    start: Tensor,
+    length: Tensor,
+    width: int,
+    n_pseudo: Tensor | None = None,
+    pseudo: Tensor | None = None,
+) -> Tensor:
+    """Rows of a flat column, right-padded with 0.
+
+    Args:
+        values (Tensor): the column, [n, ...].
+        start (LongTensor): where each row's real values begin, [rows].
+        length (LongTensor): of each row, invented items included, [rows].
+        width (int): columns of the result.
+        n_pseudo (LongTensor | None): invented items in front of each row, [rows].
+        pseudo (LongTensor | None): they themselves, of which each row takes the last ones,
+            [rows, M]; without it (columns other than items) the first real value is repeated.
+
+    Returns:
+        Tensor: [rows, width, ...].
+    """
+    place = torch.arange(width, device=start.device)
+    inside = place < length.unsqueeze(1)
+    offset = place if n_pseudo is None else (place - n_pseudo.unsqueeze(1)).clamp(min=0)
+    picked = values[torch.where(inside, start.unsqueeze(1) + offset, 0)]
+    if n_pseudo is not None and pseudo is not None:
+        size = pseudo.shape[1]
+        column = (size - n_pseudo.unsqueeze(1) + place).clamp(max=size - 1)
+        picked = torch.where(place < n_pseudo.unsqueeze(1), pseudo.gather(1, column), picked)
+    return picked.masked_fill(~inside.view(*inside.shape, *[1] * (picked.dim() - 2)), 0)
+
+
 class BucketLoader:
     """Training batches of rows of similar length, trimmed to the longest; exact order per epoch.
 
@@ -509,7 +593,9 @@ class BucketLoader:
         device = config["device"]
         rows = dataset.inter_feat
         self._lengths = rows[dataset.item_list_length_field]
-        self._rows = {field: rows[field].to(device) for field in (ROW_START, TARGET)}
+        fields = [ROW_START, TARGET, *([PSEUDO_LENGTH] if dataset.pseudo is not None else [])]
+        self._rows = {field: rows[field].to(device) for field in fields}
+        self._pseudo = None if dataset.pseudo is None else dataset.pseudo.to(device)
         self._device_lengths = self._lengths.to(device)
         self._users = rows[dataset.uid_field].to(device)
         self._items = dataset.flat[dataset.iid_field].to(device)
@@ -541,16 +627,25 @@ class BucketLoader:
         dataset = self.dataset
         longest = int(self._lengths[index].max())
         index = index.to(self._items.device)
-        start, length = self._rows[ROW_START][index], self._device_lengths[index]
-        place = torch.arange(longest, device=index.device)
-        inside = place < length.unsqueeze(1)
-        picked = self._items[torch.where(inside, start.unsqueeze(1) + place, 0)]
+        user, length = self._users[index], self._device_lengths[index]
+        row = {field: values[index] for field, values in self._rows.items()}
+        extra = {} if self._pseudo is None else {PSEUDO_LENGTH: row[PSEUDO_LENGTH]}
+        items = gather_rows(
+            self._items,
+            row[ROW_START],
+            length,
+            longest,
+            row.get(PSEUDO_LENGTH),
+            None if self._pseudo is None else self._pseudo[user],
+        )
         return Interaction(
             {
-                dataset.uid_field: self._users[index],
-                self._list_field: torch.where(inside, picked, 0),
+                dataset.uid_field: user,
+                self._list_field: items,
                 dataset.item_list_length_field: length,
-                dataset.iid_field: self._items[self._rows[TARGET][index]],
+                dataset.iid_field: self._items[row[TARGET]],
+                ROW_NUMBER: index,
+                **extra,
             }
         )
 
@@ -590,11 +685,22 @@ def create_dataset(config: Any) -> FlatDataset:
         raise UserError(f"dataset={config['dataset']!r} ({place}): {error}") from error
 
 
-def create_loaders(config: Any, dataset: FlatDataset) -> tuple[Any, Any, Any]:
+def create_loaders(
+    config: Any, dataset: FlatDataset, pseudo: Tensor | None = None
+) -> tuple[Any, Any, Any]:
     """(training, validation, test) loaders.
 
     Our models train on ``BucketLoader``; RecBole's own on RecBole's ``TrainDataLoader``. Evaluation
     is RecBole's in both cases.
+
+    Args:
+        config (Config): resolved configuration.
+        dataset (FlatDataset): all interactions.
+        pseudo (LongTensor | None): invented items of each user, put in front of training rows and,
+            with ``pseudo_at_evaluation``, of validation and test rows; [users, M].
+
+    Raises:
+        UserError: if the split leaves nothing to train or to evaluate on.
     """
     try:
         parts = dataset.build()
@@ -607,6 +713,10 @@ def create_loaders(config: Any, dataset: FlatDataset) -> tuple[Any, Any, Any]:
             f"dataset={dataset.dataset_name!r} ({dataset.statistics}): no user has enough "
             "interactions for validation or test under the split of eval_args"
         )
+    if pseudo is not None:
+        parts[0].prepend(pseudo, keep_rows=config["pseudo_mix"] == "both")
+        for part in parts[1:] if config["pseudo_at_evaluation"] else ():
+            part.prepend(pseudo, keep_rows=False)
     samplers = create_samplers(config, dataset, parts)
     if config["model"] in plugin_models() and dataset.list_fields:
         train: Any = BucketLoader(config, parts[0])

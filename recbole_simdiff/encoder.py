@@ -17,6 +17,9 @@ from recbole_simdiff.transformer import PackedTransformer, TokenLayout
 
 # Number of leading items of a row that an augmenter invented; absent from ordinary batches.
 PSEUDO_LENGTH = "pseudo_length"
+# Number of each row of a training batch within the training part, and where in the flat array a
+# row of the training part begins.
+ROW_NUMBER, ROW_START = "row_number", "_row_start"
 
 
 class EncoderRecommender(SequentialRecommender):
@@ -26,7 +29,13 @@ class EncoderRecommender(SequentialRecommender):
         config (Config): resolved configuration.
         dataset (Dataset): the training dataset; its number of items and, where it has them, its
             ``targets_per_batch`` and ``tokens_per_batch`` are read.
+
+    Attributes:
+        n_extra_tokens (int): rows of ``item_embedding`` after the items', such as a mask token; ids
+            n_items, n_items + 1, ... They are never scored.
     """
+
+    n_extra_tokens = 0
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -43,7 +52,8 @@ class EncoderRecommender(SequentialRecommender):
         self.mask_pad_in_softmax: bool = config["mask_pad_in_softmax"]
         self.dropout_prob: float = config["hidden_dropout_prob"]
 
-        self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+        n_tokens = self.n_items + self.n_extra_tokens
+        self.item_embedding = nn.Embedding(n_tokens, self.hidden_size, padding_idx=0)
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
         self.trm_encoder = self.transformer(config, config["n_layers"], config["n_heads"])
         self.LayerNorm = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
@@ -104,6 +114,12 @@ class EncoderRecommender(SequentialRecommender):
             module.weight.data.fill_(1.0)
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.data.zero_()
+
+    @property
+    def item_table(self) -> Tensor:
+        """Embeddings of padding and all items, without extra tokens, [n_items, H]."""
+        weight = self.item_embedding.weight
+        return weight[: self.n_items] if self.n_extra_tokens else weight
 
     def encode(self, item_seq: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
         """Hidden states H of the tokens, or h = H[item_seq_len - 1] of each row (Eq. 1).
@@ -167,7 +183,7 @@ class EncoderRecommender(SequentialRecommender):
             if PSEUDO_LENGTH in interaction:
                 real = layout.position >= interaction[PSEUDO_LENGTH][row]
                 hidden, label, row = hidden[real], label[real], row[real]
-        table = self.item_embedding.weight
+        table = self.item_table
         if self.sr_loss == "BCE":
             negative = self.sample_negatives(item_seq, pos_items, row)
             total = sampled_bce_loss(hidden, table, label, negative)
@@ -207,4 +223,4 @@ class EncoderRecommender(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores h . E_j of all items, [B, n_items] (Eq. 2)."""
         state = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return state @ self.item_embedding.weight.t()
+        return state @ self.item_table.t()

@@ -10,6 +10,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_simdiff import checkpoint
+from recbole_simdiff.config import AUGMENTED
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.run import stored_config
 from recbole_simdiff.trainer import BEST, load_model_state
@@ -139,7 +140,7 @@ class Recommender:
             scores = self.model.full_sort_predict(batch.to(self.config["device"])).float().cpu()
         except KeyError as error:
             raise UserError(
-                f"model={self.config.model} reads {error} besides the history, so it cannot "
+                f"model={self.config.name} reads {error} besides the history, so it cannot "
                 "recommend from a checkpoint alone. Use the evaluate command"
             ) from error
         scores = scores.view(len(known), -1)[:, : len(self.item_ids)].clone()
@@ -160,11 +161,16 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
     path = checkpoint.find(place, BEST)
     tensors, content = checkpoint.load(path)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
+    if config.name == AUGMENTED and config["pseudo_at_evaluation"]:
+        raise UserError(
+            f"{path} was trained with pseudo_at_evaluation=True: it expects invented items in "
+            "front of a history, and a history given here has none. Use the evaluate command"
+        )
     try:
         model = config.model_class(config, _CheckpointDataset(config, content))
     except AttributeError as error:
         raise UserError(
-            f"model={config.model} cannot be built from a checkpoint alone: it reads more of the "
+            f"model={config.name} cannot be built from a checkpoint alone: it reads more of the "
             f"data set than its size ({error}). Use the evaluate command"
         ) from error
     load_model_state(model, checkpoint.split(tensors, "model"), path)

@@ -1,6 +1,24 @@
 """How a model says it is trained."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch.nn import Parameter
+
+
+class Update(NamedTuple):
+    """One optimiser step on a batch, over some of the model's parameters.
+
+    Attributes:
+        name (str): shown in front of its loss parts. Updates of one name share an optimiser, and
+            so its moments; they must have the same parameters.
+        parameters (Sequence): those that move; all others are constants to its loss.
+        loss (Callable): batch -> loss, as ``calculate_loss``.
+    """
+
+    name: str
+    parameters: Sequence[Parameter]
+    loss: Callable[[Any], Any]
 
 
 class Phase(NamedTuple):
@@ -11,8 +29,14 @@ class Phase(NamedTuple):
             ``train_stage`` finds it there.
         epochs (int): at most this many.
         evaluate (bool): validate, keep the best epoch and stop early; otherwise run all epochs.
+        updates (tuple): what is done with each batch, in this order; empty for one step on
+            ``calculate_loss`` over all parameters.
+        refine (bool): begin with the best weights of the phase before, whose score stays the one to
+            beat; otherwise with the last weights, and a best epoch of its own.
     """
 
     name: str
     epochs: int
     evaluate: bool = True
+    updates: tuple[Update, ...] = ()
+    refine: bool = False

@@ -5,13 +5,14 @@ import logging
 import platform
 import resource
 import secrets
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from recbole.utils import init_seed
@@ -23,6 +24,7 @@ from recbole_simdiff.data import FlatDataset, Statistics, create_dataset, create
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.trainer import (
     BEST,
+    KEPT,
     PROTOCOLS,
     Metrics,
     PlanTrainer,
@@ -31,6 +33,7 @@ from recbole_simdiff.trainer import (
 )
 
 RESULT = "result.json"
+PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
 # What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
 RESUMABLE_KEYS = (
     "epochs",
@@ -50,6 +53,7 @@ EVALUATION_KEYS = (
     "metrics",
     "topk",
     "valid_metric",
+    "length_groups",
 )
 
 logger = logging.getLogger()
@@ -69,6 +73,11 @@ class RunResult:
         config (dict): model, dataset and every value.
         versions (dict): of the libraries.
         run_dir (str): folder of the checkpoints.
+        by_length (dict): input length, such as "6-20", -> test metrics with the history kept, and
+            ``rows``, how many there are.
+        sampling (dict): for models that draw when they score: metric -> mean and standard deviation
+            of the test metric, history kept, over ``seeds`` sampling seeds.
+        augmentation (dict): for DiffuASR, what its earlier stages found.
     """
 
     valid: dict[str, Metrics]
@@ -81,25 +90,37 @@ class RunResult:
     config: dict[str, Any]
     versions: dict[str, str]
     run_dir: str
+    by_length: dict[str, Metrics] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    augmentation: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digits(self) -> int:
+        """Decimals in tables."""
+        return int(self.config["values"]["metric_decimal_place"])
 
     def table(self) -> str:
         """Validation and test metrics of both protocols, rounded for reading."""
-        digits = self.config["values"]["metric_decimal_place"]
-        return format_table({"valid": self.valid, "test": self.test}, digits)
+        return format_table({"valid": self.valid, "test": self.test}, self.digits)
 
 
-def format_table(results: Mapping[str, dict[str, Metrics]], digits: int = 4) -> str:
+def format_table(
+    results: Mapping[str, Mapping[str, Metrics]],
+    digits: int = 4,
+    names: tuple[str, str] = ("split", "protocol"),
+) -> str:
     """Rows split x protocol, columns metrics.
 
     Args:
         results (Mapping): split -> protocol -> metric -> value.
         digits (int): decimals.
+        names (tuple): headings of the first two columns.
 
     Returns:
         str: an aligned table.
     """
     first = next(metrics for protocols in results.values() for metrics in protocols.values())
-    rows = [["split", "protocol", *first]]
+    rows = [[*names, *first]]
     for split, protocols in results.items():
         for protocol, metrics in protocols.items():
             rows.append([split, protocol, *(f"{value:.{digits}f}" for value in metrics.values())])
@@ -113,12 +134,21 @@ def format_table(results: Mapping[str, dict[str, Metrics]], digits: int = 4) -> 
     )
 
 
-def run(config: Config, resume: Path | None = None) -> RunResult:
+def run(
+    config: Config,
+    resume: Path | None = None,
+    run_dir: Path | None = None,
+    pseudo: Tensor | None = None,
+    augmentation: dict[str, Any] | None = None,
+) -> RunResult:
     """Train, select on validation, test once, save.
 
     Args:
         config (Config): resolved configuration.
         resume (Path | None): a ``last`` checkpoint to continue from.
+        run_dir (Path | None): folder of this run; a fresh one under ``checkpoint_dir`` by default.
+        pseudo (LongTensor | None): invented items of each user, [users, M]; kept in the checkpoint.
+        augmentation (dict | None): what is known about them, for the result.
 
     Returns:
         RunResult: also written to ``result.json`` in the run's folder.
@@ -128,36 +158,63 @@ def run(config: Config, resume: Path | None = None) -> RunResult:
         TrainingDiverged: if a loss becomes NaN or infinite.
         Interrupted: after a signal; the state is saved.
     """
-    run_dir = resume.parent if resume else new_run_dir(config)
+    run_dir = resume.parent if resume else run_dir or new_run_dir(config)
     start_logging(None, config["state"])
-    dataset, train_data, valid_data, test_data, model = prepare(config)
-    payload = _payload(config, dataset)
+    stored: tuple[dict[str, Tensor], dict[str, Any]] = (
+        checkpoint.load(resume) if resume else ({}, {})
+    )
+    pseudo = stored[0].get(PSEUDO, pseudo)
+    augmentation = stored[1].get("augmentation", augmentation) or {}
+    dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
+    payload = _payload(config, dataset) | {"augmentation": augmentation}
+    data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
     start_logging(run_dir, config["state"])  # from here on nothing the user typed can be wrong
     logger.info(f"{config['dataset']}: {dataset.statistics}")
     logger.info(
-        f"{config.model}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{config['device']}, run folder {run_dir}"
     )
-    trainer = PlanTrainer(config, model, run_dir, payload, _histories(dataset))
+    trainer = PlanTrainer(config, model, run_dir, payload, data)
     if resume:
-        check_same_data(resume, *checkpoint.load(resume), dataset)
+        check_same_data(resume, *stored, dataset)
         trainer.resume(resume)
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     with trainer.stoppable():
         progress = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
         trainer.load_weights(run_dir / BEST)
-        results = evaluate_splits(trainer, valid_data, test_data, config["show_progress"])
-    result = _result(config, dataset, results, progress, run_dir)
+        found = evaluate_splits(trainer, valid_data, test_data)
+    result = _result(config, dataset, found, progress, run_dir, augmentation)
     text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
     checkpoint.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
     return result
 
 
-def prepare(config: Config) -> tuple[FlatDataset, Any, Any, Any, Any]:
-    """Data set, training, validation and test loader, and the model on its device, all seeded."""
+def read_result(run_dir: Path) -> RunResult:
+    """The result of a finished run.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = run_dir / RESULT
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not the result of a finished run: {error}") from None
+    known = {f.name for f in fields(RunResult)}
+    return RunResult(**{k: v for k, v in values.items() if k in known})
+
+
+def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, Any, Any, Any, Any]:
+    """Data set, training, validation and test loader, and the model on its device, all seeded.
+
+    Args:
+        config (Config): resolved configuration.
+        pseudo (LongTensor | None): invented items of each user, [users, M].
+    """
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
-    train_data, valid_data, test_data = create_loaders(config, dataset)
+    pseudo = None if pseudo is None else pseudo.long()
+    train_data, valid_data, test_data = create_loaders(config, dataset, pseudo)
     if max(config["topk"]) >= dataset.item_num:
         raise UserError(f"topk={config['topk']} exceeds the {dataset.item_num - 1} items there are")
     init_seed(config["seed"], config["reproducibility"])
@@ -165,15 +222,47 @@ def prepare(config: Config) -> tuple[FlatDataset, Any, Any, Any, Any]:
     return dataset, train_data, valid_data, test_data, model
 
 
-def evaluate_splits(
-    trainer: PlanTrainer, valid_data: Any, test_data: Any, show_progress: bool
-) -> dict[str, dict[str, Metrics]]:
-    """Both splits under both protocols: split -> protocol -> metric -> value."""
-    return {
-        name: trainer.evaluate_protocols(data, PROTOCOLS, show_progress)
-        for name, data in (("valid", valid_data), ("test", test_data))
-        if data
+class Found(NamedTuple):
+    """Metrics of a trained model; see ``RunResult`` for the fields."""
+
+    splits: dict[str, dict[str, Metrics]]
+    by_length: dict[str, Metrics]
+    sampling: dict[str, Any]
+
+
+def evaluate_splits(trainer: PlanTrainer, valid_data: Any, test_data: Any) -> Found:
+    """Both splits under both protocols, and test by input length and over sampling seeds."""
+    config, splits = trainer.config, {}
+    by_length: dict[str, Metrics] = {}
+    sampling: dict[str, Any] = {}
+    show = config["show_progress"]
+    if valid_data:
+        splits["valid"] = trainer.evaluate_protocols(valid_data, PROTOCOLS, show)
+    if test_data:
+        splits["test"], by_length = trainer.evaluate_by_length(
+            test_data, config["length_groups"], show
+        )
+        if hasattr(trainer.model, "sampling_seed") and config["sampling_seeds"] > 1:
+            sampling = _over_sampling_seeds(trainer, test_data, splits["test"][KEPT])
+    return Found(splits, by_length, sampling)
+
+
+def _over_sampling_seeds(trainer: PlanTrainer, test_data: Any, first: Metrics) -> dict[str, Any]:
+    """Mean and standard deviation of the test metrics over the model's sampling seeds."""
+    model, config = trainer.model, trainer.config
+    own, found = model.sampling_seed, [first]
+    for offset in range(1, config["sampling_seeds"]):
+        model.sampling_seed = own + offset
+        found.append(trainer.evaluate_protocols(test_data, (KEPT,), config["show_progress"])[KEPT])
+    model.sampling_seed = own
+    spread = {
+        name: {
+            "mean": statistics.mean(values[name] for values in found),
+            "std": statistics.stdev(values[name] for values in found),
+        }
+        for name in first
     }
+    return {"seeds": [own + offset for offset in range(len(found))], **spread}
 
 
 def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> RunResult:
@@ -191,29 +280,33 @@ def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> R
     """
     path = checkpoint.find(place, BEST)
     tensors, content = checkpoint.load(path)
-    config = stored_config(content, overrides or {}, EVALUATION_KEYS)
+    model_class = stored_config(content, {}, ()).model_class
+    allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
+    config = stored_config(content, overrides or {}, allowed)
     start_logging(None, config["state"])
-    dataset, train_data, valid_data, test_data, model = prepare(config)
+    dataset, train_data, valid_data, test_data, model = prepare(config, tensors.get(PSEUDO))
     logger.info(f"{config['dataset']}: {dataset.statistics}")
     check_same_data(path, tensors, content, dataset)
     load_model_state(model, checkpoint.split(tensors, "model"), path)
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
-    results = evaluate_splits(trainer, valid_data, test_data, config["show_progress"])
+    found = evaluate_splits(trainer, valid_data, test_data)
     progress = Progress(**content["progress"])
-    return _result(config, dataset, results, progress, path.parent)
+    augmentation = content.get("augmentation", {})
+    return _result(config, dataset, found, progress, path.parent, augmentation)
 
 
 def _result(
     config: Config,
     dataset: FlatDataset,
-    results: dict[str, dict[str, Metrics]],
+    found: Found,
     progress: Progress,
     run_dir: Path,
+    augmentation: dict[str, Any],
 ) -> RunResult:
     return RunResult(
-        valid=results.get("valid", {}),
-        test=results.get("test", {}),
+        valid=found.splits.get("valid", {}),
+        test=found.splits.get("test", {}),
         best_epoch=progress.best_epoch,
         epochs=len(progress.log),
         seconds=progress.seconds,
@@ -222,6 +315,9 @@ def _result(
         config=config.plain(),
         versions=versions(),
         run_dir=str(run_dir),
+        by_length=found.by_length,
+        sampling=found.sampling,
+        augmentation=augmentation,
     )
 
 
@@ -305,7 +401,7 @@ def _histories(dataset: FlatDataset) -> dict[str, Tensor]:
 
 def new_run_dir(config: Config) -> Path:
     """A fresh folder name under ``checkpoint_dir``; parallel runs never meet."""
-    name = f"{config.model}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{config.name}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path(config["checkpoint_dir"]) / f"{name}-{secrets.token_hex(2)}"
 
 

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -24,8 +24,9 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_simdiff import checkpoint
+from recbole_simdiff.encoder import PSEUDO_LENGTH
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.plan import Phase
+from recbole_simdiff.plan import Phase, Update
 
 KEPT, REMOVED = "history kept", "history removed"
 PROTOCOLS = (KEPT, REMOVED)
@@ -39,11 +40,65 @@ class TrainingDiverged(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; the state is saved in ``run_dir``. ``signum`` is its number."""
+    """A signal asked to stop; the state is saved in ``run_dir``.
+
+    Attributes:
+        signum (int): number of the signal.
+        run_dir (Path): folder to resume from.
+        same_command (bool): the command that was stopped continues by itself when run again.
+    """
 
     def __init__(self, signum: int, run_dir: Path) -> None:
         super().__init__(signum, run_dir)
-        self.signum, self.run_dir = signum, run_dir
+        self.signum, self.run_dir, self.same_command = signum, run_dir, False
+
+
+class StopRequest:
+    """SIGINT or SIGTERM as a request that loops honour where their state can be saved.
+
+    Attributes:
+        signum (int | None): the signal that came.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._listening = False
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Take note of the first signal within the block; a second one is final."""
+        if self._listening:
+            yield
+            return
+        self._listening = True
+        before: dict[int, Any] = {}
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            self.signum = signum
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        try:
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                before[asked] = signal.signal(asked, ask)
+        except ValueError:  # not in the main thread: the caller owns the signals
+            before.clear()
+        try:
+            yield
+        finally:
+            self._listening = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self, run_dir: Path) -> None:
+        """Honour a request.
+
+        Raises:
+            Interrupted: if one came.
+        """
+        if self.signum is not None:
+            signum, self.signum = self.signum, None
+            raise Interrupted(signum, run_dir)
 
 
 @dataclass
@@ -108,6 +163,8 @@ class TargetCollector(Collector):
 class PlanTrainer(Trainer):
     """Trains any sequential model phase by phase; never loses work.
 
+    A phase takes one optimiser step a batch or several, each over parameters of its own.
+
     Differences from RecBole's ``Trainer``: losses keep their names; a NaN stops at its step; the
     best epoch is chosen on unrounded values and a tie is no improvement; ``last`` and ``best``
     checkpoints hold tensors and JSON only; evaluation draws nothing from the training's random
@@ -133,13 +190,13 @@ class PlanTrainer(Trainer):
         self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}
         self.saved_model_file = str(run_dir / BEST)
         self.progress = Progress()
-        self._signal: int | None = None
-        self._stoppable = False
+        self.stop = StopRequest()
         self.item_tensor: Any = None
         self._resume_rng: dict[str, Tensor] | None = None
         for metric in self.evaluator.metric_class.values():
             # RecBole rounds before epochs are compared, so plateaus look like ties.
             metric.decimal_place = 15
+        self._build_optimizers()
 
     # ------------------------------------------------------------------ fitting
 
@@ -167,16 +224,37 @@ class PlanTrainer(Trainer):
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
             for number in range(self.progress.phase, len(phases)):
                 if number > self.progress.phase:
-                    self.progress.phase, self.progress.epoch, self.progress.misses = number, 0, 0
-                    self.progress.best_score = None  # the best epoch is one of the last phase
-                    self.optimizer = self._build_optimizer()
-                    self.save_state(LAST)
+                    self._begin_phase(number, phases[number])
                 try:
                     self._fit_phase(phases[number], train_data, valid_data, show_progress)
                 except Interrupted:
                     self.save_state(LAST)
                     raise
         return self.progress
+
+    def _begin_phase(self, number: int, phase: Phase) -> None:
+        progress = self.progress
+        if phase.refine:
+            self.load_weights(self.run_dir / BEST)
+        else:
+            progress.best_score = None  # the best epoch is one of this phase
+        progress.phase, progress.epoch, progress.misses = number, 0, 0
+        self._build_optimizers()
+        self.save_state(LAST)
+
+    def _updates(self) -> tuple[Update, ...]:
+        """Those of the present phase."""
+        phase = training_plan(self.model, self.config)[self.progress.phase]
+        whole = Update("", list(self.model.parameters()), self.model.calculate_loss)
+        return phase.updates or (whole,)
+
+    def _build_optimizers(self) -> None:
+        """A fresh optimiser for each name among the updates of the present phase."""
+        parameters = {_key(update): update.parameters for update in self._updates()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            key: self._build_optimizer(params=list(own)) for key, own in parameters.items()
+        }
+        self.optimizer = next(iter(self.optimizers.values()))  # where RecBole has its only one
 
     def _fit_phase(
         self, phase: Phase, train_data: Any, valid_data: Any, show_progress: bool
@@ -187,7 +265,7 @@ class PlanTrainer(Trainer):
         while progress.epoch < phase.epochs and progress.misses < self.stopping_step:
             self.model.epoch = progress.epoch
             started = time.monotonic()
-            means = self._train_epoch(train_data, progress.epoch, show_progress=show_progress)
+            means = self._train_epoch(train_data, progress.epoch, show_progress)
             entry: dict[str, Any] = {"phase": phase.name, "epoch": progress.epoch, "loss": means}
             entry["monitor"] = {k: v / progress.step for k, v in progress.monitor_sums.items()}
             seconds = time.monotonic() - started
@@ -230,13 +308,11 @@ class PlanTrainer(Trainer):
         self,
         train_data: Any,
         epoch_idx: int,
-        loss_func: Any = None,
         show_progress: bool = False,
     ) -> Metrics:
         """Train on the batches of an epoch that are still to come; mean of each loss part."""
         self.model.train()
-        progress = self.progress
-        loss_func = loss_func or self.model.calculate_loss
+        progress, updates = self.progress, self._updates()
         bar = tqdm(
             self._batches(train_data, epoch_idx, progress.step),
             total=len(train_data),
@@ -246,7 +322,7 @@ class PlanTrainer(Trainer):
             disable=None if show_progress else True,
         )
         for batch in bar:
-            parts, monitor = self._step(batch, loss_func)
+            parts, monitor = self._step(batch, updates)
             for sums, values in ((progress.loss_sums, parts), (progress.monitor_sums, monitor)):
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -255,7 +331,7 @@ class PlanTrainer(Trainer):
                 bar.set_postfix_str(
                     " ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False
                 )
-            self._stop_if_asked()
+            self.stop.check(self.run_dir)
         return {name: total / progress.step for name, total in progress.loss_sums.items()}
 
     def _batches(self, train_data: Any, epoch: int, done: int) -> Iterator[Interaction]:
@@ -277,15 +353,31 @@ class PlanTrainer(Trainer):
             self._resume_rng = None
         yield from batches
 
-    def _step(self, batch: Interaction, loss_func: Any) -> tuple[Metrics, Metrics]:
-        """One optimiser step; the value of each loss part and of what the model monitors."""
+    def _step(self, batch: Interaction, updates: tuple[Update, ...]) -> tuple[Metrics, Metrics]:
+        """All updates on a batch; the value of each loss part and of what the model monitors.
+
+        Where several updates have one name, the values are those of the last one.
+        """
         batch = batch.to(self.device)
-        self.optimizer.zero_grad()
+        parts: Metrics = {}
+        monitor: Metrics = {}
+        for update in updates:
+            with self._others_constant(update):
+                values, watched = self._update(
+                    batch, update, prefix=f"{update.name}." if len(updates) > 1 else ""
+                )
+            parts, monitor = parts | values, monitor | watched
+        return parts, monitor
+
+    def _update(self, batch: Interaction, update: Update, prefix: str) -> tuple[Metrics, Metrics]:
+        """One optimiser step; ``prefix`` stands before the names of the loss parts."""
+        optimizer = self.optimizers[_key(update)]
+        optimizer.zero_grad()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
-            losses = loss_func(batch)
+            losses = update.loss(batch)
         named = _named_losses(losses)
         total = sum(named.values(), torch.zeros((), device=self.device))
-        names = list(named)
+        names = [prefix + name for name in named]
         monitor = getattr(self.model, "monitor", {})
         values = torch.stack(
             [*(v.detach().float() for v in named.values()), *(v.float() for v in monitor.values())]
@@ -296,9 +388,22 @@ class PlanTrainer(Trainer):
                 self._diverged(name, value)
         total.backward()
         if self.clip_grad_norm:
-            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
-        self.optimizer.step()
+            clip_grad_norm_(update.parameters, **self.clip_grad_norm)
+        optimizer.step()
         return parts, dict(zip(monitor, values[len(names) :], strict=True))
+
+    @contextmanager
+    def _others_constant(self, update: Update) -> Iterator[None]:
+        """Within the block, parameters that the update does not move get no gradient."""
+        own = {id(parameter) for parameter in update.parameters}
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def _diverged(self, name: str, value: float) -> None:
         progress = self.progress
@@ -351,7 +456,6 @@ class PlanTrainer(Trainer):
             self.load_weights(Path(model_file or self.saved_model_file))
         return self.evaluate_protocols(eval_data, (KEPT,), show_progress)[KEPT]
 
-    @torch.no_grad()
     def evaluate_protocols(
         self, eval_data: Any, protocols: Sequence[str] = PROTOCOLS, show_progress: bool = False
     ) -> dict[str, Metrics]:
@@ -369,16 +473,55 @@ class PlanTrainer(Trainer):
         Raises:
             TrainingDiverged: if a score is NaN.
         """
+        structs, _ = self._collect(eval_data, protocols, show_progress)
+        return {name: self._metrics(struct) for name, struct in structs.items()}
+
+    def evaluate_by_length(
+        self, eval_data: Any, bounds: Sequence[int], show_progress: bool = False
+    ) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
+        """``evaluate_protocols`` for both protocols, and the metrics of rows of similar length.
+
+        Args:
+            eval_data (DataLoader): validation or test.
+            bounds (Sequence): greatest input length of each group but the last, rising.
+            show_progress (bool): a progress bar, on a terminal.
+
+        Returns:
+            tuple: protocol -> metrics; and group, such as "6-20", -> metrics with the history kept,
+            and ``rows``, how many there are. Empty groups are left out.
+        """
+        structs, lengths = self._collect(eval_data, PROTOCOLS, show_progress)
+        results = {name: self._metrics(struct) for name, struct in structs.items()}
+        collected = {k: v for k, v in structs[KEPT]._data_dict.items() if k.startswith("rec.")}
+        groups: dict[str, Metrics] = {}
+        by_row = collected.keys() <= {"rec.topk", "rec.items"}  # ranks are not told apart by row
+        if by_row and all(len(values) == len(lengths) for values in collected.values()):
+            number = torch.bucketize(lengths, torch.tensor([*bounds]))
+            for g, (low, high) in enumerate(zip([0, *bounds], [*bounds, None], strict=True)):
+                rows = number == g
+                if rows.any():
+                    part = copy.copy(structs[KEPT])
+                    part._data_dict = part._data_dict | {k: v[rows] for k, v in collected.items()}
+                    name = f"{low + 1}+" if high is None else f"{low + 1}-{high}"
+                    groups[name] = {"rows": int(rows.sum()), **self._metrics(part)}
+        return results, groups
+
+    @torch.no_grad()
+    def _collect(
+        self, eval_data: Any, protocols: Sequence[str], show_progress: bool
+    ) -> tuple[dict[str, Any], Tensor]:
+        """What RecBole's metrics need, by protocol; and the input length of each row, [rows]."""
         self.model.eval()
         full = isinstance(eval_data, FullSortEvalDataLoader)
         self.tot_item_num = eval_data._dataset.item_num
         if full and self.item_tensor is None:
             self.item_tensor = eval_data._dataset.get_item_feature().to(self.device)
         collectors = {name: self._collector() for name in protocols}
+        lengths: list[Tensor] = []
         for batch in tqdm(
             eval_data, desc="evaluate", leave=False, disable=None if show_progress else True
         ):
-            self._stop_if_asked()
+            self.stop.check(self.run_dir)
             history = batch[1] if full else None
             if full:
                 found = self._full_sort_batch_eval((batch[0], None, *batch[2:]))
@@ -387,18 +530,23 @@ class PlanTrainer(Trainer):
             interaction, scores, positive_u, positive_i = found
             if torch.isnan(scores).any():
                 raise TrainingDiverged("the model's scores contain NaN; nothing can be ranked")
+            length = batch[0][self.config["ITEM_LIST_LENGTH_FIELD"]].cpu()
+            invented = batch[0][PSEUDO_LENGTH].cpu() if PSEUDO_LENGTH in batch[0] else 0
+            lengths.append(length - invented)
             if KEPT in collectors:
                 collectors[KEPT].eval_batch_collect(scores, interaction, positive_u, positive_i)
             if REMOVED in collectors and history is not None:
                 scores[history[0].to(self.device), history[1].to(self.device)] = -torch.inf
                 collectors[REMOVED].eval_batch_collect(scores, interaction, positive_u, positive_i)
-        results = {}
+        structs = {}
         for name, collector in collectors.items():
             if any(key.startswith("rec.") for key in collector.data_struct._data_dict):
                 collector.model_collect(self.model)
-                values = self.evaluator.evaluate(collector.get_data_struct())
-                results[name] = {metric: float(value) for metric, value in values.items()}
-        return results
+                structs[name] = collector.get_data_struct()
+        return structs, torch.cat(lengths)
+
+    def _metrics(self, struct: Any) -> Metrics:
+        return {name: float(value) for name, value in self.evaluator.evaluate(struct).items()}
 
     def _collector(self) -> TargetCollector:
         """A fresh collector that knows what ``data_collect`` gathered from the training data."""
@@ -416,16 +564,10 @@ class PlanTrainer(Trainer):
         tensors |= {f"data.{k}": v for k, v in self.data.items()}
         content = {**self.payload, "progress": asdict(self.progress)}
         if name == LAST:
-            state = self.optimizer.state_dict()
-            slots: dict[str, dict[str, Any]] = {}
-            for index, values in state["state"].items():
-                for key, value in values.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer.{index}.{key}"] = value
-                    else:
-                        slots.setdefault(str(index), {})[key] = value
+            for key, optimizer in self.optimizers.items():
+                state, content[key] = optimizer_state(optimizer)
+                tensors |= {f"{key}.{k}": v for k, v in state.items()}
             tensors |= {f"rng.{k}": v for k, v in (self._resume_rng or _get_rng()).items()}
-            content["optimizer"] = {"groups": state["param_groups"], "slots": slots}
         checkpoint.save(self.run_dir / name, tensors, content)
 
     def load_weights(self, path: Path) -> None:
@@ -444,50 +586,20 @@ class PlanTrainer(Trainer):
             UserError: if the file is not one, or does not fit.
         """
         tensors, content = checkpoint.load(path)
-        if "optimizer" not in content:
+        if not any(key.startswith("optimizer") for key in content):
             raise UserError(f"{path} cannot be resumed from; use the run's {LAST}")
         load_model_state(self.model, checkpoint.split(tensors, "model"), path)
-        stored = content["optimizer"]
-        state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in stored["slots"].items()}
-        for key, value in checkpoint.split(tensors, "optimizer").items():
-            index, _, slot = key.partition(".")
-            state.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": stored["groups"]})
         self.progress = Progress(**content["progress"])
+        self._build_optimizers()
+        for key, optimizer in self.optimizers.items():
+            load_optimizer_state(optimizer, checkpoint.split(tensors, key), content[key])
         self._resume_rng = checkpoint.split(tensors, "rng")
 
     # ------------------------------------------------------------------ signals and random states
 
-    @contextmanager
-    def stoppable(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a request that the loops honour; a second one is final."""
-        if self._stoppable:
-            yield
-            return
-        self._stoppable = True
-        before: dict[int, Any] = {}
-
-        def ask(signum: int, frame: FrameType | None) -> None:
-            self._signal = signum
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        try:
-            for asked in (signal.SIGINT, signal.SIGTERM):
-                before[asked] = signal.signal(asked, ask)
-        except ValueError:  # not in the main thread: the caller owns the signals
-            before.clear()
-        try:
-            yield
-        finally:
-            self._stoppable = False
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop_if_asked(self) -> None:
-        if self._signal is not None:
-            signum, self._signal = self._signal, None
-            raise Interrupted(signum, self.run_dir)
+    def stoppable(self) -> AbstractContextManager[None]:
+        """See ``StopRequest.listen``."""
+        return self.stop.listen()
 
     @contextmanager
     def _preserved_rng(self) -> Iterator[None]:
@@ -511,6 +623,36 @@ def training_plan(model: Any, config: Any) -> list[Phase]:
             Phase("finetune", config["epochs"]),
         ]
     return [Phase("train", config["epochs"])]
+
+
+def _key(update: Update) -> str:
+    """Name of an update's optimiser in checkpoints."""
+    return f"optimizer_{update.name}" if update.name else "optimizer"
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors and JSON-ready values."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    slots: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                slots.setdefault(str(index), {})[key] = value
+    return tensors, {"groups": state["param_groups"], "slots": slots}
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], content: dict[str, Any]
+) -> None:
+    """Put back what ``optimizer_state`` returned."""
+    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in content["slots"].items()}
+    for key, value in tensors.items():
+        index, _, slot = key.partition(".")
+        state.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": content["groups"]})
 
 
 def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:

@@ -31,6 +31,7 @@ SMALL = {
     "k_noise": 3,
     "diffusion_steps": 20,
     "reverse_steps": 4,
+    "p_uncond": 0.5,  # so that a batch of four has rows with and without their condition
     "train_batch_size": 4,
     "topk": [1, 2, 5],
     "valid_metric": "NDCG@5",

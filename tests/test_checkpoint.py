@@ -213,3 +213,30 @@ def test_content_is_not_limited_by_the_header_of_the_format(tmp_path: Path) -> N
     content = {"items": "x" * 101_000_000}
     checkpoint.save(tmp_path / "a.safetensors", {}, content)
     assert checkpoint.load(tmp_path / "a.safetensors")[1] == content
+
+
+def test_the_digest_is_of_names_types_shapes_and_values() -> None:
+    """It names files in the cache: whatever differs must give another, and nothing else may."""
+    base = {"a": torch.arange(6, dtype=torch.int64), "b": torch.zeros(2)}
+    wanted = checkpoint.digest(base)
+    assert wanted == checkpoint.digest({"b": torch.zeros(2), "a": torch.arange(6)})
+    others = [
+        {"a": base["a"]},
+        {"a": base["a"], "c": base["b"]},
+        base | {"a": base["a"].int()},
+        base | {"a": base["a"].view(2, 3)},
+        base | {"a": base["a"].flip(0)},
+        base | {"b": torch.zeros(2, dtype=torch.bfloat16)},
+        base | {"b": torch.tensor([0.0, -0.0])},
+        {},
+    ]
+    assert len({wanted, *map(checkpoint.digest, others)}) == 1 + len(others)
+
+
+def test_the_digest_of_any_layout_in_memory() -> None:
+    square = torch.arange(6.0).view(2, 3)
+    strided, copied = {"a": square.t()}, {"a": square.t().contiguous()}
+    assert checkpoint.digest(strided) == checkpoint.digest(copied)
+    assert checkpoint.digest(strided) != checkpoint.digest({"a": square.reshape(3, 2)})
+    for tensor in (torch.tensor(1.0), torch.zeros(0, 4), torch.tensor([True])):
+        assert len(checkpoint.digest({"a": tensor})) == 32

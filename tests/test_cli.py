@@ -3,21 +3,28 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recbole_simdiff import cli
+from recbole_simdiff.augmenters.diffuasr import DiffuASR
 from recbole_simdiff.cli import main
-from recbole_simdiff.run import RESULT
+from recbole_simdiff.config import Config
+from recbole_simdiff.run import RESULT, RunResult
 from recbole_simdiff.trainer import LAST, PlanTrainer, TrainingDiverged
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 
-def arguments(folder: Path, **changes: Any) -> list[str]:
-    """The small settings as a command line for toy in ``folder``."""
-    values = SMALL | {
+def arguments(folder: Path, model: str = "SimDiffRec", **changes: Any) -> list[str]:
+    """Those of the small settings that the model knows as a command line for toy in ``folder``."""
+    known = Config(model, "toy").final_config_dict
+    values = {key: value for key, value in SMALL.items() if key in known}
+    values |= {
         "data_path": str(folder / "dataset"),
         "checkpoint_dir": str(folder / "saved"),
         "epochs": 1,
@@ -72,7 +79,15 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
     [
         (
             ["--help"],
-            ["train", "evaluate", "recommend", "list", "--resume=saved/<run>", "examples"],
+            [
+                "train",
+                "evaluate",
+                "recommend",
+                "augment",
+                "list",
+                "--resume=saved/<run>",
+                "examples",
+            ],
         ),
         (
             ["train", "--help"],
@@ -92,6 +107,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
                 "JSON",
             ],
         ),
+        (["augment", "--help"], ["--output", "--dataset", "--config_files", "--key=value"]),
         (["list", "--help"], ["--explain", "--model", "--dataset"]),
     ],
 )
@@ -439,7 +455,7 @@ def test_a_stopped_run_is_named_for_resuming(
     stock = PlanTrainer._step
 
     def interrupted(self: Any, *rest: Any) -> Any:
-        self._signal = 15
+        self.stop.signum = 15
         return stock(self, *rest)
 
     monkeypatch.setattr(PlanTrainer, "_step", interrupted)
@@ -450,3 +466,247 @@ def test_a_stopped_run_is_named_for_resuming(
     assert f"--resume={last.parent}" in found.err
     monkeypatch.undo()
     assert call(f"--resume={last.parent}", f"--data_path={data_path}").code == 0
+
+
+# ---------------------------------------------------------------------- augmented data
+
+
+def augmented(folder: Path, **changes: Any) -> list[str]:
+    """A command line of DiffuASR with a tiny GRU4Rec and random items."""
+    values = {"backbone": "GRU4Rec", "augmenter": "random", "n_pseudo": 2, "embedding_size": 16}
+    values |= {"length_groups": [3], "augmentation_cache": folder / "cache"} | changes
+    return arguments(folder, "GRU4Rec", **values)
+
+
+GENERATOR = {
+    "augmenter": "diffuasr",
+    "n_pseudo": 1,
+    "diffuasr_diffusion_steps": 25,
+    "diffuasr_sample_steps": 2,
+    "diffuasr_epochs": 2,
+    "sunet_channel_mult": [1, 2],
+}
+
+
+@pytest.mark.parametrize("changes", [{}, GENERATOR], ids=["random", "diffuasr"])
+def test_a_run_on_augmented_data_is_compared_with_one_without(
+    call: Any, tmp_path: Path, data_path: Path, changes: dict[str, Any]
+) -> None:
+    found = call("--model=DiffuASR", *augmented(tmp_path, **changes))
+    assert found.code == 0
+    (place,) = (tmp_path / "saved").iterdir()
+    assert place.name.startswith("DiffuASR-toy-")
+    assert "DiffuASR on toy: best epoch 0 of 1," in found.out
+    assert "test of GRU4Rec by input length, without and with augmentation" in found.out
+    rows = [line.split() for line in found.out.splitlines()]
+    result = json.loads((place / RESULT).read_text())
+    baseline = result["augmentation"]["baseline"]["test"]["history kept"]
+    assert ["all", "without", *(f"{v:.4f}" for v in baseline.values())] in rows
+    assert ["all", "with", *(f"{v:.4f}" for v in result["test"]["history kept"].values())] in rows
+    assert [
+        "invented",
+        "items",
+        "similarity",
+        "popularity",
+        "never",
+        "generated",
+        "own",
+        "item",
+    ] in rows
+    for line in ("baseline: GRU4Rec on the raw data", "final: GRU4Rec on augmented data"):
+        assert line in found.err
+    again = call("evaluate", f"--checkpoint={place}")
+    assert again.code == 0
+    tables = [text[text.index("split ") :] for text in (found.out, again.out)]
+    assert tables[0] == tables[1]
+    found = call("recommend", f"--checkpoint={place}", "--history=i1,i2", "--k=3")
+    assert found.code == 0
+    assert len(found.out.splitlines()) == 4
+
+
+def test_augmented_runs_can_be_measured_at_other_cutoffs(
+    call: Any, tmp_path: Path, data_path: Path
+) -> None:
+    """The stored numbers of the baseline are of other metrics then."""
+    assert call("--model=DiffuASR", *augmented(tmp_path)).code == 0
+    (place,) = (tmp_path / "saved").iterdir()
+    for change in ("--topk=[5]", "--topk=[3,4,5]", "--length_groups=[4]"):
+        found = call("evaluate", f"--checkpoint={place}", change)
+        assert found.code == 0, change
+        assert "similarity" in found.out
+    found = call("evaluate", f"--checkpoint={place}", "--topk=[3,4,5]")
+    assert "hit@3" in found.out
+    assert "hit@1" not in found.out  # of the baseline, in a table that is headed hit@3
+
+
+def test_augmented_data_without_a_test_part(call: Any, tmp_path: Path, data_path: Path) -> None:
+    split = "{split: {LS: valid_only}, order: TO, group_by: user, mode: full}"
+    found = call("--model=DiffuASR", *augmented(tmp_path, eval_args=split))
+    assert found.code == 0
+    assert "similarity" in found.out
+
+
+def test_augmented_data_with_sampled_rankings(call: Any, tmp_path: Path, data_path: Path) -> None:
+    """One protocol, and no groups."""
+    split = "{split: {LS: valid_and_test}, order: TO, group_by: user, mode: uni2}"
+    found = call("--model=DiffuASR", *augmented(tmp_path, eval_args=split))
+    assert found.code == 0
+    assert "history removed" not in found.out
+    assert [line.split()[:2] for line in found.out.splitlines() if line.startswith("all")] == [
+        ["all", "without"],
+        ["all", "with"],
+    ]
+
+
+def test_users_cannot_be_shown_what_needs_invented_items(
+    call: Any, tmp_path: Path, data_path: Path
+) -> None:
+    """The run itself succeeded."""
+    found = call("--model=DiffuASR", *augmented(tmp_path, pseudo_at_evaluation=True, show_users=1))
+    assert found.code == 0
+    assert "was trained with pseudo_at_evaluation=True" in found.err
+    assert "recommended next" not in found.out
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "signum"),
+    [(PlanTrainer, "_step", signal.SIGTERM), (DiffuASR, "loss", signal.SIGINT)],
+    ids=["baseline", "generator"],
+)
+def test_a_stopped_stage_is_continued_by_the_same_command(
+    call: Any,
+    tmp_path: Path,
+    data_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    signum: int,
+) -> None:
+    command = ["--model=DiffuASR", *augmented(tmp_path, **GENERATOR)]
+    stock = getattr(owner, name)
+
+    def stopped(*given: Any) -> Any:
+        os.kill(os.getpid(), signum)
+        return stock(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stopped)
+        found = call(*command)
+    assert found.code == 128 + signum
+    wanted = (
+        f"stopped by {signal.Signals(signum).name}; everything is saved. Continue with\n  the s"
+    )
+    assert f"{wanted}ame command\n" in found.err
+    assert saved(tmp_path) == []
+    found = call(*command)
+    assert found.code == 0
+    assert "with augmentation" in found.out
+
+
+def test_a_stopped_last_stage_is_named_for_resuming(
+    call: Any, tmp_path: Path, data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("augment", *augmented(tmp_path), f"--output={tmp_path / 'a.inter'}").code == 0
+    stock = PlanTrainer._step
+
+    def stopped(self: Any, *rest: Any) -> Any:
+        self.stop.signum = 15
+        return stock(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlanTrainer, "_step", stopped)
+        found = call("--model=DiffuASR", *augmented(tmp_path))
+    assert found.code == 143
+    (place,) = (tmp_path / "saved").iterdir()
+    assert f"  python run_recbole_simdiff.py --resume={place}\n" in found.err
+    found = call(f"--resume={place}")
+    assert found.code == 0
+    assert "without and with augmentation" in found.out
+    found = call(f"--resume={place}", "--n_pseudo=3")
+    assert found.code == 2
+    assert "--n_pseudo cannot be changed here" in found.err
+
+
+def test_augment_writes_a_file_that_other_programs_can_train_on(
+    call: Any, tmp_path: Path, data_path: Path
+) -> None:
+    path = tmp_path / "dataset" / "longer" / "longer.inter"
+    found = call("augment", *augmented(tmp_path), f"--output={path}")
+    assert found.code == 0
+    assert found.out.splitlines()[-1] == str(path)
+    header, *lines = path.read_text().splitlines()
+    assert header == "user_id:token\titem_id:token\ttimestamp:float"
+    assert [line.split("\t")[0] for line in lines].count("a") == 9 + 2
+    assert not saved(tmp_path)
+    plain = [a for a in arguments(tmp_path) if not a.startswith("--dataset")]
+    assert call("--dataset=longer", *plain).code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--output=here.csv"], "--output=here.csv must end in .inter, RecBole's atomic file"),
+        (["--output=a.inter", "--model=SASRec"], "model='SASRec'"),
+        (["--output=a.inter", "--n_psuedo=3"], "did you mean n_pseudo?"),
+        ([], "--output"),
+    ],
+)
+def test_mistakes_of_augment(
+    call: Any, tmp_path: Path, data_path: Path, given: list[str], message: str
+) -> None:
+    found = call("augment", *augmented(tmp_path), *given)
+    assert found.code == 2
+    assert message in found.err
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_pseudo": 0}, "n_pseudo=0 must be at least 1"),
+        ({"augmenter": "random_sequence"}, "augmenter='random_sequence' is not one of diffuasr, r"),
+        (GENERATOR | {"n_pseudo": 9}, "n_pseudo=9: 0 users have the 12 training items it takes"),
+        (GENERATOR | {"embedding_size": 17}, "item embeddings of width 17"),
+        ({"backbone": "GRU5Rec"}, "model='GRU5Rec' is not a sequential model"),
+        ({"backbone": "DiffuASR"}, "backbone=DiffuASR must be a recommender"),
+        ({"baseline_checkpoint": "gone"}, "no checkpoint at gone"),
+        ({"length_groups": "5"}, "length_groups=5 must be rising whole numbers"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistake_in_augmentation_costs_one_line(
+    call: Any, tmp_path: Path, data_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    found = call("--model=DiffuASR", *augmented(tmp_path, **changes))
+    assert found.code == 2
+    (line,) = [text for text in found.err.splitlines() if text.startswith("error: ")]
+    assert message in line
+    assert saved(tmp_path) == []
+
+
+def test_diffuasr_is_listed(call: Any) -> None:
+    lines = call("list").out.splitlines()
+    assert any("--model=DiffuASR --backbone=NAME" in line for line in lines)
+    assert "presets of DiffuASR: paper, official" in lines
+    rows = explained(
+        call("list", "--explain", "--model=DiffuASR", "--backbone=GRU4Rec", "--dataset=toy").out
+    )
+    assert rows["diffuasr_sample_steps"] == ("50", "properties/model/DiffuASR.yaml")
+    assert rows["num_layers"][1] == "recbole/properties/model/GRU4Rec.yaml"
+
+
+def test_the_spread_over_sampling_seeds_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"hit@5": {"mean": 0.25, "std": 0.0125}, "ndcg@5": {"mean": 0.125, "std": 0.5}}
+    test = {"history kept": {"hit@5": 0.5, "ndcg@5": 0.25}}
+    config = {"model": "DreamRec", "dataset": "toy", "values": {"metric_decimal_place": 4}}
+    result = RunResult(
+        {}, test, 0, 1, 1.0, 1.0, {}, config, {}, "here", sampling={"seeds": [3, 4, 5], **values}
+    )
+    cli._print_result(result)
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("test, history kept, over sampling seeds 3..5")
+    assert [line.split()[-3:] for line in lines[start + 1 : start + 4]] == [
+        ["protocol", "hit@5", "ndcg@5"],
+        ["mean", "0.2500", "0.1250"],
+        ["std", "0.0125", "0.5000"],
+    ]

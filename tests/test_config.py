@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from recbole_simdiff import config as config_module
+from recbole_simdiff import models
 from recbole_simdiff.config import (
     Config,
     parse_overrides,
@@ -530,3 +533,184 @@ def test_a_local_ml_100k_goes_before_the_one_recbole_ships(tmp_path: Path) -> No
     (tmp_path / "ml-100k").mkdir()
     own = Config(MODEL, "ml-100k", overrides={"data_path": str(tmp_path)})
     assert own["data_path"] == str(tmp_path / "ml-100k")
+
+
+# ---------------------------------------------------------------- DiffuASR and its backbone
+
+
+def test_diffuasr_is_layered_over_its_backbone(tmp_path: Path) -> None:
+    """The backbone's files first, each before the data set's, then DiffuASR's own."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("diffuasr_strength: 0.7\ntau: 0.3\n")
+    overrides = {"backbone": MODEL, "preset": "official", "n_heads": 4}
+    config = Config("DiffuASR", "amazon-beauty", [file], overrides)
+    assert (config.name, config.model, config.model_class.__name__) == ("DiffuASR", MODEL, MODEL)
+    expected = {
+        "learner": ("adam", "recbole/properties/overall.yaml"),
+        "hidden_size": (64, f"properties/model/{MODEL}.yaml"),
+        "MAX_ITEM_LIST_LENGTH": (50, "properties/dataset/amazon-beauty.yaml"),
+        "cl_weight": (0.4, f"properties/tuned/amazon-beauty/{MODEL}.yaml"),
+        "n_pseudo": (10, "properties/model/DiffuASR.yaml"),
+        "diffuasr_sample_steps": (5, "properties/preset/DiffuASR/official.yaml"),
+        "pseudo_mix": ("replace", "properties/preset/DiffuASR/official.yaml"),
+        "diffuasr_strength": (0.7, str(file)),  # the preset says 1.0
+        "tau": (0.3, str(file)),
+        "n_heads": (4, "command line"),
+        "backbone": (MODEL, "command line"),
+    }
+    for key, (value, origin) in expected.items():
+        assert (config[key], config.origin[key]) == (value, origin), key
+    assert {"diffuasr_epochs", "aug_items"} < {key for key, _, _ in config.explain()}
+    plain = Config("DiffuASR", "amazon-beauty", overrides={"backbone": MODEL})
+    assert plain.origin["preset"] == "properties/model/DiffuASR.yaml"  # both files have the key
+
+
+def test_a_backbone_of_recbole_and_the_default_one(tmp_path: Path) -> None:
+    config = Config("DiffuASR", "toy", overrides={"backbone": "GRU4Rec"})
+    assert (config.model, config.origin["num_layers"]) == (
+        "GRU4Rec",
+        "recbole/properties/model/GRU4Rec.yaml",
+    )
+    assert "n_heads" not in config
+    assert Config("DiffuASR", "toy").model == "SASRec"
+    file = tmp_path / "mine.yaml"
+    file.write_text("backbone: BERT4Rec\n")
+    assert Config("DiffuASR", "toy", [file]).model == "BERT4Rec"
+    assert Config("DiffuASR", "toy", [file], {"backbone": "GRU4Rec"}).model == "GRU4Rec"
+    assert Config("SASRec", "toy").name == "SASRec"
+
+
+def test_a_backbone_must_be_a_recommender() -> None:
+    refused("backbone=DiffuASR must be a recommender", model="DiffuASR", backbone="DiffuASR")
+    for name in ("SASRek", None, 3):
+        refused("is not a sequential model of recbole_simdiff", model="DiffuASR", backbone=name)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "values"),
+    [
+        ("SASRec", {}),
+        (MODEL, {"tau": 0.2, "k_noise": 4, "data_path": "/data", "seed": 3}),
+        ("GRU4Rec", {"loss_type": "BPR", "learning_rate": 1}),
+        ("GRU4Rec", {"eval_args": {"mode": "uni100"}, "topk": 5, "valid_metric": "NDCG@5"}),
+        ("FPMC", {"train_neg_sample_args": {"distribution": "popularity"}, "embedding_size": 64}),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["toy", "amazon-beauty"])
+def test_the_backbone_alone_is_configured_as_by_its_own_name(
+    backbone: str, values: dict[str, Any], dataset: str
+) -> None:
+    """Else a gain would be one of other settings."""
+    own = {"augmenter": "random", "preset": "official", "diffuasr_epochs": 9, "n_pseudo": 3}
+    alone = Config("DiffuASR", dataset, overrides=own | values | {"backbone": backbone}).backbone()
+    wanted = Config(backbone, dataset, overrides=values)
+    assert (alone.name, alone.model) == (backbone, backbone)
+    assert alone.plain() == wanted.plain()
+    assert alone.final_config_dict == wanted.final_config_dict
+
+
+def test_keys_of_the_backbone_are_known_and_typos_refused() -> None:
+    def diffuasr(message: str, **overrides: Any) -> None:
+        refused(message, model="DiffuASR", **overrides)
+
+    diffuasr(
+        r"unknown key 'n_psuedo' \(command line\) for model=DiffuASR; did you mean n_pseudo\? "
+        "'list --explain --model=DiffuASR' shows every key",
+        n_psuedo=3,
+    )
+    assert Config("DiffuASR", "toy", overrides={"backbone": MODEL, "tau": 0.2})["tau"] == 0.2
+    diffuasr("unknown key 'tau' .* for model=DiffuASR", tau=0.2)  # the default is SASRec
+    diffuasr("tau='warm' .* must be a number", backbone=MODEL, tau="warm")
+    diffuasr("tau=0.0 must be positive", backbone=MODEL, tau=0)  # the backbone's own check
+    diffuasr("n_pseudo=0 must be at least 1", n_pseudo=0)
+    refused("unknown key 'n_pseudo' .* for model=SASRec", model="SASRec", n_pseudo=3)
+
+
+def test_a_file_may_name_diffuasr(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: DiffuASR\nbackbone: GRU4Rec\n")
+    assert Config("DiffuASR", "toy", [file]).model == "GRU4Rec"
+    file.write_text("model: SASRec\n")
+    refused("model='SASRec' .* contradicts --model=DiffuASR", file, model="DiffuASR")
+
+
+def test_presets_of_diffuasr() -> None:
+    """They are its own, whatever the backbone is."""
+    for backbone in ("SASRec", MODEL):
+        config = Config("DiffuASR", "toy", overrides={"backbone": backbone, "preset": "official"})
+        assert (config["diffuasr_cg_sign"], config["pseudo_at_evaluation"]) == ("flipped", True)
+    refused(
+        "preset='wo_c_aug' .* is not one of paper, official$",
+        model="DiffuASR",
+        backbone=MODEL,
+        preset="wo_c_aug",
+    )
+
+
+def test_a_diffuasr_configuration_is_restored_whole() -> None:
+    for values in ({"backbone": "GRU4Rec"}, {"backbone": MODEL, "preset": "official", "tau": 0.2}):
+        config = Config("DiffuASR", "amazon-beauty", overrides=values)
+        plain = json.loads(json.dumps(config.plain()))
+        assert plain["model"] == "DiffuASR"
+        again = Config(plain["model"], plain["dataset"], overrides=plain["values"])
+        assert again.final_config_dict == config.final_config_dict
+        assert (again.name, again.model) == (config.name, config.model)
+
+
+@pytest.mark.parametrize("groups", [[20, 5], [5, 5], [5.0], ["a"], [True, 5], [0, 5], [-1], 5, "5"])
+def test_length_groups_must_rise(groups: Any) -> None:
+    refused("length_groups=.* must be rising whole numbers", length_groups=groups)
+
+
+def test_length_groups() -> None:
+    assert Config("SASRec", "toy")["length_groups"] == [5, 20]
+    for groups in ([], [1], [3, 10, 30]):
+        assert Config(MODEL, "toy", overrides={"length_groups": groups})["length_groups"] == groups
+
+
+# ---------------------------------------------------------------- models by name
+
+
+def test_every_recommender_that_a_file_defines_is_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it imports, and its other classes, are none."""
+    (tmp_path / "pair.py").write_text(
+        "from recbole.model.sequential_recommender import GRU4Rec\n"
+        "from recbole_simdiff.encoder import EncoderRecommender\n"
+        "class Helper: pass\n"
+        "class First(EncoderRecommender): pass\n"
+        "class Second(First): pass\n"
+    )
+    before = models.plugin_models()
+    assert MODEL in before
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    found = models.plugin_models()
+    monkeypatch.delitem(sys.modules, "recbole_simdiff.models.pair")
+    assert set(found) - set(before) == {"First", "Second"}
+    assert "GRU4Rec" not in found
+
+
+def test_a_derived_model_reads_the_files_of_its_base_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own win, layer by layer; what they leave out is the base's."""
+
+    class Derived(models.get_model(MODEL)):  # type: ignore[misc]
+        pass
+
+    stock = models.plugin_models()
+    monkeypatch.setattr(config_module, "plugin_models", lambda: {**stock, "Derived": Derived})
+    monkeypatch.setattr(config_module, "get_model", lambda name: Derived)
+    shutil.copytree(properties_dir(), tmp_path / "properties")
+    (tmp_path / "properties/model/Derived.yaml").write_text("tau: 0.9\nlambda_new: 1.0\n")
+    monkeypatch.setattr(config_module, "properties_dir", lambda: tmp_path / "properties")
+    config = Config("Derived", "amazon-beauty", overrides={"lambda_new": 2})
+    for key, value, origin in (
+        ("tau", 0.9, "model/Derived.yaml"),
+        ("n_layers", 2, f"model/{MODEL}.yaml"),
+        ("cl_weight", 0.4, f"tuned/amazon-beauty/{MODEL}.yaml"),
+    ):
+        assert (config[key], config.origin[key]) == (value, f"properties/{origin}")
+    assert config["lambda_new"] == 2.0
+    refused("for model=Derived; did you mean lambda_new", model="Derived", lambda_nwe=1)

@@ -15,11 +15,18 @@ import recbole.data.dataset.dataset as recbole_dataset
 import torch
 from recbole.data.dataset import SequentialDataset
 
-from recbole_simdiff.config import properties_dir, read_yaml
-from recbole_simdiff.data import BucketLoader, HostFixes, create_dataset, create_loaders
+from recbole_simdiff.config import Config, properties_dir, read_yaml
+from recbole_simdiff.data import (
+    BucketLoader,
+    HostFixes,
+    create_dataset,
+    create_loaders,
+    gather_rows,
+)
+from recbole_simdiff.encoder import PSEUDO_LENGTH
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.trainer import KEPT, PlanTrainer
-from tests.conftest import SEQUENCES, write_inter
+from tests.conftest import SEQUENCES, SMALL, write_inter
 
 # Far longer than the maximum length of 4; "a" and "b" repeat items, "c" ends on a full window.
 LONG = {
@@ -82,7 +89,7 @@ def readable(part: Any) -> list[tuple[str, list[str], str]]:
 
 
 def raw(dataset: Any, field: str, ids: Any) -> list[str]:
-    return [str(token) for token in dataset.field2id_token[field][np.asarray(ids)]]
+    return [str(token) for token in dataset.field2id_token[field][np.asarray(ids, int)]]
 
 
 # ---------------------------------------------------------------- rows equal RecBole's
@@ -786,3 +793,334 @@ def test_data_without_anything_to_evaluate_are_refused(make_config: Any, data_pa
     config = make_config(k_noise=1)
     with pytest.raises(UserError, match="no user has enough interactions for validation or test"):
         create_loaders(config, create_dataset(config))
+
+
+# ---------------------------------------------------------------- training items of each user
+
+
+SPLITS = {
+    "leave one out": {"split": {"LS": "valid_and_test"}, "group_by": "user"},
+    "test only": {"split": {"LS": "test_only"}, "group_by": "user"},
+    "ratio": {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": "user"},
+    "ratio by time": {"split": {"RS": [0.7, 0.1, 0.2]}, "group_by": "none"},
+}
+
+
+def by_user(items: torch.Tensor, ends: torch.Tensor) -> list[list[int]]:
+    """The items of each user, of user 0 first."""
+    return [part.tolist() for part in items.tensor_split(ends.tolist())[:-1]]
+
+
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+def test_training_items_end_with_the_newest_training_target(
+    make_config: Any, data_path: Path, split: dict[str, Any], style: str
+) -> None:
+    """T21: for any split, what RecBole's training rows of a user hold, and nothing after them."""
+    write_inter(
+        data_path, "long", LONG | {f"n{n}": [f"i{k}" for k in range(n)] for n in range(1, 9)}
+    )
+    values = {"dataset": "long", "eval_args": split | {"order": "TO", "mode": "full"}}
+    rows = RecBoleRows(make_config(**values, train_sampling="prefix_last")).build()[0].inter_feat
+    counts = torch.bincount(rows["user_id"], minlength=14)
+    dataset = create_dataset(make_config(**values, train_sampling=style))
+    train = dataset.build()[0]
+    items, ends = train.training_items()
+    found = by_user(items, ends)
+    assert found[0] == []
+    assert len(found) == 14
+    names = dataset.field2id_token["user_id"]
+    sequences = LONG | {f"n{n}": [f"i{k}" for k in range(n)] for n in range(1, 9)}
+    for user in range(1, 14):
+        n = int(counts[user])
+        expected = sequences[names[user]][: 1 + n] if n else []
+        assert raw(dataset, "item_id", found[user]) == expected, names[user]
+
+    # T17: the rest of the array is never looked at.
+    columns, place = train.flat, torch.arange(len(dataset.flat["user_id"]))
+    first = {u: int(place[dataset.flat["user_id"] == u][0]) for u in range(1, 14)}
+    known = {first[u] + k for u in range(1, 14) for k in range(len(found[u]))}
+    hidden = torch.tensor([k not in known for k in place.tolist()])
+    train.flat = columns | {"item_id": columns["item_id"].masked_fill(hidden, 999)}
+    assert torch.equal(train.training_items()[0], items)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9])
+def test_training_items_of_short_histories(make_config: Any, data_path: Path, n: int) -> None:
+    """T21: the first two items of 2 or 3, else all but two; of a single one none."""
+    sequence = [f"i{k}" for k in range(n)]
+    write_inter(data_path, "few", {"other": [f"i{k}" for k in range(9)], "u": sequence})
+    train = create_dataset(make_config(dataset="few")).build()[0]
+    found = by_user(*train.training_items())
+    expected = sequence[: {1: 0, 2: 2, 3: 2}.get(n, n - 2)]
+    assert raw(train, "item_id", found[2]) == expected
+
+
+# ---------------------------------------------------------------- invented items in front of rows
+
+
+def pseudo_items(n_users: int, size: int, without: list[int]) -> torch.Tensor:
+    """Items 101, 102, ... of user 1, 201, ... of user 2; none of user 0 and some others."""
+    pseudo = 100 * torch.arange(n_users).unsqueeze(1) + torch.arange(1, size + 1)
+    pseudo[[0, *without]] = 0
+    return pseudo
+
+
+def lists(part: Any) -> list[tuple[int, list[int], int]]:
+    """(user, padded history, target) of every row, in order."""
+    rows = all_rows(part)
+    return list(
+        zip(
+            rows["user_id"].tolist(),
+            rows["item_id_list"].tolist(),
+            rows["item_id"].tolist(),
+            strict=True,
+        )
+    )
+
+
+def prepended(plain: Any, begins: list[bool], pseudo: Any, width: int, keep: bool) -> Any:
+    """The rows that ``prepend`` should give, written row by row."""
+    same, longer = [], []
+    for (user, seq, target), first in zip(plain, begins, strict=True):
+        real = [item for item in seq if item]
+        made = [int(item) for item in pseudo[user] if item]
+        k = min(len(made), width - len(real)) if first else 0
+        row = [*made[len(made) - k :], *real]
+        row += [0] * (width - len(row))
+        same.append((user, seq if keep else row, target))
+        longer += [(user, row, target)] if k else []
+    return [*same, *longer] if keep else same
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["both", "replace"])
+@pytest.mark.parametrize(("width", "size"), [(4, 10), (12, 1), (12, 3)])
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+def test_rows_with_invented_items(
+    make_config: Any, data_path: Path, style: str, width: int, size: int, keep: bool
+) -> None:
+    """T22, T23: as many of the nearest ones as there is room for; a full row stays as it is, and
+    so does one that does not begin with the first item. Users, targets and order do not change."""
+    write_inter(data_path, "long", LONG)
+    values = {"dataset": "long", "train_sampling": style, "MAX_ITEM_LIST_LENGTH": width}
+    config = make_config(**values)
+    plain, part = (create_dataset(config).build()[0] for _ in range(2))
+    begins = (plain.inter_feat["_row_start"] == plain.inter_feat["_history_start"]).tolist()
+    pseudo = pseudo_items(plain.user_num, size, without=[4])
+    before = plain.training_items()
+    part.prepend(pseudo, keep_rows=keep)
+    expected = prepended(lists(plain), begins, pseudo, width, keep)
+    assert lists(part) == expected
+    assert len(part) == len(expected) > len(plain) * keep
+    rows = all_rows(part)
+    assert rows["item_length"].tolist() == [sum(i > 0 for i in seq) for _, seq, _ in expected]
+    assert rows[PSEUDO_LENGTH].tolist() == [sum(i > 100 for i in seq) for _, seq, _ in expected]
+    assert torch.equal(part.inter_feat["item_id_list"][3], rows["item_id_list"][3])
+    for found, wanted in zip(part.training_items(), before, strict=True):
+        assert torch.equal(found, wanted)
+    assert part.item_counter == plain.item_counter
+
+
+def test_other_columns_repeat_their_first_real_value(make_config: Any, data_path: Path) -> None:
+    """So that times stay in order and positions stay aligned."""
+    lines = [f"u{u},i{k},{100 * u + k}" for u in (1, 2) for k in range(6)]
+    header = "user_id:token,item_id:token,timestamp:float"
+    write_atomic(data_path / "times" / "times.inter", header, lines)
+    config = make_config(dataset="times", train_sampling="prefix_last", MAX_ITEM_LIST_LENGTH=5)
+    part = create_dataset(config).build()[0]
+    part.prepend(pseudo_items(3, 3, []), keep_rows=False)
+    rows = all_rows(part)
+    expected = [
+        [100 * u] * min(3, 5 - n) + [100 * u + k for k in range(n)] + [0] * max(0, 2 - n)
+        for u in (1, 2)
+        for n in (1, 2, 3)
+    ]
+    assert rows["timestamp_list"].tolist() == expected
+
+
+def test_gathering_rows_of_any_shape() -> None:
+    """Also of columns that hold vectors, and without a prefix in some rows."""
+    values = torch.arange(1, 25).view(12, 2)
+    start, length, k = torch.tensor([0, 4, 9]), torch.tensor([4, 2, 3]), torch.tensor([2, 0, 2])
+    found = gather_rows(values, start, length, 5, k)
+    zero = [0, 0]
+    v = values.tolist()
+    assert found.tolist() == [
+        [v[0], v[0], v[0], v[1], zero],
+        [v[4], v[5], zero, zero, zero],
+        [v[9], v[9], v[9], zero, zero],
+    ]
+    pseudo = torch.tensor([[91, 92, 93], [94, 95, 96], [97, 98, 99]])
+    flat = gather_rows(values[:, 0], start, length, 5, k, pseudo)
+    assert flat.tolist() == [[92, 93, 1, 3, 0], [9, 11, 0, 0, 0], [98, 99, 19, 0, 0]]
+    assert gather_rows(values[:, 0], start, length, 4).tolist() == [
+        [1, 3, 5, 7],
+        [9, 11, 0, 0],
+        [19, 21, 23, 0],
+    ]
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["both", "replace"])
+def test_only_real_targets_are_expected(make_config: Any, data_path: Path, keep: bool) -> None:
+    """Losses are divided by targets_per_batch: an invented item is a token, but no target."""
+    write_inter(data_path, "long", LONG)
+
+    def built(style: str) -> Any:
+        config = make_config(
+            dataset="long", train_sampling=style, train_batch_size=7, MAX_ITEM_LIST_LENGTH=12
+        )
+        part = create_dataset(config).build()[0]
+        part.prepend(pseudo_items(part.user_num, 3, []), keep_rows=keep)
+        return part
+
+    windows, prefixes = built("user_all"), built("prefix_last")
+    # Windows of a, the older of which begins with the first item; of b, c, d, e.
+    old, room = [12, 8, 8, 8, 1, 1], [0, 3, 3, 3, 3, 3]
+    made = [k for k in room if k]
+    n_rows = 6 + len(made) if keep else 6
+    n_targets = sum(old) + (sum(n for n, k in zip(old, room, strict=True) if k) if keep else 0)
+    assert len(windows) == n_rows
+    assert windows.targets_per_batch == pytest.approx(min(7, n_rows) * n_targets / n_rows)
+    tokens = n_targets + sum(made)
+    assert windows.tokens_per_batch == pytest.approx(min(7, n_rows) * tokens / n_rows)
+    assert prefixes.targets_per_batch == 7  # one a row
+
+
+@pytest.mark.parametrize("mix", ["both", "replace"])
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+def test_a_batch_with_invented_items_equals_the_rows(data_path: Path, style: str, mix: str) -> None:
+    write_inter(data_path, "long", LONG)
+    config = augmented(data_path, "SimDiffRec", pseudo_mix=mix, train_sampling=style)
+    dataset = create_dataset(config)
+    train = create_loaders(config, dataset, pseudo_items(dataset.user_num, 3, [2]))[0]
+    assert isinstance(train, BucketLoader)
+    part = train.dataset
+    assert torch.equal(torch.cat(train.batches()).sort().values, torch.arange(len(part)))
+    seen = 0
+    for index in train.batches():
+        batch, rows = train.collate(index), part[index]
+        longest = int(rows["item_length"].max())
+        assert torch.equal(batch["item_id_list"], rows["item_id_list"][:, :longest])
+        assert not rows["item_id_list"][:, longest:].any()
+        for field in ("user_id", "item_length", "item_id", PSEUDO_LENGTH):
+            assert torch.equal(batch[field], rows[field]), field
+        seen += int((batch["item_id_list"] > 100).sum())
+    assert seen == int(part.inter_feat[PSEUDO_LENGTH].sum()) > 0
+
+
+def augmented(data_path: Path, backbone: str, **changes: Any) -> Config:
+    """DiffuASR's configuration with that backbone, on the data set ``long``."""
+    values = SMALL | {"data_path": str(data_path), "MAX_ITEM_LIST_LENGTH": 12}
+    known = Config(backbone, "long").final_config_dict
+    values = {k: v for k, v in values.items() if k in known}
+    values |= {"backbone": backbone, "augmenter": "random"} | changes
+    return Config("DiffuASR", "long", overrides=values)
+
+
+def in_order(loader: Any) -> list[tuple[int, list[int], int]]:
+    rows = []
+    for batch in loader:
+        for user, seq, n, target in zip(
+            *(batch[key].tolist() for key in ("user_id", "item_id_list", "item_length", "item_id")),
+            strict=True,
+        ):
+            rows.append((user, seq[:n], target))
+    return rows
+
+
+def test_recboles_loader_gives_the_same_rows(data_path: Path) -> None:
+    """GRU4Rec trains on RecBole's own loader, this package's models on ours."""
+    write_inter(data_path, "long", LONG)
+    found = []
+    for backbone, changes in (("GRU4Rec", {}), ("SimDiffRec", {"train_sampling": "prefix_last"})):
+        config = augmented(data_path, backbone, **changes)
+        dataset = create_dataset(config)
+        pseudo = pseudo_items(dataset.user_num, 3, [2])
+        train = create_loaders(config, dataset, pseudo)[0]
+        found.append(sorted(in_order(train)))
+        assert type(train).__name__ == (
+            "TrainDataLoader" if backbone == "GRU4Rec" else "BucketLoader"
+        )
+    assert found[0] == found[1]
+    assert any(item > 100 for _, seq, _ in found[0] for item in seq)
+
+
+@pytest.mark.parametrize("backbone", ["GRU4Rec", "SimDiffRec"])
+def test_evaluation_is_that_of_the_real_data(data_path: Path, backbone: str) -> None:
+    """T23: every column of validation and test, their history pairs, and the sampler's items."""
+    write_inter(data_path, "long", LONG)
+
+    def loaders(pseudo: Any, **changes: Any) -> Any:
+        config = augmented(data_path, backbone, **changes)
+        return create_loaders(config, create_dataset(config), pseudo)
+
+    pseudo = pseudo_items(6, 3, [2])
+    plain, usual = loaders(None), loaders(pseudo)
+    with_prefix = loaders(pseudo, pseudo_at_evaluation=True)
+    for ours, theirs, longer in zip(usual[1:], plain[1:], with_prefix[1:], strict=True):
+        for (batch, pairs, *rest), (other, others, *more), (changed, history, *places) in zip(
+            ours, theirs, longer, strict=True
+        ):
+            assert set(batch.interaction) == set(other.interaction)
+            for field, values in other.interaction.items():
+                assert torch.equal(batch[field], values), field
+                if field not in ("item_length", "item_id_list", "timestamp_list"):
+                    assert torch.equal(changed[field], values), field
+            for a, b, c in zip((*pairs, *rest), (*others, *more), (*history, *places), strict=True):
+                assert torch.equal(a, b)
+                assert torch.equal(c, b)
+            begins = (other["_row_start"] == other["_history_start"]).tolist()
+            assert lists(longer._dataset) == prepended(
+                lists(theirs._dataset), begins, pseudo, 12, keep=False
+            )
+            assert changed[PSEUDO_LENGTH].any()
+
+
+@pytest.mark.parametrize("mix", ["both", "replace"])
+def test_negatives_are_drawn_as_without_invented_items(data_path: Path, mix: str) -> None:
+    """T23: they never join the items that a user is known to have."""
+    write_inter(data_path, "long", LONG)
+    drawn, known = [], []
+    for pseudo in (None, pseudo_items(6, 3, [2]).clamp(max=20)):
+        config = augmented(data_path, "GRU4Rec", loss_type="BPR", pseudo_mix=mix, shuffle=False)
+        dataset = create_dataset(config)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        train, _, _ = create_loaders(config, dataset, pseudo)
+        known.append([set(map(int, items)) for items in train._sampler.used_ids])
+        drawn.append([(b["user_id"].tolist(), b["neg_item_id"].tolist()) for b in train])
+    assert known[0] == known[1]
+    assert (
+        drawn[1][: len(drawn[0]) if mix == "replace" else 2]
+        == drawn[0][: None if mix == "replace" else 2]
+    )
+
+
+def test_sampled_evaluation_with_a_prefix(data_path: Path) -> None:
+    """RecBole sorts these rows by user; each keeps its own prefix."""
+    write_inter(data_path, "long", LONG)
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni2"}
+    config = augmented(data_path, "GRU4Rec", eval_args=split, pseudo_at_evaluation=True)
+    dataset = create_dataset(config)
+    test = create_loaders(config, dataset, pseudo_items(dataset.user_num, 3, [2]))[2]
+    for batch, *_ in test:
+        for user, seq, k in zip(
+            batch["user_id"].tolist(),
+            batch["item_id_list"].tolist(),
+            batch[PSEUDO_LENGTH].tolist(),
+            strict=True,
+        ):
+            assert [i for i in seq if i > 100] == [100 * user + 4 - k + j for j in range(k)]
+
+
+@pytest.mark.parametrize("backbone", ["GRU4Rec", "SimDiffRec"])
+def test_invented_items_of_nobody_change_no_row(data_path: Path, backbone: str) -> None:
+    """T24."""
+    write_inter(data_path, "long", LONG)
+    config = augmented(data_path, backbone)
+    rows = []
+    for pseudo in (None, torch.zeros(6, 3, dtype=torch.long)):
+        torch.manual_seed(0)
+        train = create_loaders(config, create_dataset(config), pseudo)[0]
+        rows.append(in_order(train))
+    assert rows[0] == rows[1]

@@ -8,7 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import SASRec
 
-from recbole_simdiff.encoder import EncoderRecommender
+from recbole_simdiff.encoder import PSEUDO_LENGTH, EncoderRecommender
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.transformer import TokenLayout
 
@@ -154,3 +154,73 @@ def test_predict_is_the_targets_column(model):
 def test_impossible_sizes_are_refused(make_config, values, message):
     with pytest.raises(UserError, match=message):
         make_config(**values)
+
+
+# ---------------------------------------------------------------- rows with invented items
+
+PSEUDO = torch.tensor([2, 1, 0, 0])  # of the rows of SEQ; the third and fourth have none
+
+
+def batch_with(pseudo: torch.Tensor) -> Interaction:
+    return Interaction({**ROWS.interaction, PSEUDO_LENGTH: pseudo})
+
+
+@pytest.mark.parametrize("mask_pad", [True, False])
+def test_invented_items_are_no_targets(make_config, mask_pad):
+    """The state before the first real item predicts it in no loss: it was not preceded by them."""
+    config = make_config(mask_pad_in_softmax=mask_pad)
+    torch.manual_seed(0)
+    model = EncoderRecommender(config, DATA).eval()
+    model.item_embedding.weight.data.normal_()
+    hidden, layout = hidden_states(model, SEQ, LEN)
+    scores = hidden @ model.item_embedding.weight.t()
+    if mask_pad:
+        scores[:, 0] = -torch.inf
+    log_p = scores.log_softmax(1)
+    terms, token = [], 0
+    for row, length in enumerate(LEN.tolist()):
+        successors = [*SEQ[row, 1:length].tolist(), int(POS[row])]
+        for place, item in enumerate(successors):
+            if place >= PSEUDO[row]:
+                terms.append(-log_p[token, item])
+            token += 1
+    assert len(terms) == 10 - 3
+    loss = model.recommendation_loss(hidden, layout, batch_with(PSEUDO))
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+    none = model.recommendation_loss(hidden, layout, batch_with(torch.zeros_like(PSEUDO)))
+    torch.testing.assert_close(none, model.recommendation_loss(hidden, layout, ROWS))
+    assert not torch.isclose(none, loss)
+
+
+def test_the_loss_is_a_sum_over_the_expected_number_of_targets(model):
+    hidden, layout = hidden_states(model, SEQ, LEN)
+    mean = model.recommendation_loss(hidden, layout, batch_with(PSEUDO))
+    model.targets_per_batch = 14.0
+    half = model.recommendation_loss(hidden, layout, batch_with(PSEUDO))
+    torch.testing.assert_close(half, mean / 2)  # seven targets
+
+
+def test_no_negative_is_drawn_for_an_invented_target(make_config, monkeypatch):
+    config = make_config(sr_loss="BCE")
+    torch.manual_seed(0)
+    model = EncoderRecommender(config, SimpleNamespace(num=lambda field: 40)).eval()
+    hidden, layout = hidden_states(model, SEQ, LEN)
+    rows = []
+    stock = model.sample_negatives
+
+    def record(item_seq, pos_items, row):
+        rows.append(row.tolist())
+        return stock(item_seq, pos_items, row)
+
+    monkeypatch.setattr(model, "sample_negatives", record)
+    assert torch.isfinite(model.recommendation_loss(hidden, layout, batch_with(PSEUDO)))
+    assert rows == [[0, 0, 1, 2, 3, 3, 3]]
+
+
+def test_with_one_target_a_row_every_row_counts(make_config):
+    """prefix_last: the target is always real, however much of the row is not."""
+    model = EncoderRecommender(make_config(train_sampling="prefix_last"), DATA).eval()
+    layout = TokenLayout(LEN, 4)
+    hidden = model.encode(SEQ, layout, last_only=True)
+    with_some = model.recommendation_loss(hidden, layout, batch_with(PSEUDO))
+    assert torch.equal(with_some, model.recommendation_loss(hidden, layout, ROWS))

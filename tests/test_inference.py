@@ -12,6 +12,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_simdiff import load
+from recbole_simdiff.augmentation import run_augmented
 from recbole_simdiff.config import Config
 from recbole_simdiff.data import create_dataset
 from recbole_simdiff.errors import UserError
@@ -30,7 +31,9 @@ class Trained(NamedTuple):
 
 def train(folder: Path, dataset: str, **changes: Any) -> Trained:
     """One epoch of a small SimDiffRec in ``folder``."""
-    values = SMALL | {"epochs": 1, "checkpoint_dir": str(folder / "saved")} | changes
+    known = Config("SimDiffRec", "toy").final_config_dict
+    values = {key: value for key, value in SMALL.items() if key in known}
+    values |= {"epochs": 1, "checkpoint_dir": str(folder / "saved")} | changes
     config = Config("SimDiffRec", dataset, overrides=values)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -240,3 +243,51 @@ def test_movies_have_titles(tmp_path: Path) -> None:
 
 def test_without_titles_the_id_is_shown(recommender: Recommender) -> None:
     assert recommender.title("i1") == "i1"
+
+
+# ---------------------------------------------------------------------- augmented data
+
+
+def augmented(folder: Path, **changes: Any) -> Trained:
+    """A backbone on data that DiffuASR lengthened with random items; the data set is deleted."""
+    write_inter(folder / "dataset", "toy", SEQUENCES)
+    backbone = changes.pop("backbone", "GRU4Rec")
+    known = Config(backbone, "toy").final_config_dict
+    values = {k: v for k, v in SMALL.items() if k in known} | {"epochs": 1}
+    values |= {"backbone": backbone, "augmenter": "random", "n_pseudo": 2} | changes
+    folders = {"data_path": str(folder / "dataset"), "checkpoint_dir": str(folder / "saved")}
+    config = Config("DiffuASR", "toy", overrides=values | folders)
+    items = create_dataset(config).field2token_id["item_id"]
+    run_dir = Path(run_augmented(config).run_dir)
+    shutil.rmtree(folder / "dataset")
+    return Trained(run_dir, len(items), items)
+
+
+def test_a_model_of_augmented_data_recommends_to_real_histories(tmp_path: Path) -> None:
+    """Which are what a user has: the checkpoint's histories hold no invented item either."""
+    trained = augmented(tmp_path)
+    recommender = load(trained.run_dir, use_gpu=False)
+    assert type(recommender.model).__name__ == "GRU4Rec"
+    for user, items in SEQUENCES.items():
+        assert recommender.history(user) == items
+    (found,) = recommender.recommend([["i1", "i2"]], k=12, exclude_seen=False)
+    scores = model_scores(recommender, trained, ["i1", "i2"])
+    torch.testing.assert_close(
+        found.scores, [scores[trained.number[i]].item() for i in found.items]
+    )
+    assert set(found.items) == ITEMS
+
+
+def test_a_model_that_expects_invented_items_is_refused(tmp_path: Path) -> None:
+    trained = augmented(tmp_path, pseudo_at_evaluation=True)
+    message = r"best\.safetensors was trained with pseudo_at_evaluation=True: .* the evaluate comm"
+    with pytest.raises(UserError, match=message):
+        load(trained.run_dir, use_gpu=False)
+
+
+def test_a_refusal_calls_the_model_what_the_user_called_it(tmp_path: Path) -> None:
+    """SHAN scores users: backbone or not, it cannot recommend to a history."""
+    trained = augmented(tmp_path, backbone="SHAN", embedding_size=8)
+    recommender = load(trained.run_dir, use_gpu=False)
+    with pytest.raises(UserError, match=r"model=DiffuASR reads .user_id. besides the history"):
+        recommender.recommend([["i1", "i2"]])

@@ -1,16 +1,22 @@
 """One training and its test: what is written, and that it repeats."""
 
 import json
+import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from recbole_simdiff import RunResult, checkpoint, evaluate, run
 from recbole_simdiff import __version__ as version
+from recbole_simdiff import config as config_module
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.run import RESULT, format_table
+from recbole_simdiff.models.simdiffrec import SimDiffRec
+from recbole_simdiff.run import RESULT, evaluate_splits, format_table, read_result
 from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED, PlanTrainer
+from tests.conftest import SMALL
 
 
 def split(mode: str) -> dict[str, Any]:
@@ -83,14 +89,14 @@ def test_the_seed_decides(go: Any, model: str) -> None:
 def test_the_test_part_is_read_once_and_last(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise an epoch could be chosen by it."""
     order: list[str] = []
-    evaluate_protocols = PlanTrainer.evaluate_protocols
+    collect = PlanTrainer._collect
 
     def record(self: Any, data: Any, *rest: Any) -> Any:
         lengths = data._dataset.inter_feat["item_length"]
         order.append(f"{len(lengths)} rows")  # toy: 4 users have a validation item, 5 a test item
-        return evaluate_protocols(self, data, *rest)
+        return collect(self, data, *rest)
 
-    monkeypatch.setattr(PlanTrainer, "evaluate_protocols", record)
+    monkeypatch.setattr(PlanTrainer, "_collect", record)
     go(epochs=3, stopping_step=99)
     assert order == ["4 rows"] * 4 + ["5 rows"]
 
@@ -99,8 +105,8 @@ def test_the_best_epoch_is_tested_and_not_the_last(go: Any, monkeypatch: Any) ->
     """The second epoch's weights are ruined on purpose."""
     stock = PlanTrainer._train_epoch
 
-    def ruin(self: Any, data: Any, epoch: int, **rest: Any) -> Any:
-        means = stock(self, data, epoch, **rest)
+    def ruin(self: Any, data: Any, epoch: int, *rest: Any) -> Any:
+        means = stock(self, data, epoch, *rest)
         if epoch == 1:
             for parameter in self.model.parameters():
                 parameter.data.zero_()
@@ -202,3 +208,175 @@ def test_the_table_is_aligned_and_rounded() -> None:
         "valid  history kept  0.333",
         "test   history kept  0.500",
     ]
+
+
+# ---------------------------------------------------------------------- groups by input length
+
+
+def test_groups_by_input_length_are_in_the_result(go: Any) -> None:
+    """toy has test rows of 2, 3, 4, 6 and 8 earlier items, of which 4 are read."""
+    result, stored = go(length_groups=[2, 3])
+    assert stored["by_length"] == result.by_length
+    assert {group: values["rows"] for group, values in result.by_length.items()} == {
+        "1-2": 1,
+        "3-3": 1,
+        "4+": 3,
+    }
+    for metric, value in result.test[KEPT].items():
+        total = sum(part["rows"] * part[metric] for part in result.by_length.values())
+        assert total / 5 == pytest.approx(value)
+    again = evaluate(result.run_dir)
+    assert again.by_length == result.by_length
+    other = evaluate(result.run_dir, {"length_groups": []})
+    assert other.by_length == {"1+": {"rows": 5, **result.test[KEPT]}}
+
+
+def test_without_a_test_part_there_are_no_groups(go: Any) -> None:
+    assert go(eval_args=split("valid_only"))[1]["by_length"] == {}
+
+
+# ---------------------------------------------------------------------- sampling seeds
+
+
+class Drawing:
+    """A trainer of a model whose scores depend on its sampling seed, and nothing else of one."""
+
+    def __init__(self, seeds: int) -> None:
+        self.model = SimpleNamespace(sampling_seed=7)
+        self.config = {"sampling_seeds": seeds, "length_groups": [5], "show_progress": False}
+        self.asked: list[tuple[str, int]] = []
+
+    def _found(self, data: str) -> dict[str, float]:
+        self.asked.append((data, self.model.sampling_seed))
+        return {"hit@5": 0.1 * self.model.sampling_seed, "ndcg@5": self.model.sampling_seed**-2}
+
+    def evaluate_protocols(self, data: str, protocols: Any, show: bool) -> Any:
+        found = self._found(data)
+        return dict.fromkeys(protocols, found)
+
+    def evaluate_by_length(self, data: str, bounds: list[int], show: bool) -> Any:
+        return {KEPT: self._found(data), REMOVED: {}}, {"1-5": {"rows": 2}}
+
+
+def test_the_spread_over_sampling_seeds() -> None:
+    """Of the test part only; the model's own seed is the first, and is put back."""
+    trainer: Any = Drawing(4)
+    found = evaluate_splits(trainer, "valid", "test")
+    assert trainer.model.sampling_seed == 7
+    assert trainer.asked == [("valid", 7), ("test", 7), ("test", 8), ("test", 9), ("test", 10)]
+    assert found.splits["test"][KEPT]["hit@5"] == pytest.approx(0.7)
+    assert found.sampling["seeds"] == [7, 8, 9, 10]
+    for name, values in (
+        ("hit@5", [0.1 * seed for seed in (7, 8, 9, 10)]),
+        ("ndcg@5", [seed**-2 for seed in (7, 8, 9, 10)]),
+    ):
+        assert found.sampling[name]["mean"] == pytest.approx(statistics.fmean(values))
+        assert found.sampling[name]["std"] == pytest.approx(statistics.stdev(values))
+
+
+def test_one_sampling_seed_has_no_spread() -> None:
+    trainer: Any = Drawing(1)
+    assert evaluate_splits(trainer, "valid", "test").sampling == {}
+    assert trainer.asked == [("valid", 7), ("test", 7)]
+    trainer = Drawing(3)
+    assert evaluate_splits(trainer, "valid", None).sampling == {}
+
+
+def test_a_model_that_draws_when_it_scores(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own keys may be changed at evaluation, and the spread is in the result."""
+    score = SimDiffRec.full_sort_predict
+
+    def noisy(self: Any, batch: Any) -> Any:
+        generator = torch.Generator().manual_seed(self.sampling_seed)
+        scores = score(self, batch)
+        return scores + torch.randn(scores.shape, generator=generator)
+
+    monkeypatch.setattr(SimDiffRec, "full_sort_predict", noisy)
+    monkeypatch.setattr(SimDiffRec, "sampling_seed", 3, raising=False)
+    monkeypatch.setattr(SimDiffRec, "evaluation_keys", ("sampling_seeds", "tau"), raising=False)
+    monkeypatch.setitem(SMALL, "sampling_seeds", 1)
+    stock = config_module.read_yaml
+    monkeypatch.setattr(
+        config_module,
+        "read_yaml",
+        lambda path: (
+            stock(path) | ({"sampling_seeds": 1} if str(path).endswith("all.yaml") else {})
+        ),
+    )
+    result, stored = go(epochs=1, sampling_seeds=3)
+    assert stored["sampling"] == result.sampling
+    assert result.sampling["seeds"] == [3, 4, 5]
+    assert result.sampling.keys() == {"seeds", *result.test[KEPT]}
+    assert any(part["std"] > 0 for name, part in result.sampling.items() if name != "seeds")
+    assert evaluate(result.run_dir).sampling == result.sampling
+    two = evaluate(result.run_dir, {"sampling_seeds": 2, "tau": 0.5}).sampling
+    assert two["seeds"] == [3, 4]
+    with pytest.raises(UserError, match=r"--k_noise cannot be changed.*length_groups, sampling_se"):
+        evaluate(result.run_dir, {"k_noise": 2})
+
+
+def test_models_that_draw_nothing_have_no_spread(go: Any) -> None:
+    assert go(epochs=1)[1]["sampling"] == {}
+
+
+# ---------------------------------------------------------------------- invented items
+
+
+@pytest.mark.parametrize("model", ["SimDiffRec", "SASRec"])
+def test_invented_items_of_nobody_change_no_number(make_config: Any, model: str) -> None:
+    """DiffuASR T24: neither losses nor metrics, with both kinds of training loader."""
+    config = make_config(
+        "DiffuASR",
+        backbone=model,
+        **({"k_noise": 3} if model == "SimDiffRec" else {}),
+        augmenter="random",
+    )
+    plain = run(config.backbone())
+    result = run(config, pseudo=torch.zeros(7, 3, dtype=torch.long))
+    losses = [
+        [entry["loss"] for entry in json.loads((Path(r.run_dir) / RESULT).read_text())["log"]]
+        for r in (plain, result)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
+    assert (plain.valid, plain.test) == (result.valid, result.test)
+
+
+def test_invented_items_stay_with_the_run(make_config: Any) -> None:
+    """The checkpoint has them, and what is known of them; evaluation needs nothing else."""
+    config = make_config("DiffuASR", augmenter="random", pseudo_at_evaluation=True)
+    pseudo = torch.randint(1, 13, (7, 2))
+    pseudo[0] = 0
+    notes = {"backbone": "SASRec", "quality": {}}
+    result = run(config, pseudo=pseudo, augmentation=notes)
+    for name in (BEST, LAST):
+        tensors, content = checkpoint.load(Path(result.run_dir) / name)
+        assert torch.equal(tensors["data.pseudo"].long(), pseudo)
+        assert content["augmentation"] == notes
+    again = evaluate(result.run_dir)
+    assert (again.valid, again.test, again.augmentation) == (result.valid, result.test, notes)
+    other = run(config, pseudo=torch.where(pseudo > 0, pseudo % 12 + 1, 0))
+    weights, others = (checkpoint.load(Path(r.run_dir) / BEST)[0] for r in (result, other))
+    name = "model.position_embedding.weight"
+    assert not torch.equal(weights[name], others[name])
+
+
+def test_a_result_is_read_back(go: Any) -> None:
+    result, _ = go(epochs=1)
+    assert read_result(Path(result.run_dir)) == result
+    path = Path(result.run_dir) / RESULT
+    for content in ('{"valid"', None):
+        path.unlink() if content is None else path.write_text(content)
+        with pytest.raises(UserError, match=r"result\.json is not the result of a finished run"):
+            read_result(path.parent)
+
+
+def test_a_result_of_an_earlier_version_is_read_too(go: Any) -> None:
+    """Fields that came later are empty; the log is no field."""
+    result, stored = go(epochs=1)
+    for key in ("by_length", "sampling", "augmentation"):
+        del stored[key]
+    path = Path(result.run_dir) / RESULT
+    path.write_text(json.dumps(stored))
+    assert read_result(path.parent).by_length == {}
+    assert read_result(path.parent).test == result.test

@@ -1,7 +1,10 @@
 """The trainer: what it measures, what it selects, and when it stops."""
 
 import math
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +23,13 @@ from recbole_simdiff.trainer import (
     LAST,
     PROTOCOLS,
     REMOVED,
+    Interrupted,
     PlanTrainer,
+    StopRequest,
     TargetCollector,
     TrainingDiverged,
+    load_optimizer_state,
+    optimizer_state,
 )
 from tests.conftest import SEQUENCES, write_inter
 
@@ -507,3 +514,181 @@ def test_a_phase_that_stops_early_does_not_end_the_next(make: Any) -> None:
     trainer.model.training_plan = lambda: [Phase("first", 4), Phase("second", 4)]
     trainer.fit(train, valid)
     assert [entry["phase"] for entry in trainer.progress.log] == ["first"] * 2 + ["second"] * 2
+
+
+# ---------------------------------------------------------------------- groups by input length
+
+
+@pytest.fixture
+def by_length(make: Any, data_path: Path) -> Any:
+    """by_length(bounds, stub, ...) on toy, whose test rows have 2, 3, 4, 6 and 8 earlier items."""
+
+    def measure(bounds: list[int], stub: Stub | None = None, **changes: Any) -> Any:
+        values = {"MAX_ITEM_LIST_LENGTH": 9, "eval_batch_size": 2} | changes
+        trainer, _, _, test = make(stub or Stub(), **values)
+        return (*trainer.evaluate_by_length(test, bounds), trainer, test)
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("bounds", "rows"),
+    [
+        ([], {"1+": 5}),
+        ([3], {"1-3": 2, "4+": 3}),
+        ([2, 3, 7], {"1-2": 1, "3-3": 1, "4-7": 2, "8+": 1}),
+        ([1, 4, 5, 20], {"2-4": 3, "6-20": 2}),  # none of 1, 5 or over 20
+        ([8], {"1-8": 5}),
+    ],
+)
+def test_groups_by_length(by_length: Any, bounds: list[int], rows: dict[str, int]) -> None:
+    """Every row is in one group, and the groups' means make up the mean of all."""
+    results, groups, *_ = by_length(bounds)
+    assert {name: part["rows"] for name, part in groups.items()} == rows
+    assert list(groups) == list(rows)
+    assert list(results) == list(PROTOCOLS)
+    for metric, value in results[KEPT].items():
+        total = sum(part["rows"] * part[metric] for part in groups.values())
+        assert total / 5 == pytest.approx(value), metric
+
+
+def test_the_metrics_of_a_group_are_those_of_its_rows(by_length: Any) -> None:
+    """A model that is right about histories of an even length only."""
+
+    def even(batch: Any) -> Tensor:
+        return torch.where(
+            batch["item_length"].unsqueeze(1) % 2 == 0, target(batch), -target(batch)
+        )
+
+    results, groups, trainer, test = by_length([2, 3, 4], Stub(even))
+    assert [part["hit@1"] for part in groups.values()] == [1, 0, 1, 1]
+    assert results[KEPT]["hit@1"] == pytest.approx(4 / 5)
+    again = trainer.evaluate_protocols(test)
+    assert again == results
+
+
+def test_sampled_rankings_have_no_groups(by_length: Any) -> None:
+    """Their rows are candidates, not histories."""
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni2"}
+    stub = Stub()
+    stub.predict = lambda batch: torch.rand(len(batch))
+    results, groups, *_ = by_length([3], stub, eval_args=split)
+    assert list(results) == [KEPT]
+    assert groups == {}
+
+
+def test_metrics_that_need_more_than_lists_have_no_groups(by_length: Any) -> None:
+    """GAUC is measured on ranks that are not told apart by row: no group may show that of all."""
+    metrics = {"metrics": ["GAUC", "NDCG"], "valid_metric": "NDCG@5"}
+    results, groups, *_ = by_length([3], **metrics)
+    assert "gauc" in results[KEPT]
+    assert all("gauc" not in part for part in groups.values())
+
+
+def test_coverage_of_a_group(by_length: Any) -> None:
+    """Always items 1..5 of 13: of a group as of all."""
+    stub = Stub(lambda batch: -torch.arange(13.0).expand(len(batch), 13))
+    results, groups, *_ = by_length([3], stub, metrics=["NDCG", "ItemCoverage"])
+    for part in (results[KEPT], *groups.values()):
+        assert part["itemcoverage@5"] == pytest.approx(5 / 13)
+
+
+# ---------------------------------------------------------------------- requests to stop
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_waits_until_it_is_honoured(tmp_path: Path, signum: int) -> None:
+    before = signal.getsignal(signum)
+    stop = StopRequest()
+    with stop.listen():
+        stop.check(tmp_path)
+        os.kill(os.getpid(), signum)
+        assert stop.signum == signum
+        assert signal.getsignal(signum) is before  # a second one is final
+        with pytest.raises(Interrupted) as raised:
+            stop.check(tmp_path)
+        stop.check(tmp_path)  # asked once, stopped once
+    assert (raised.value.signum, raised.value.run_dir) == (signum, tmp_path)
+    assert not raised.value.same_command
+    assert signal.getsignal(signum) is before
+
+
+def test_listening_within_listening_is_one() -> None:
+    """Also there, a second signal is final."""
+    before = signal.getsignal(signal.SIGINT)
+    stop = StopRequest()
+    with stop.listen():
+        with stop.listen():
+            pass
+        assert signal.getsignal(signal.SIGINT) is not before
+        with stop.listen():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signum == signal.SIGINT
+            assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_handlers_are_put_back_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stop = StopRequest()
+    with pytest.raises(ValueError, match="lost"), stop.listen():
+        raise ValueError("lost")
+    assert signal.getsignal(signal.SIGTERM) is before
+    with stop.listen():
+        assert signal.getsignal(signal.SIGTERM) is not before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    found = []
+
+    def work() -> None:
+        with StopRequest().listen():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+# ---------------------------------------------------------------------- an optimiser's state
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.01),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.Adagrad(p, lr=0.1),
+    ],
+    ids=["adam", "sgd", "adagrad"],
+)
+def test_an_optimisers_state_survives_json(make_optimizer: Any, tmp_path: Path) -> None:
+    """Through a file, into a fresh one with another rate: the next steps are the same."""
+
+    def fresh() -> tuple[nn.Linear, Any]:
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        return layer, make_optimizer(layer.parameters())
+
+    def step(layer: nn.Linear, optimizer: Any, number: int) -> None:
+        optimizer.zero_grad()
+        layer(torch.full((1, 3), float(number))).square().sum().backward()
+        optimizer.step()
+
+    layer, optimizer = fresh()
+    for number in range(3):
+        step(layer, optimizer, number)
+    tensors, content = optimizer_state(optimizer)
+    checkpoint.save(tmp_path / "o.safetensors", tensors, content)
+    tensors, content = checkpoint.load(tmp_path / "o.safetensors")
+    other, restored = fresh()
+    other.load_state_dict(layer.state_dict())
+    restored.param_groups[0]["lr"] = 9.0
+    load_optimizer_state(restored, tensors, content)
+    for number in range(3, 6):
+        step(layer, optimizer, number)
+        step(other, restored, number)
+    assert torch.equal(other.weight, layer.weight)
+    assert torch.equal(other.bias, layer.bias)

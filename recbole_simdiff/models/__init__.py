@@ -1,13 +1,15 @@
-"""Models by name: this package's first (file name = lower-cased class name), then RecBole's.
+"""Models by name: this package's first, then RecBole's.
 
 Adding a model means adding a file here, a yaml under ``properties/model/`` and a test; there is no
-list to extend.
+list to extend: every recommender that a file defines is a model.
 """
 
 import difflib
 import importlib
 import pkgutil
 from typing import Any
+
+from recbole.model.abstract_recommender import SequentialRecommender
 
 from recbole_simdiff.errors import UserError
 
@@ -18,7 +20,8 @@ def plugin_models() -> dict[str, type]:
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         for name, value in vars(module).items():
-            if isinstance(value, type) and name.lower() == info.name:
+            is_model = isinstance(value, type) and issubclass(value, SequentialRecommender)
+            if is_model and value.__module__ == module.__name__:
                 found[name] = value
     return found
 

@@ -25,6 +25,7 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from torch.nn import functional as F
 
+from recbole_simdiff.augmenters.diffuasr import DiffuASR
 from recbole_simdiff.config import Config
 from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
 from recbole_simdiff.losses import full_softmax_loss
@@ -57,9 +58,9 @@ class Bench:
             flush=True,
         )
 
-    def ours(self, name: str, **overrides: Any) -> None:
-        """One epoch of SimDiffRec with some overrides, after a few warm-up steps."""
-        config = self.config("SimDiffRec", **overrides)
+    def ours(self, name: str, model_name: str = "SimDiffRec", **overrides: Any) -> None:
+        """One epoch of a model of this package, after a few warm-up steps."""
+        config = self.config(model_name, **overrides)
         with measured() as memory:
             train, _, _ = create_loaders(config, create_dataset(config))
             init_seed(config["seed"], True)
@@ -138,6 +139,24 @@ class Bench:
                     flush=True,
                 )
                 del model, optimizer, batch, step
+
+    def generation(self, users: int = 30_000, n_items: int = 20_000) -> None:
+        """DiffuASR's default generation for a set of users of Yelp's size, histories of 8 items."""
+        config = self.config(
+            "DiffuASR", backbone="SimDiffRec", diffuasr_embeddings="scratch_trainable"
+        )
+        generator = torch.Generator().manual_seed(0)
+        history = torch.randint(1, n_items, (users, 8), generator=generator)
+        model = DiffuASR(config, n_items, None)
+        ids = torch.arange(1, users + 1)
+        with measured() as memory:
+            seconds = timed(lambda: model.generate(history, ids, history[:, 0], 0))
+        print(
+            f"generation: {users:,} users, M = {config['n_pseudo']}, "
+            f"{config['diffuasr_sample_steps']} steps, {config['diffuasr_guidance']}: "
+            f"{seconds:.0f} s, peak {memory.peak:.2f} GiB",
+            flush=True,
+        )
 
     @staticmethod
     def softmax_loss(tokens: int = 1466, n_items: int = 12_102) -> None:
@@ -225,7 +244,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", default="dataset")
     parser.add_argument("--threads", type=int, default=0)
-    parts = ["loss", "plain", "simdiffrec", "bf16", "growth", "evaluation", "stock"]
+    parts = ["loss", "plain", "simdiffrec", "bf16", "cadirec", "dreamrec", "generation"]
+    parts += ["growth", "evaluation", "stock"]
     parser.add_argument("--parts", default=",".join(parts), help=f"of {','.join(parts)}")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -245,6 +265,9 @@ def main() -> None:
             bench.ours(f"{plain}, bf16", **PLAIN, enable_amp=True),
             bench.ours(f"{full}, bf16", enable_amp=True),
         ),
+        "cadirec": lambda: bench.ours("(d) CaDiRec", "CaDiRec"),
+        "dreamrec": lambda: bench.ours("(e) DreamRec", "DreamRec"),
+        "generation": bench.generation,
         "growth": bench.growth,
         "evaluation": bench.evaluation,
         "stock": lambda: bench.stock(stock),

@@ -1,0 +1,586 @@
+"""Training on augmented data: the stages of DiffuASR (arXiv 2309.12858), cached one by one.
+
+    baseline    the backbone alone, an ordinary run on the raw data: what a gain is measured
+                against, and the recommender whose item table and judgement guide the generator
+    diffuser    the generator, trained on the training interactions
+    pseudo      invented items of each user, put in front of the training history
+    final       the backbone again, on the augmented data
+
+A stage is looked up in ``augmentation_cache`` under a key of everything that shaped it, so an
+interrupted or changed command repeats only what it must. Nothing but training interactions reaches
+the stages before the last: they are handed over as flat arrays that hold nothing else.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from recbole.utils import init_seed
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from recbole_simdiff import checkpoint
+from recbole_simdiff.augmenters.diffuasr import (
+    GENERATION_KEYS,
+    LEAST_CONDITION,
+    DiffuASR,
+    averaged,
+    training_pairs,
+)
+from recbole_simdiff.augmenters.guide import Guide
+from recbole_simdiff.augmenters.random_items import random_items, random_own
+from recbole_simdiff.config import Config
+from recbole_simdiff.data import FlatDataset, create_dataset, create_loaders
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.run import (
+    RESULT,
+    RunResult,
+    check_same_data,
+    evaluate,
+    format_table,
+    prepare,
+    read_result,
+    run,
+    start_logging,
+)
+from recbole_simdiff.trainer import (
+    BEST,
+    KEPT,
+    LAST,
+    Interrupted,
+    StopRequest,
+    load_model_state,
+    load_optimizer_state,
+    optimizer_state,
+)
+
+# Keys that change where a run happens or what is shown, not what it computes.
+_ELSEWHERE = {
+    "data_path",
+    "use_gpu",
+    "gpu_id",
+    "show_progress",
+    "eval_batch_size",
+    "checkpoint_dir",
+    "augmentation_cache",
+    "show_users",
+    "state",
+    "metric_decimal_place",
+    "item_title_field",
+    "worker",
+}
+HELD_OUT = 20  # one user in so many is held out to choose the generator's best epoch
+SAVE_EVERY_SECONDS = 60
+
+logger = logging.getLogger()
+
+
+class Augmented(NamedTuple):
+    """Result of the stages before the last.
+
+    Attributes:
+        dataset (FlatDataset): all interactions.
+        pseudo (LongTensor): invented items of each user, oldest first, 0 for none, [users, M].
+        notes (dict): what the final result says about them.
+    """
+
+    dataset: FlatDataset
+    pseudo: Tensor
+    notes: dict[str, Any]
+
+
+def run_augmented(config: Config) -> RunResult:
+    """All stages.
+
+    Args:
+        config (Config): of ``--model=DiffuASR``.
+
+    Returns:
+        RunResult: of the final stage; ``augmentation`` holds the rest.
+
+    Raises:
+        UserError: if data or settings cannot be used.
+        Interrupted: after a signal; finished stages and the state of this one are kept.
+    """
+    _, pseudo, notes = augment(config)
+    logger.info(f"final: {config.model} on augmented data")
+    return run(config, pseudo=pseudo, augmentation=notes)
+
+
+def augment(config: Config) -> Augmented:
+    """The stages before the last, each from the cache where it is there.
+
+    Args:
+        config (Config): of ``--model=DiffuASR``.
+
+    Raises:
+        UserError: if data or settings cannot be used.
+        Interrupted: after a signal; the same command continues.
+    """
+    start_logging(None, config["state"])
+    try:
+        return _augment(config)
+    except Interrupted as stop:
+        stop.same_command = True
+        raise
+
+
+def _augment(config: Config) -> Augmented:
+    cache = Path(config["augmentation_cache"])
+    dataset = create_dataset(config)
+    train = create_loaders(config, dataset)[0]._dataset
+    if not dataset.list_fields:
+        raise UserError(
+            "DiffuASR needs one interaction a line; benchmark_filename gives ready-made prefixes"
+        )
+    items, ends = train.training_items()
+    data = checkpoint.digest({"items": items, "ends": ends})
+
+    alone = config.backbone()
+    width = Guide(alone.model_class(alone, train), "cpu").table().shape[1]  # or a refusal, in time
+    baseline = train_baseline(config, cache, dataset)
+    start_logging(None, config["state"])  # the baseline's log has ended
+    weights, _ = checkpoint.load(checkpoint.find(baseline.run_dir, BEST))
+    guide = checkpoint.digest(checkpoint.split(weights, "model"))
+    shaped_by = {
+        "augmenter": config["augmenter"],
+        "settings": {key: config[key] for key in GENERATION_KEYS},
+        "seed": config["seed"],
+        "data": data,
+        "items": dataset.item_num,
+        "width": width,
+        "guide": guide,
+    }
+    if config["augmenter"] != "diffuasr":
+        shaped_by |= {"settings": {"n_pseudo": config["n_pseudo"]}, "guide": ""}
+    name = f"{config['augmenter']}-{config['dataset']}-{_key(shaped_by)}"
+    path = cache / f"{name}.safetensors"
+    model = _recommender(config.backbone(), weights, baseline)
+    if path.is_file():
+        tensors, content = checkpoint.load(path)
+        pseudo, log = tensors["pseudo"].long(), content["log"]
+        logger.info(f"pseudo: {path}")
+    else:
+        log = {}
+        if config["augmenter"] == "random":
+            pseudo = random_items(ends, dataset.item_num, config["n_pseudo"], config["seed"])
+        elif config["augmenter"] == "random_seq":
+            pseudo = random_own(items, ends, config["n_pseudo"], config["seed"])
+        else:
+            pseudo, log = generate(config, items, ends, dataset.item_num, model, cache / name)
+        checkpoint.save(path, {"pseudo": pseudo.int()}, {"shaped_by": shaped_by, "log": log})
+        logger.info(f"pseudo: {path} written")
+
+    lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+    limit = config["pseudo_max_history"]
+    without = (lengths == 0) | ((lengths > limit) if limit else False)
+    pseudo = pseudo.masked_fill(without.unsqueeze(1), 0)
+    notes = {
+        "augmenter": config["augmenter"],
+        "backbone": config.model,
+        "baseline": {
+            "run_dir": baseline.run_dir,
+            "valid": baseline.valid,
+            "test": baseline.test,
+            "by_length": baseline.by_length,
+        },
+        "quality": _compared(pseudo, items, ends, model, config["seed"]),
+        "pseudo": str(path),
+        "log": log,
+    }
+    logger.info(format_quality(notes["quality"]))
+    return Augmented(dataset, pseudo, notes)
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    """Short name of a set of JSON-ready values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+# ---------------------------------------------------------------------- baseline
+
+
+def train_baseline(config: Config, cache: Path, dataset: FlatDataset) -> RunResult:
+    """The backbone alone on the raw data, from ``baseline_checkpoint`` or the cache, or trained.
+
+    Args:
+        config (Config): of ``--model=DiffuASR``.
+        cache (Path): folder of the cache.
+        data (str): digest of the training interactions.
+
+    Returns:
+        RunResult: its ``run_dir`` holds the checkpoint.
+
+    Raises:
+        UserError: if the checkpoint given is of other data.
+    """
+    place = config["baseline_checkpoint"]
+    if place is not None:
+        logger.info(f"baseline: {place}")
+        path = checkpoint.find(place, BEST)
+        tensors, content = checkpoint.load(path)
+        check_same_data(path, tensors, content, dataset)
+        theirs = content["config"]["values"]["eval_args"]
+        if any(theirs[k] != config["eval_args"][k] for k in ("split", "group_by")):
+            raise UserError(
+                f"{path} was trained with eval_args={theirs}; with {config['eval_args']} it would "
+                "have seen what is held out here"
+            )
+        values = {k: config[k] for k in ("metrics", "topk", "valid_metric", "length_groups")}
+        values |= {"use_gpu": config["use_gpu"], "show_progress": config["show_progress"]}
+        return evaluate(place, {**values, "data_path": config.plain()["values"]["data_path"]})
+    alone = config.backbone()
+    plain = alone.plain()
+    values = {k: v for k, v in plain["values"].items() if k not in _ELSEWHERE}
+    fields = (dataset.uid_field, dataset.iid_field)
+    data = checkpoint.digest({field: dataset.flat[field] for field in fields})
+    key = _key(plain | {"values": values, "data": data})
+    run_dir = cache / f"{alone.name}-{config['dataset']}-{key}"
+    if (run_dir / RESULT).is_file():
+        logger.info(f"baseline: {run_dir}")
+        return read_result(run_dir)
+    logger.info(f"baseline: {alone.name} on the raw data")
+    resume = run_dir / LAST
+    return run(alone, resume if resume.is_file() else None, run_dir)
+
+
+def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResult) -> Any:
+    """The trained baseline model, built from its own configuration."""
+    stored = result.config
+    if stored["model"] != config.name or stored["values"] != config.plain()["values"]:
+        values = {**stored["values"], "data_path": config.plain()["values"]["data_path"]}
+        values["use_gpu"] = config["use_gpu"]
+        config = Config(stored["model"], stored["dataset"], overrides=values, origin="checkpoint")
+    model = prepare(config)[-1]
+    load_model_state(model, checkpoint.split(weights, "model"), Path(result.run_dir))
+    return model.eval()
+
+
+# ---------------------------------------------------------------------- diffuser
+
+
+def generate(
+    config: Config, items: Tensor, ends: Tensor, n_items: int, recommender: Any, place: Path
+) -> tuple[Tensor, dict[str, Any]]:
+    """Train the generator on the training interactions and write M items for every user.
+
+    Args:
+        config (Config): of ``--model=DiffuASR``.
+        items (LongTensor): training items of all users, [n].
+        ends (LongTensor): where each user's end, [users].
+        n_items (int): number of ids, padding included.
+        recommender (nn.Module): the trained baseline.
+        place (Path): folder of the generator's checkpoints.
+
+    Returns:
+        tuple: ids [users, M], and a log of the training.
+
+    Raises:
+        UserError: if too few users have a history long enough to learn from.
+        Interrupted: after a signal; the state is saved.
+    """
+    device, size, longest = config["device"], config["n_pseudo"], config["MAX_ITEM_LIST_LENGTH"]
+    lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+    pairs, held_out = learning_pairs(config, items, ends)
+    init_seed(config["seed"], config["reproducibility"])
+    guide = Guide(recommender, device)
+    model = DiffuASR(config, n_items, guide).to(device)
+    log = _train(config, model, pairs, held_out, place)
+    logger.info(f"diffuser: writing {size} items for {int((lengths > 0).sum()):,} users")
+    users = (lengths > 0).nonzero().squeeze(1)
+    newest = ends[users]
+    start = torch.maximum(newest - lengths[users], newest - longest)
+    span = torch.arange(longest)
+    inside = span < (newest - start).unsqueeze(1)
+    history = items[torch.where(inside, start.unsqueeze(1) + span, 0)].masked_fill(~inside, 0)
+    first = items[newest - lengths[users]]  # Sec. 3.4: the label is the first real item
+    started = time.monotonic()
+    written = model.generate(history.to(device), users.to(device), first.to(device), config["seed"])
+    log["generation_seconds"] = time.monotonic() - started
+    pseudo = torch.zeros(len(ends), size, dtype=torch.long)
+    pseudo[users] = written.cpu()
+    return pseudo, log
+
+
+Pairs = tuple[Tensor, Tensor]  # targets [P, M] and conditions [P, L] of the generator
+
+
+def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, Pairs]:
+    """What the generator learns from, and what is held out to choose its best epoch.
+
+    Held out is one user in 20 and not one pair: with ``diffuasr_windows: all`` a user has several.
+
+    Args:
+        config (Config): of ``--model=DiffuASR``.
+        items (LongTensor): training items of all users, [n].
+        ends (LongTensor): where each user's end, [users].
+
+    Returns:
+        tuple: pairs to train on, and pairs held out (none with ``diffuasr_monitor: train_loss``).
+
+    Raises:
+        UserError: if fewer than two users have a history long enough.
+    """
+    needed = config["n_pseudo"] + LEAST_CONDITION
+    lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+    able = (lengths >= needed).nonzero().squeeze(1)
+    if len(able) < 2:
+        raise UserError(
+            f"n_pseudo={config['n_pseudo']}: {len(able)} users have the {needed} training items it "
+            f"takes to learn from (the longest history has {int(lengths.max())}); choose a smaller "
+            "n_pseudo"
+        )
+    generator = torch.Generator().manual_seed(config["seed"])
+    able = able[torch.randperm(len(able), generator=generator)]
+    n_held = len(able) // HELD_OUT if config["diffuasr_monitor"] == "heldout" else 0
+    return (
+        _pairs_of(able[n_held:].sort().values, items, ends, config),
+        _pairs_of(able[:n_held].sort().values, items, ends, config),
+    )
+
+
+def _pairs_of(users: Tensor, items: Tensor, ends: Tensor, config: Config) -> Pairs:
+    lengths = torch.diff(ends, prepend=ends.new_zeros(1))[users]
+    own_ends = lengths.cumsum(0)
+    owner = torch.repeat_interleave(torch.arange(len(users)), lengths)
+    place = torch.arange(len(owner)) - (own_ends - lengths)[owner]
+    own = items[(ends[users] - lengths)[owner] + place]
+    longest, windows = config["MAX_ITEM_LIST_LENGTH"], config["diffuasr_windows"]
+    target, condition = training_pairs(own, own_ends, config["n_pseudo"], longest, windows)
+    return target.to(config["device"]), condition.to(config["device"])
+
+
+def _train(
+    config: Config,
+    model: DiffuASR,
+    pairs: Pairs,
+    held_out: Pairs,
+    place: Path,
+) -> dict[str, Any]:
+    """Fit the generator; the weights of the best epoch are in ``model`` afterwards.
+
+    Paper, Code: stop on the training loss. Here: on the loss of one user in 20 who is held out,
+    with fixed noise, unless ``diffuasr_monitor: train_loss``.
+    """
+    last = place / LAST
+    target, condition = pairs
+    n_held = len(held_out[0])
+    logger.info(
+        f"diffuser: {len(target):,} pairs of {config['n_pseudo']} items and what follows them, "
+        f"{n_held:,} held out"
+    )
+    cosine = model.mean_cosine()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trainable, lr=config["diffuasr_learning_rate"])
+    decay = config["diffuasr_ema_decay"]
+    average = averaged(model, decay) if decay else None
+    best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    state: dict[str, Any] = {"epoch": 0, "best": None, "best_epoch": 0, "train": [], "held_out": []}
+    if last.is_file():
+        tensors, content = checkpoint.load(last)
+        load_model_state(model, checkpoint.split(tensors, "model"), last)
+        best = checkpoint.split(tensors, "best")
+        if average is not None:
+            average.load_state_dict(checkpoint.split(tensors, "average"))
+        load_optimizer_state(
+            optimizer, checkpoint.split(tensors, "optimizer"), content["optimizer"]
+        )
+        state = content["state"]
+        logger.info(f"diffuser: resumed at epoch {state['epoch']}")
+
+    def save() -> None:
+        values, content = optimizer_state(optimizer)
+        groups = {"model": model.state_dict(), "best": best, "optimizer": values}
+        groups["average"] = {} if average is None else average.state_dict()
+        tensors = {f"{g}.{k}": v for g, part in groups.items() for k, v in part.items()}
+        checkpoint.save(last, tensors, {"state": state, "optimizer": content})
+
+    stop, saved = StopRequest(), time.monotonic()
+    batch = config["diffuasr_batch_size"]
+    bar = tqdm(
+        total=config["diffuasr_epochs"],
+        initial=state["epoch"],
+        desc="diffuser",
+        leave=False,
+        disable=None if config["show_progress"] else True,
+    )
+    with stop.listen(), bar:
+        while state["epoch"] < config["diffuasr_epochs"]:
+            if state["epoch"] - state["best_epoch"] >= config["diffuasr_patience"]:
+                break
+            # Each epoch has a random state of its own, so that a resumed run repeats it exactly.
+            torch.manual_seed(config["seed"] * 1_000_003 + state["epoch"])
+            model.train()
+            total = 0.0
+            for index in torch.randperm(len(target)).split(batch):
+                optimizer.zero_grad()
+                loss = model.loss(target[index], condition[index])
+                loss.backward()
+                optimizer.step()
+                total += loss.item() * len(index)
+                if average is not None:
+                    average.update_parameters(model)
+            chosen: DiffuASR = model if average is None else average.module  # type: ignore[assignment]
+            train_loss = monitored = total / len(target)
+            if n_held:
+                monitored = chosen.fixed_noise_loss(held_out[0], held_out[1], config["seed"])
+                state["held_out"].append(monitored)
+            state["train"].append(train_loss)
+            state["epoch"] += 1
+            if state["best"] is None or monitored < state["best"]:
+                state["best"], state["best_epoch"] = monitored, state["epoch"]
+                best = {k: v.detach().clone() for k, v in chosen.state_dict().items()}
+            bar.update()
+            bar.set_postfix_str(f"loss {train_loss:.4f} best {state['best']:.4f}", refresh=False)
+            if stop.signum is not None or time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                save()
+                saved = time.monotonic()
+            stop.check(place)
+    model.load_state_dict(best)
+    save()
+    logger.info(
+        f"diffuser: best epoch {state['best_epoch']} of {state['epoch']}, training loss "
+        f"{state['train'][state['best_epoch'] - 1]:.4f}"
+        + (f", held out {state['best']:.4f}" if n_held else "")
+        + f"; mean cosine of two items {cosine:.3f} before, {model.mean_cosine():.3f} after"
+    )
+    return {"pairs": len(target), "held_out_pairs": n_held, **state}
+
+
+# ---------------------------------------------------------------------- quality and reports
+
+
+def quality(pseudo: Tensor, items: Tensor, ends: Tensor, table: Tensor) -> dict[str, float]:
+    """What invented items look like next to the users' real ones.
+
+    Args:
+        pseudo (LongTensor): invented items, 0 for none, [users, M].
+        items (LongTensor): training items of all users, [n].
+        ends (LongTensor): where each user's end, [users].
+        table (Tensor): item embeddings of a trained recommender, [n_items, d].
+
+    Returns:
+        dict: ``similarity``, mean cosine between an invented item and the mean of its user's real
+        ones; ``popularity``, its mean share of training interactions times the number of items
+        (1 for uniform draws); ``never generated``, share of the items that are never invented;
+        ``own item``, share of invented items that the user's training history holds (and is
+        trained to predict).
+    """
+    n_items = len(table)
+    lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+    owner = torch.repeat_interleave(torch.arange(len(ends)), lengths)
+    user = (pseudo[:, 0] > 0).nonzero().squeeze(1)
+    if not len(user):
+        return {}
+    made = pseudo[user]
+    table = F.normalize(table.float(), dim=-1)
+    mean = torch.zeros(len(ends), table.shape[1]).index_add_(0, owner, table[items])
+    mean = F.normalize(mean, dim=-1)
+    similarity = torch.stack(
+        [(table[made[:, j]] * mean[user]).sum(-1).mean() for j in range(made.shape[1])]
+    )
+    share = torch.bincount(items, minlength=n_items).double() / len(items) * (n_items - 1)
+    seen = torch.isin(user.unsqueeze(1) * n_items + made, owner * n_items + items)
+    return {
+        "similarity": similarity.mean().item(),
+        "popularity": share[made].mean().item(),
+        "never generated": 1 - len(made.unique()) / (n_items - 1),
+        "own item": seen.double().mean().item(),
+    }
+
+
+def _compared(
+    pseudo: Tensor, items: Tensor, ends: Tensor, model: Any, seed: int
+) -> dict[str, dict[str, float]]:
+    """Quality of the invented items, and of the two random augmenters for the same users."""
+    table = Guide(model, torch.device("cpu")).table()
+    size, none = pseudo.shape[1], pseudo[:, :1] == 0
+    rivals = {
+        "this augmenter": pseudo,
+        "random": random_items(ends, len(table), size, seed + 1).masked_fill(none, 0),
+        "random_seq": random_own(items, ends, size, seed + 1).masked_fill(none, 0),
+    }
+    return {name: quality(made, items, ends, table) for name, made in rivals.items()}
+
+
+def format_quality(compared: Mapping[str, Mapping[str, float]]) -> str:
+    """Rows augmenter, columns measure."""
+    names = list(next(iter(compared.values())))
+    rows = [["invented items", *names]]
+    rows += [[name, *(f"{values[n]:.3f}" for n in names)] for name, values in compared.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def format_report(result: RunResult) -> str:
+    """Test metrics by input length, with and without augmentation, the history kept."""
+    baseline = result.augmentation["baseline"]
+    parts = {"all": (baseline["test"][KEPT], result.test[KEPT])}
+    for group, values in result.by_length.items():
+        parts[f"{group} ({values['rows']:.0f})"] = baseline["by_length"].get(group, {}), values
+    tables = {}
+    for name, (without, values) in parts.items():
+        # Evaluated at other cutoffs, there is nothing to compare with.
+        rows = {"without": without} if without.keys() == values.keys() else {}
+        tables[name] = {
+            k: {m: v for m, v in part.items() if m != "rows"}
+            for k, part in (rows | {"with": values}).items()
+        }
+    return format_table(tables, result.digits, ("input length", "augmentation"))
+
+
+# ---------------------------------------------------------------------- export
+
+
+def export(augmented: Augmented, path: Path) -> None:
+    """Write all interactions, invented ones in front, as an atomic ``.inter`` file.
+
+    ``timestamp`` is the position within the user, so that any leave-one-out split of it holds out
+    the same real items as the original.
+
+    Args:
+        augmented (Augmented): what ``augment`` returned.
+        path (Path): file to write.
+    """
+    dataset, pseudo = augmented.dataset, augmented.pseudo
+    if "LS" not in dataset.config["eval_args"]["split"]:
+        raise UserError(
+            f"eval_args={dataset.config['eval_args']}: only a leave-one-out split (LS) of the file "
+            "would hold out what was held out here"
+        )
+    user_name = dataset.field2id_token[dataset.uid_field]
+    item_name = dataset.field2id_token[dataset.iid_field]
+    user, item = dataset.flat[dataset.uid_field], dataset.flat[dataset.iid_field]
+
+    def write(name: str) -> None:
+        with open(name, "w", encoding="utf-8") as file:
+            file.write(
+                f"{dataset.uid_field}:token\t{dataset.iid_field}:token\t{dataset.time_field}:float\n"
+            )
+            counts = torch.bincount(user, minlength=len(pseudo))
+            previous, place = 0, 0
+            for u, i in zip(user.tolist(), item.tolist(), strict=True):
+                if u != previous:
+                    previous, place = u, 0
+                    # Of shorter histories a longer one would hold out more than was held out here.
+                    made_of_user = pseudo[u][pseudo[u] > 0].tolist() if counts[u] >= 4 else []
+                    for made in made_of_user:
+                        file.write(f"{user_name[u]}\t{item_name[made]}\t{place}\n")
+                        place += 1
+                file.write(f"{user_name[u]}\t{item_name[i]}\t{place}\n")
+                place += 1
+
+    checkpoint.write_atomically(path, write)

@@ -1,0 +1,1 @@
+"""What invents interactions before a user's first: DiffuASR's generator, and two random ones."""

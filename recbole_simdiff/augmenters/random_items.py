@@ -1,0 +1,42 @@
+"""Pseudo-items without a model: what a generator must beat to have added anything."""
+
+import torch
+from torch import Tensor
+
+
+def random_items(ends: Tensor, n_items: int, n_pseudo: int, seed: int) -> Tensor:
+    """Uniform items, the paper's "Random".
+
+    Args:
+        ends (LongTensor): exclusive cumulative ends of the users' training items, [n_users].
+        n_items (int): rows of the item table; ids are drawn from 1..n_items - 1.
+        n_pseudo (int): M, items a user.
+        seed (int): of a generator of its own.
+
+    Returns:
+        LongTensor: [n_users, M].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, n_items, (len(ends), n_pseudo), generator=generator)
+
+
+def random_own(items: Tensor, ends: Tensor, n_pseudo: int, seed: int) -> Tensor:
+    """Items drawn from the user's own training items with replacement, the paper's "Random-Seq".
+
+    Paper: "randomly selected from the original sequence", no more; the code was not released.
+
+    Args:
+        items (LongTensor): training items, user after user, [n].
+        ends (LongTensor): exclusive cumulative ends of the users, [n_users].
+        n_pseudo (int): M, items a user.
+        seed (int): of a generator of its own.
+
+    Returns:
+        LongTensor: [n_users, M]; 0 for a user without training items.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.diff(ends, prepend=ends.new_zeros(1)).unsqueeze(1)
+    share = torch.rand(len(ends), n_pseudo, generator=generator, dtype=torch.float64)
+    place = ends.unsqueeze(1) - lengths + (share * lengths).long()
+    drawn = items[place.clamp(max=len(items) - 1)]
+    return drawn.masked_fill(lengths == 0, 0)

@@ -1,0 +1,339 @@
+"""ECL-SR: equivariant contrastive learning for sequential recommendation.
+
+Paper: Zhou et al., RecSys 2023, arXiv 2211.05290. Only its abstract was at hand: the steps follow
+it and the released code, and equations have no numbers. Released code consulted: Tokkiu/ECL.
+
+    symbol     here                shape     meaning
+    x          item_seq            [B, L]    history, right-padded with 0
+    E          item_embedding      [N+1, H]  item table; row 0 is padding, row N the mask token
+    H, h       encode(...)         [n, H]    causal states of all tokens; of the newest one of a row
+    G          generate            [m, H]    bidirectional states of the generator at masked tokens
+    x'         replaced            [n]       items, with the generator's guesses at masked tokens
+    r          replaced != items   [n]       what the discriminator has to tell
+    D, u       discriminate, detector  [n, H]  discriminator states; read-out of r
+    rho, k     mask_ratio, last_k  scalars   share of items masked; states in the mean of a row
+
+n is the number of real tokens of the batch, m that of the masked ones.
+
+The method. Mild changes must not alter what a sequence stands for: two passes of the encoder under
+different dropout give two means over the last k states, and InfoNCE makes them agree. Invasive
+changes must be noticed: a masked-item generator guesses some hidden items, and a discriminator that
+knows the original sequence's representation tells for each position whether its item was replaced.
+The guesses pass no gradient; the generator learns from its own masked-item loss. All share the item
+table, and the discriminator is the encoder itself. The total is the next-item loss plus the three
+weighted ones. At inference the model is SASRec.
+
+Differences, tagged where they are made: Paper / Code / Here.
+    * condition: the paper speaks of the sequence's representation; Code adds the state of each
+      position, which has seen the item in question.
+    * rows: every prefix with the target at its end, as Code does for one data set; for the others
+      it has one row a user (`train_sampling: user_all`), and padding counts in the mean there.
+    * stages: two are meant by Code and cannot run as released; default one.
+    * generator loss: a mean over the batch's masked tokens, all of them; guesses are never padding.
+    * means over the last k states take real tokens only.
+    * positions count from the oldest item; `align: left` from the newest, as left padding does.
+The released behaviour is `preset: official`.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_simdiff.encoder import EncoderRecommender
+from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks
+from recbole_simdiff.plan import Phase
+from recbole_simdiff.transformer import PackedTransformer, TokenLayout
+
+OPTIONS = {
+    "align": ("right", "left"),
+    "masking": ("probability", "count"),
+    "condition": ("sequence", "position", "concatenate"),
+    "guess": ("argmax", "sample"),
+}
+ALL_TERMS, WITHOUT_DISCRIMINATOR = "all_terms", "without_discriminator"  # names of the phases
+
+
+class ECLSRLoss(NamedTuple):
+    """L = L_rec + cl_weight L_con + disc_weight L_disc + gen_weight L_gen; weighted terms."""
+
+    rec: Tensor
+    contrastive: Tensor
+    discriminator: Tensor
+    generator: Tensor
+
+
+class Tower(nn.Module):
+    """A Transformer with positions and input normalisation of its own, named as the encoder's."""
+
+    def __init__(self, model: EncoderRecommender, trm_encoder: PackedTransformer) -> None:
+        super().__init__()
+        self.position_embedding = nn.Embedding(model.max_seq_length, model.hidden_size)
+        self.LayerNorm = nn.LayerNorm(model.hidden_size, eps=model.layer_norm_eps)
+        self.dropout = nn.Dropout(model.dropout_prob)
+        self.trm_encoder = trm_encoder
+        self.apply(model.init_weights)
+
+
+class ECLSR(EncoderRecommender):
+    """SASRec encoder, masked-item generator and conditional discriminator, trained together.
+
+    Args:
+        config (Config): resolved configuration, explained in properties/model/ECLSR.yaml.
+        dataset (Dataset): the training dataset.
+    """
+
+    n_extra_tokens = 1  # the mask token
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.epochs: int = config["epochs"]
+        self.stages: int = config["stages"]
+        self.cl_weight: float = config["cl_weight"]
+        self.disc_weight: float = config["disc_weight"]
+        self.gen_weight: float = config["gen_weight"]
+        self.tau: float = config["tau"]
+        self.last_k: int = config["last_k"]
+        self.masking: str = config["masking"]
+        self.mask_ratio: float = config["mask_ratio"]
+        self.guess: str = config["guess"]
+        self.condition: str = config["condition"]
+        self.disc_bidirectional: bool = config["disc_bidirectional"]
+        self.align: str = config["align"]
+        self.mask_token: int = self.n_items
+
+        def tower() -> Tower:
+            return Tower(self, self.transformer(config, config["n_layers"], config["n_heads"]))
+
+        self.generator = tower()
+        self.discriminator = None if config["share_discriminator"] else tower()
+        self.detector = nn.Linear(self.hidden_size, 1, bias=False)
+        self.combine = (
+            nn.Linear(2 * self.hidden_size, self.hidden_size, bias=False)
+            if self.condition == "concatenate"
+            else None
+        )
+        for module in (self.detector, self.combine):
+            if module is not None:
+                module.apply(self.init_weights)
+        self.train_stage = ALL_TERMS  # set by the trainer
+        self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+
+    @staticmethod
+    def check_config(config: Any) -> None:
+        """Refuse impossible settings before any data is read.
+
+        Raises:
+            UserError: naming the key, its value and what is allowed.
+        """
+        EncoderRecommender.check_config(config)
+        require_choice(config, OPTIONS)
+        require_at_least(config, {"cl_weight": 0, "disc_weight": 0, "gen_weight": 0, "last_k": 1})
+        if not 0 <= config["mask_ratio"] <= 1:
+            raise UserError(f"mask_ratio={config['mask_ratio']} must lie in [0, 1]")
+        if not config["tau"] > 0:
+            raise UserError(f"tau={config['tau']} must be positive")
+        if config["stages"] not in (1, 2):
+            raise UserError(f"stages={config['stages']} must be 1 or 2")
+
+    def training_plan(self) -> list[Phase]:
+        """One phase or, with two stages, a second one that refines the best of the first."""
+        first = Phase(ALL_TERMS, self.epochs)
+        # Paper: not at hand. Code: two stages, but the switch between them fails. Here: an option.
+        if self.stages == 1:
+            return [first]
+        return [first, Phase(WITHOUT_DISCRIMINATOR, self.epochs, refine=True)]
+
+    # ------------------------------------------------------------------ total loss
+
+    def calculate_loss(self, interaction: Interaction) -> ECLSRLoss:
+        """The four weighted terms; a term of weight 0 is not computed."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        n_passes = 2 if self.cl_weight > 0 else 1
+        passes = TokenLayout(layout.lengths.repeat(n_passes), layout.length)
+        hidden, *again = self.encode(item_seq.repeat(n_passes, 1), passes).chunk(n_passes)
+
+        state = hidden[layout.last] if self.last_target_only else hidden
+        rec = self.recommendation_loss(state, layout, interaction)
+        contrastive = discriminator = generator = rec.new_zeros(())
+        self.monitor = {}
+        if self.cl_weight > 0:
+            contrastive = self.cl_weight * self.contrastive_loss(hidden, again[0], layout)
+        in_use = self.disc_weight > 0 or self.gen_weight > 0
+        if in_use and self.train_stage == ALL_TERMS:
+            items = layout.pack(item_seq)
+            masked = self.choose_positions(layout)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.gen_weight > 0):
+                states = self.generate(items, masked, layout)
+            if self.gen_weight > 0:
+                generator = self.gen_weight * self.generator_loss(states, items[masked])
+            if self.disc_weight > 0:
+                guesses = self.guesses(states)
+                replaced = items.index_copy(0, masked, guesses)
+                logit = self.discriminate(replaced, hidden, layout)
+                discriminator = self.disc_weight * self.discriminator_loss(logit, replaced != items)
+                self.monitor = {
+                    "guessed": (guesses == items[masked]).sum() / max(len(masked), 1),
+                    "noticed": ((logit > 0) == (replaced != items)).float().mean(),
+                }
+        return ECLSRLoss(rec, contrastive, discriminator, generator)
+
+    # ------------------------------------------------------------------ Transformers
+
+    def position(self, layout: TokenLayout) -> Tensor:
+        """Row of the position table for each token, [n]."""
+        if self.align == "right":
+            return layout.position
+        return layout.position + (self.max_seq_length - layout.lengths)[layout.row]
+
+    def run(
+        self, tower: Any, vectors: Tensor, layout: TokenLayout, causal: bool, **which: Any
+    ) -> Tensor:
+        """States of a Transformer over input vectors, to which it adds its positions.
+
+        Args:
+            tower (Tower | ECLSR): generator, discriminator, or the encoder, which is ``self``.
+            vectors (Tensor): [n, H].
+            layout (TokenLayout): where the n tokens sit.
+            causal (bool): whether a token sees older ones only.
+            which (Any): tokens to return, see ``PackedTransformer``.
+
+        Returns:
+            Tensor: [n, H], or those asked for.
+        """
+        hidden = vectors + tower.position_embedding(self.position(layout))
+        hidden = tower.dropout(tower.LayerNorm(hidden))
+        states: Tensor = tower.trm_encoder(hidden, layout, causal=causal, **which)
+        return states
+
+    def encode(self, item_seq: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
+        """As the base class, with this model's positions: [n, H], or [B, H] with ``last_only``."""
+        vectors = self.item_embedding(layout.pack(item_seq))
+        return self.run(self, vectors, layout, causal=True, last_only=last_only)
+
+    # ------------------------------------------------------------------ invariance
+
+    def contrastive_loss(self, hidden: Tensor, again: Tensor, layout: TokenLayout) -> Tensor:
+        """InfoNCE of the means of two dropout passes, from the first to the second.
+
+        Args:
+            hidden (Tensor): states of the first pass, [n, H].
+            again (Tensor): states of the second pass, [n, H].
+            layout (TokenLayout): where the n tokens sit.
+
+        Returns:
+            Tensor: scalar, mean over the batch.
+        """
+        return info_nce(self.recent_mean(hidden, layout), self.recent_mean(again, layout), self.tau)
+
+    def recent_mean(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+        """Mean of the newest min(last_k, length) states of each row, [n, H] -> [B, H]."""
+        recent = layout.position >= (layout.lengths - self.last_k)[layout.row]
+        total = hidden.new_zeros(layout.batch, self.hidden_size)
+        total = total.index_add(0, layout.row[recent], hidden[recent])
+        return total / layout.lengths.clamp(max=self.last_k).unsqueeze(1)
+
+    # ------------------------------------------------------------------ generator
+
+    def choose_positions(self, layout: TokenLayout) -> Tensor:
+        """The tokens to mask, as packed indices in ascending order, [m].
+
+        ``count``: min(floor(rho n + 1), n - 1) tokens of a row of length n, drawn among all but the
+        oldest. ``probability``: each with probability rho, from the oldest on, until a row has at
+        least rho L + 1; the newest one where that leaves none.
+        """
+        if self.masking == "count":
+            noise = torch.rand(len(layout.row), dtype=torch.float64, device=layout.row.device)
+            noise = noise.masked_fill(layout.position == 0, torch.inf)
+            rank = layout.unpack(noise, fill=torch.inf).argsort(1).argsort(1)
+            wanted = (self.mask_ratio * layout.lengths.double() + 1 + 1e-9).floor().long()
+            count = torch.minimum(wanted, layout.lengths - 1)
+            return layout.pack(rank < count.unsqueeze(1)).nonzero().squeeze(1)
+        drawn = torch.rand(len(layout.row), device=layout.row.device) < self.mask_ratio
+        chosen = layout.unpack(drawn.long())
+        most = -int(-(self.mask_ratio * self.max_seq_length + 1 - 1e-9) // 1)  # rounded up
+        chosen = (chosen > 0) & (chosen.cumsum(1) <= most)
+        rows = (~chosen.any(1)).nonzero().squeeze(1)
+        chosen[rows, layout.lengths[rows] - 1] = True
+        return layout.pack(chosen).nonzero().squeeze(1)
+
+    def generate(self, items: Tensor, masked: Tensor, layout: TokenLayout) -> Tensor:
+        """States of the generator at the masked tokens.
+
+        Args:
+            items (LongTensor): items of all tokens, [n].
+            masked (LongTensor): which of them are hidden, [m].
+            layout (TokenLayout): where the n tokens sit.
+
+        Returns:
+            Tensor: [m, H].
+        """
+        vectors = self.item_embedding(items.index_fill(0, masked, self.mask_token))
+        return self.run(self.generator, vectors, layout, causal=False, tokens=masked)
+
+    def generator_loss(self, states: Tensor, original: Tensor) -> Tensor:
+        """Cross-entropy of the masked items, mean over them: [m, H], [m] -> scalar."""
+        # Code: at most floor(rho L) tokens a row count. Here: all.
+        table = self.item_table
+        if self.mask_pad_in_softmax:
+            table, original = table[1:], original - 1
+        total = full_softmax_loss(states, table, original, self.loss_memory_mb)
+        return total / max(len(original), 1)
+
+    @torch.no_grad()
+    def guesses(self, states: Tensor) -> Tensor:
+        """An item for each masked token, in 1..V, [m, H] -> [m]: the likeliest, or a draw."""
+        chosen = torch.empty(len(states), dtype=torch.long, device=states.device)
+        with torch.autocast(states.device.type, enabled=False):
+            # Code: padding may be the answer. Here: items only.
+            blocks = logit_blocks(states.float(), self.item_table[1:], self.loss_memory_mb)
+            for part, logits in blocks:
+                if self.guess == "sample":  # the largest of Gumbel-perturbed logits
+                    logits.sub_(torch.empty_like(logits).exponential_().log_())
+                chosen[part] = logits.argmax(1) + 1
+        return chosen
+
+    # ------------------------------------------------------------------ equivariance
+
+    def discriminate(self, replaced: Tensor, hidden: Tensor, layout: TokenLayout) -> Tensor:
+        """Logit of "this item was replaced" for each token, given the original sequence.
+
+        Args:
+            replaced (LongTensor): items with guesses among them, [n].
+            hidden (Tensor): encoder states of the original sequences, with gradient, [n, H].
+            layout (TokenLayout): where the n tokens sit.
+
+        Returns:
+            Tensor: [n].
+        """
+        items = self.item_embedding(replaced)
+        # Paper: given the sequence's representation. Code, all scripts: given the state of each
+        # position. Here: a switch.
+        condition = hidden if self.condition == "position" else hidden[layout.last][layout.row]
+        if self.combine is None:
+            vectors = items + condition
+        else:
+            vectors = self.combine(torch.cat([condition, items], 1))
+        tower = self.discriminator or self
+        states = self.run(tower, vectors, layout, causal=not self.disc_bidirectional)
+        logit: Tensor = self.detector(states).squeeze(1)
+        return logit
+
+    def discriminator_loss(self, logit: Tensor, is_replaced: Tensor) -> Tensor:
+        """Binary cross-entropy over all tokens, over their expected number in a batch.
+
+        Args:
+            logit (Tensor): of each token, [n].
+            is_replaced (BoolTensor): r, false where the generator guessed right, [n].
+
+        Returns:
+            Tensor: scalar.
+        """
+        loss = F.binary_cross_entropy_with_logits(
+            logit.float(), is_replaced.float(), reduction="sum"
+        )
+        return loss / (self.tokens_per_batch or len(logit))
