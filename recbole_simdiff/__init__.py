@@ -6,6 +6,7 @@ from recbole_simdiff import compat
 
 compat.apply()
 
+from recbole_simdiff.augmentation import run_augmented  # noqa: E402
 from recbole_simdiff.config import Config  # noqa: E402
 from recbole_simdiff.errors import UserError  # noqa: E402
 from recbole_simdiff.inference import Recommender, load  # noqa: E402
@@ -22,4 +23,5 @@ __all__ = [
     "get_model",
     "load",
     "run",
+    "run_augmented",
 ]

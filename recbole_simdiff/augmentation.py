@@ -7,15 +7,19 @@
     final       the backbone again, on the augmented data
 
 A stage is looked up in ``augmentation_cache`` under a key of everything that shaped it, so an
-interrupted or changed command repeats only what it must. Nothing but training interactions reaches
-the stages before the last: they are handed over as flat arrays that hold nothing else.
+interrupted or changed command repeats only what it must. The generator sees training interactions
+only: they are handed over as flat arrays that hold nothing else. The baseline's best epoch is
+chosen on validation, as in any run.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,22 +29,25 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from recbole_simdiff import checkpoint
+from recbole_simdiff import __version__, checkpoint
 from recbole_simdiff.augmenters.diffuasr import (
     GENERATION_KEYS,
     LEAST_CONDITION,
+    SAMPLING_KEYS,
     DiffuASR,
     averaged,
+    check_width,
     training_pairs,
 )
 from recbole_simdiff.augmenters.guide import Guide
 from recbole_simdiff.augmenters.random_items import random_items, random_own
-from recbole_simdiff.config import Config
+from recbole_simdiff.config import AUGMENTED, Config
 from recbole_simdiff.data import FlatDataset, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.run import (
     RESULT,
     RunResult,
+    aligned,
     check_same_data,
     evaluate,
     format_table,
@@ -55,6 +62,7 @@ from recbole_simdiff.trainer import (
     LAST,
     Interrupted,
     StopRequest,
+    TrainingDiverged,
     load_model_state,
     load_optimizer_state,
     optimizer_state,
@@ -77,6 +85,7 @@ _ELSEWHERE = {
 }
 HELD_OUT = 20  # one user in so many is held out to choose the generator's best epoch
 SAVE_EVERY_SECONDS = 60
+USERS = 2048  # users whose items are written between two looks at signals
 
 logger = logging.getLogger()
 
@@ -142,13 +151,13 @@ def _augment(config: Config) -> Augmented:
     items, ends = train.training_items()
     data = checkpoint.digest({"items": items, "ends": ends})
 
-    alone = config.backbone()
-    width = Guide(alone.model_class(alone, train), "cpu").table().shape[1]  # or a refusal, in time
+    width = _check_backbone(config, train, ends)
     baseline = train_baseline(config, cache, dataset)
     start_logging(None, config["state"])  # the baseline's log has ended
     weights, _ = checkpoint.load(checkpoint.find(baseline.run_dir, BEST))
     guide = checkpoint.digest(checkpoint.split(weights, "model"))
     shaped_by = {
+        "version": __version__,
         "augmenter": config["augmenter"],
         "settings": {key: config[key] for key in GENERATION_KEYS},
         "seed": config["seed"],
@@ -159,23 +168,17 @@ def _augment(config: Config) -> Augmented:
     }
     if config["augmenter"] != "diffuasr":
         shaped_by |= {"settings": {"n_pseudo": config["n_pseudo"]}, "guide": ""}
-    name = f"{config['augmenter']}-{config['dataset']}-{_key(shaped_by)}"
-    path = cache / f"{name}.safetensors"
+    path = cache / f"{config['augmenter']}-{config['dataset']}-{_key(shaped_by)}.safetensors"
     model = _recommender(config.backbone(), weights, baseline)
-    if path.is_file():
-        tensors, content = checkpoint.load(path)
-        pseudo, log = tensors["pseudo"].long(), content["log"]
-        logger.info(f"pseudo: {path}")
-    else:
-        log = {}
-        if config["augmenter"] == "random":
-            pseudo = random_items(ends, dataset.item_num, config["n_pseudo"], config["seed"])
-        elif config["augmenter"] == "random_seq":
-            pseudo = random_own(items, ends, config["n_pseudo"], config["seed"])
+    with _alone(path):
+        if path.is_file():
+            logger.info(f"pseudo: {path}")
         else:
-            pseudo, log = generate(config, items, ends, dataset.item_num, model, cache / name)
-        checkpoint.save(path, {"pseudo": pseudo.int()}, {"shaped_by": shaped_by, "log": log})
-        logger.info(f"pseudo: {path} written")
+            pseudo, log = _invent(config, items, ends, dataset.item_num, model, shaped_by)
+            checkpoint.save(path, {"pseudo": pseudo.int()}, {"shaped_by": shaped_by, "log": log})
+            logger.info(f"pseudo: {path} written")
+    tensors, content = checkpoint.load(path)
+    pseudo, log = tensors["pseudo"].long(), content["log"]
 
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))
     limit = config["pseudo_max_history"]
@@ -186,6 +189,7 @@ def _augment(config: Config) -> Augmented:
         "backbone": config.model,
         "baseline": {
             "run_dir": baseline.run_dir,
+            "model": baseline.config["model"],
             "valid": baseline.valid,
             "test": baseline.test,
             "by_length": baseline.by_length,
@@ -196,6 +200,52 @@ def _augment(config: Config) -> Augmented:
     }
     logger.info(format_quality(notes["quality"]))
     return Augmented(dataset, pseudo, notes)
+
+
+def _check_backbone(config: Config, train: FlatDataset, ends: Tensor) -> int:
+    """Width of the backbone's item table; refuse, before anything is trained, what cannot work."""
+    alone = config.backbone()
+    guide = Guide(alone.model_class(alone, train), "cpu")
+    width = guide.table().shape[1]
+    if config["augmenter"] == "diffuasr":
+        _long_enough(config, ends)
+        check_width(width, len(config["sunet_channel_mult"]))
+        if config["diffuasr_guidance"] == "classifier":
+            guide.check(config["n_pseudo"])
+    return width
+
+
+def _invent(
+    config: Config,
+    items: Tensor,
+    ends: Tensor,
+    n_items: int,
+    model: Any,
+    shaped_by: Mapping[str, Any],
+) -> tuple[Tensor, dict[str, Any]]:
+    """Invented items of each user, [users, M], and a log of how they came about."""
+    if config["augmenter"] == "random":
+        return random_items(ends, n_items, config["n_pseudo"], config["seed"]), {}
+    if config["augmenter"] == "random_seq":
+        return random_own(items, ends, config["n_pseudo"], config["seed"]), {}
+    # What only sampling reads does not change the generator, unless it is trained with guidance.
+    guided = config["diffuasr_guide_in_training"] or config["diffuasr_cf_training"] == "combined"
+    settings = {k: config[k] for k in GENERATION_KEYS if guided or k not in SAMPLING_KEYS}
+    key = _key({**shaped_by, "settings": settings})
+    place = Path(config["augmentation_cache"]) / f"diffuser-{config['dataset']}-{key}"
+    with _alone(place):
+        return generate(config, items, ends, n_items, model, place)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Within the block no other process is in a block for the same path; it waits for its turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / f".{path.name}.lock", "w") as file:
+        fcntl.flock(
+            file, fcntl.LOCK_EX
+        )  # given back by the system, also when the process is killed
+        yield
 
 
 def _key(values: Mapping[str, Any]) -> str:
@@ -213,7 +263,7 @@ def train_baseline(config: Config, cache: Path, dataset: FlatDataset) -> RunResu
     Args:
         config (Config): of ``--model=DiffuASR``.
         cache (Path): folder of the cache.
-        data (str): digest of the training interactions.
+        dataset (FlatDataset): all interactions.
 
     Returns:
         RunResult: its ``run_dir`` holds the checkpoint.
@@ -228,10 +278,12 @@ def train_baseline(config: Config, cache: Path, dataset: FlatDataset) -> RunResu
         tensors, content = checkpoint.load(path)
         check_same_data(path, tensors, content, dataset)
         theirs = content["config"]["values"]["eval_args"]
-        if any(theirs[k] != config["eval_args"][k] for k in ("split", "group_by")):
+        if content["config"]["model"] == AUGMENTED:
+            raise UserError(f"{path} was trained on augmented data; a baseline must not be")
+        if any(theirs[k] != config["eval_args"][k] for k in ("split", "group_by", "mode")):
             raise UserError(
-                f"{path} was trained with eval_args={theirs}; with {config['eval_args']} it would "
-                "have seen what is held out here"
+                f"{path} was trained and evaluated with eval_args={theirs}; here they are "
+                f"{config['eval_args']}, it may have seen what is held out and cannot be compared"
             )
         values = {k: config[k] for k in ("metrics", "topk", "valid_metric", "length_groups")}
         values |= {"use_gpu": config["use_gpu"], "show_progress": config["show_progress"]}
@@ -241,14 +293,15 @@ def train_baseline(config: Config, cache: Path, dataset: FlatDataset) -> RunResu
     values = {k: v for k, v in plain["values"].items() if k not in _ELSEWHERE}
     fields = (dataset.uid_field, dataset.iid_field)
     data = checkpoint.digest({field: dataset.flat[field] for field in fields})
-    key = _key(plain | {"values": values, "data": data})
+    key = _key(plain | {"values": values, "data": data, "version": __version__})
     run_dir = cache / f"{alone.name}-{config['dataset']}-{key}"
-    if (run_dir / RESULT).is_file():
-        logger.info(f"baseline: {run_dir}")
-        return read_result(run_dir)
-    logger.info(f"baseline: {alone.name} on the raw data")
-    resume = run_dir / LAST
-    return run(alone, resume if resume.is_file() else None, run_dir)
+    with _alone(run_dir):
+        if (run_dir / RESULT).is_file():
+            logger.info(f"baseline: {run_dir}")
+            return read_result(run_dir)
+        logger.info(f"baseline: {alone.name} on the raw data")
+        resume = run_dir / LAST
+        return run(alone, resume if resume.is_file() else None, run_dir)
 
 
 def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResult) -> Any:
@@ -302,10 +355,21 @@ def generate(
     history = items[torch.where(inside, start.unsqueeze(1) + span, 0)].masked_fill(~inside, 0)
     first = items[newest - lengths[users]]  # Sec. 3.4: the label is the first real item
     started = time.monotonic()
-    written = model.generate(history.to(device), users.to(device), first.to(device), config["seed"])
-    log["generation_seconds"] = time.monotonic() - started
     pseudo = torch.zeros(len(ends), size, dtype=torch.long)
-    pseudo[users] = written.cpu()
+    stop = StopRequest()
+    bar = tqdm(
+        torch.arange(len(users)).split(USERS),
+        desc="writing",
+        leave=False,
+        disable=None if config["show_progress"] else True,
+    )
+    with stop.listen():
+        for part in bar:
+            batch = [values[part].to(device) for values in (history, users, first)]
+            written = model.generate(batch[0], batch[1], batch[2], config["seed"])
+            pseudo[users[part]] = written.cpu()
+            stop.check(place)
+    log["generation_seconds"] = time.monotonic() - started
     return pseudo, log
 
 
@@ -328,6 +392,18 @@ def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, 
     Raises:
         UserError: if fewer than two users have a history long enough.
     """
+    able = _long_enough(config, ends)
+    generator = torch.Generator().manual_seed(config["seed"])
+    able = able[torch.randperm(len(able), generator=generator)]
+    n_held = len(able) // HELD_OUT if config["diffuasr_monitor"] == "heldout" else 0
+    return (
+        _pairs_of(able[n_held:].sort().values, items, ends, config),
+        _pairs_of(able[:n_held].sort().values, items, ends, config),
+    )
+
+
+def _long_enough(config: Config, ends: Tensor) -> Tensor:
+    """Users whose training items make a pair."""
     needed = config["n_pseudo"] + LEAST_CONDITION
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))
     able = (lengths >= needed).nonzero().squeeze(1)
@@ -337,13 +413,7 @@ def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, 
             f"takes to learn from (the longest history has {int(lengths.max())}); choose a smaller "
             "n_pseudo"
         )
-    generator = torch.Generator().manual_seed(config["seed"])
-    able = able[torch.randperm(len(able), generator=generator)]
-    n_held = len(able) // HELD_OUT if config["diffuasr_monitor"] == "heldout" else 0
-    return (
-        _pairs_of(able[n_held:].sort().values, items, ends, config),
-        _pairs_of(able[:n_held].sort().values, items, ends, config),
-    )
+    return able
 
 
 def _pairs_of(users: Tensor, items: Tensor, ends: Tensor, config: Config) -> Pairs:
@@ -422,6 +492,11 @@ def _train(
             for index in torch.randperm(len(target)).split(batch):
                 optimizer.zero_grad()
                 loss = model.loss(target[index], condition[index])
+                if not math.isfinite(loss.item()):
+                    raise TrainingDiverged(
+                        f"the generator's loss is {loss.item()} at epoch {state['epoch']}; a "
+                        "smaller diffuasr_learning_rate may help"
+                    )
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(index)
@@ -481,8 +556,7 @@ def quality(pseudo: Tensor, items: Tensor, ends: Tensor, table: Tensor) -> dict[
         return {}
     made = pseudo[user]
     table = F.normalize(table.float(), dim=-1)
-    mean = torch.zeros(len(ends), table.shape[1]).index_add_(0, owner, table[items])
-    mean = F.normalize(mean, dim=-1)
+    mean = F.normalize(F.embedding_bag(items, table, ends - lengths, mode="sum"), dim=-1)
     similarity = torch.stack(
         [(table[made[:, j]] * mean[user]).sum(-1).mean() for j in range(made.shape[1])]
     )
@@ -515,26 +589,24 @@ def format_quality(compared: Mapping[str, Mapping[str, float]]) -> str:
     names = list(next(iter(compared.values())))
     rows = [["invented items", *names]]
     rows += [[name, *(f"{values[n]:.3f}" for n in names)] for name, values in compared.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return aligned(rows, 1)
 
 
 def format_report(result: RunResult) -> str:
-    """Test metrics by input length, with and without augmentation, the history kept."""
-    baseline = result.augmentation["baseline"]
+    """Test metrics by input length, with and without augmentation, the history kept.
+
+    A baseline that is another model than the backbone is named.
+    """
+    notes = result.augmentation
+    baseline = notes["baseline"]
+    other = "" if baseline["model"] == notes["backbone"] else f" ({baseline['model']})"
     parts = {"all": (baseline["test"][KEPT], result.test[KEPT])}
     for group, values in result.by_length.items():
         parts[f"{group} ({values['rows']:.0f})"] = baseline["by_length"].get(group, {}), values
     tables = {}
     for name, (without, values) in parts.items():
         # Evaluated at other cutoffs, there is nothing to compare with.
-        rows = {"without": without} if without.keys() == values.keys() else {}
+        rows = {f"without{other}": without} if without.keys() == values.keys() else {}
         tables[name] = {
             k: {m: v for m, v in part.items() if m != "rows"}
             for k, part in (rows | {"with": values}).items()
@@ -548,19 +620,16 @@ def format_report(result: RunResult) -> str:
 def export(augmented: Augmented, path: Path) -> None:
     """Write all interactions, invented ones in front, as an atomic ``.inter`` file.
 
-    ``timestamp`` is the position within the user, so that any leave-one-out split of it holds out
-    the same real items as the original.
+    ``timestamp`` is the position within the user, so that the same leave-one-out split of the file
+    holds out the same real items. Read it without ``rm_dup_inter``, which would drop a real item
+    that was also invented, and without filters by time.
 
     Args:
-        augmented (Augmented): what ``augment`` returned.
+        augmented (Augmented): what ``augment`` returned, of a leave-one-out split.
         path (Path): file to write.
     """
     dataset, pseudo = augmented.dataset, augmented.pseudo
-    if "LS" not in dataset.config["eval_args"]["split"]:
-        raise UserError(
-            f"eval_args={dataset.config['eval_args']}: only a leave-one-out split (LS) of the file "
-            "would hold out what was held out here"
-        )
+    held_out = 2 if dataset.config["eval_args"]["split"]["LS"] == "valid_and_test" else 1
     user_name = dataset.field2id_token[dataset.uid_field]
     item_name = dataset.field2id_token[dataset.iid_field]
     user, item = dataset.flat[dataset.uid_field], dataset.flat[dataset.iid_field]
@@ -576,8 +645,8 @@ def export(augmented: Augmented, path: Path) -> None:
                 if u != previous:
                     previous, place = u, 0
                     # Of shorter histories a longer one would hold out more than was held out here.
-                    made_of_user = pseudo[u][pseudo[u] > 0].tolist() if counts[u] >= 4 else []
-                    for made in made_of_user:
+                    enough = counts[u] >= held_out + 2
+                    for made in pseudo[u][pseudo[u] > 0].tolist() if enough else []:
                         file.write(f"{user_name[u]}\t{item_name[made]}\t{place}\n")
                         place += 1
                 file.write(f"{user_name[u]}\t{item_name[i]}\t{place}\n")

@@ -39,7 +39,7 @@ examples:
   %(prog)s evaluate --checkpoint=saved/<run>
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
-  %(prog)s augment --dataset=ml-100k --output=augmented/ml-100k.inter  DiffuASR's data as a file
+  %(prog)s augment --dataset=ml-100k --output=FILE.inter            DiffuASR's data as a file
   %(prog)s list --explain --model=SimDiffRec --dataset=ml-100k        every value and its file
 """
 
@@ -332,8 +332,14 @@ def _augment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     path = Path(namespace.output)
     if path.suffix != ".inter":
         raise UserError(f"--output={path} must end in .inter, RecBole's atomic file")
-    augmentation.export(augmentation.augment(_config(namespace, overrides)), path)
-    print(path)
+    config = _config(namespace, overrides)
+    if "LS" not in config["eval_args"]["split"]:
+        raise UserError(
+            f"eval_args={config['eval_args']}: only a leave-one-out split (LS) of the file would "
+            "hold out what is held out here"
+        )
+    augmentation.export(augmentation.augment(config), path)
+    print(f"{path}; read it with rm_dup_inter: ~ and without filters by time")
     return 0
 
 

@@ -253,18 +253,21 @@ class Config(RecBoleConfig):
                 self._update_internal_config_dict(layer)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
-            self._load_preset(folder / "preset" / self.name, preset)
+            own = [self.name] if self.name == AUGMENTED else names
+            self._load_preset([folder / "preset" / name for name in own], preset)
         self._check_keys()
         self._check_types()
 
-    def _load_preset(self, folder: Path, preset: Any) -> None:
-        known = ["paper", *sorted(path.stem for path in folder.glob("*.yaml"))]
+    def _load_preset(self, folders: Sequence[Path], preset: Any) -> None:
+        """The preset's file of the model or, where it has none of that name, of its base."""
+        files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+        known = ["paper", *sorted(files)]
         if preset not in known:
             raise UserError(
                 f"preset={preset!r} ({self._given.get('preset')}) is not one of {', '.join(known)}"
             )
         if preset != "paper":
-            self._update_internal_config_dict(folder / f"{preset}.yaml")
+            self._update_internal_config_dict(files[preset])
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = super()._get_final_config_dict()

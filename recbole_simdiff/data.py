@@ -714,6 +714,11 @@ def create_loaders(
             "interactions for validation or test under the split of eval_args"
         )
     if pseudo is not None:
+        if len(pseudo) != dataset.user_num:
+            raise UserError(
+                f"the invented items are those of {len(pseudo) - 1} users, but the data set "
+                f"{dataset.dataset_name!r} at {dataset.dataset_path} has {dataset.statistics}"
+            )
         parts[0].prepend(pseudo, keep_rows=config["pseudo_mix"] == "both")
         for part in parts[1:] if config["pseudo_at_evaluation"] else ():
             part.prepend(pseudo, keep_rows=False)

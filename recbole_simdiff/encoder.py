@@ -11,7 +11,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import full_softmax_loss, sampled_bce_loss
 from recbole_simdiff.transformer import PackedTransformer, TokenLayout
 
@@ -88,8 +88,7 @@ class EncoderRecommender(SequentialRecommender):
         for key in ("hidden_dropout_prob", "attn_dropout_prob"):
             if not 0 <= config[key] < 1:
                 raise UserError(f"{key}={config[key]} must lie in [0, 1)")
-        if not config["loss_memory_mb"] > 0:
-            raise UserError(f"loss_memory_mb={config['loss_memory_mb']} must be positive")
+        require_positive(config, "loss_memory_mb")
 
     @staticmethod
     def transformer(config: Any, n_layers: int, n_heads: int) -> PackedTransformer:

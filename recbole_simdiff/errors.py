@@ -1,5 +1,6 @@
 """The one exception that stands for a mistake the user can mend, and checks that raise it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def require_choice(config: Any, options: Mapping[str, Sequence[str]]) -> None:
 
 
 def require_at_least(config: Any, least: Mapping[str, float]) -> None:
-    """Refuse values below a bound, NaN included.
+    """Refuse values below a bound, infinite ones and NaN.
 
     Args:
         config (Config): resolved configuration.
@@ -38,5 +39,20 @@ def require_at_least(config: Any, least: Mapping[str, float]) -> None:
         UserError: naming the key, its value and the bound.
     """
     for key, bound in least.items():
-        if not config[key] >= bound:
+        if not bound <= config[key] < math.inf:
             raise UserError(f"{key}={config[key]} must be at least {bound}")
+
+
+def require_positive(config: Any, *keys: str) -> None:
+    """Refuse values that are not positive and finite.
+
+    Args:
+        config (Config): resolved configuration.
+        *keys (str): keys to check.
+
+    Raises:
+        UserError: naming the key and its value.
+    """
+    for key in keys:
+        if not 0 < config[key] < math.inf:
+            raise UserError(f"{key}={config[key]} must be positive")

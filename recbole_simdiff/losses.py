@@ -171,7 +171,8 @@ def info_nce(
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     keys = positive if negative is None else torch.cat([positive, negative])
-    logits = F.normalize(anchor.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).t()
+    with torch.autocast(anchor.device.type, enabled=False):
+        logits = F.normalize(anchor.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).t()
     return F.cross_entropy(logits / temperature, torch.arange(len(anchor), device=anchor.device))
 
 

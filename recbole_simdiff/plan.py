@@ -32,7 +32,8 @@ class Phase(NamedTuple):
         updates (tuple): what is done with each batch, in this order; empty for one step on
             ``calculate_loss`` over all parameters.
         refine (bool): begin with the best weights of the phase before, whose score stays the one to
-            beat; otherwise with the last weights, and a best epoch of its own.
+            beat, and with its optimisers, where the updates have the same names; otherwise with the
+            last weights, a best epoch and optimisers of its own.
     """
 
     name: str

@@ -19,7 +19,7 @@ from recbole.utils import init_seed
 from torch import Tensor
 
 from recbole_simdiff import __version__, checkpoint
-from recbole_simdiff.config import Config
+from recbole_simdiff.config import AUGMENTED, Config
 from recbole_simdiff.data import FlatDataset, Statistics, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.trainer import (
@@ -104,6 +104,18 @@ class RunResult:
         return format_table({"valid": self.valid, "test": self.test}, self.digits)
 
 
+def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Rows of cells as text, the first ``left`` columns aligned to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i < left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
 def format_table(
     results: Mapping[str, Mapping[str, Metrics]],
     digits: int = 4,
@@ -124,14 +136,7 @@ def format_table(
     for split, protocols in results.items():
         for protocol, metrics in protocols.items():
             rows.append([split, protocol, *(f"{value:.{digits}f}" for value in metrics.values())])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return aligned(rows, 2)
 
 
 def run(
@@ -165,6 +170,8 @@ def run(
     )
     pseudo = stored[0].get(PSEUDO, pseudo)
     augmentation = stored[1].get("augmentation", augmentation) or {}
+    if config.name == AUGMENTED and pseudo is None:
+        raise UserError(f"model={AUGMENTED} has stages before this one: call run_augmented(config)")
     dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
     data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
@@ -201,7 +208,12 @@ def read_result(run_dir: Path) -> RunResult:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not the result of a finished run: {error}") from None
     known = {f.name for f in fields(RunResult)}
-    return RunResult(**{k: v for k, v in values.items() if k in known})
+    # Where it is now, not where it was written.
+    values = {k: v for k, v in values.items() if k in known} | {"run_dir": str(run_dir)}
+    try:
+        return RunResult(**values)
+    except TypeError as error:
+        raise UserError(f"{path} is not the result of a finished run: {error}") from None
 
 
 def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, Any, Any, Any, Any]:
@@ -242,7 +254,10 @@ def evaluate_splits(trainer: PlanTrainer, valid_data: Any, test_data: Any) -> Fo
         splits["test"], by_length = trainer.evaluate_by_length(
             test_data, config["length_groups"], show
         )
-        if hasattr(trainer.model, "sampling_seed") and config["sampling_seeds"] > 1:
+        draws = hasattr(trainer.model, "sampling_seed") and getattr(
+            trainer.model, "sample_noise", True
+        )
+        if draws and config["sampling_seeds"] > 1:
             sampling = _over_sampling_seeds(trainer, test_data, splits["test"][KEPT])
     return Found(splits, by_length, sampling)
 

@@ -239,7 +239,11 @@ class PlanTrainer(Trainer):
         else:
             progress.best_score = None  # the best epoch is one of this phase
         progress.phase, progress.epoch, progress.misses = number, 0, 0
+        before = self.optimizers
         self._build_optimizers()
+        if phase.refine and before.keys() == self.optimizers.keys():
+            for key, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(before[key].state_dict())
         self.save_state(LAST)
 
     def _updates(self) -> tuple[Update, ...]:
@@ -250,9 +254,13 @@ class PlanTrainer(Trainer):
 
     def _build_optimizers(self) -> None:
         """A fresh optimiser for each name among the updates of the present phase."""
-        parameters = {_key(update): update.parameters for update in self._updates()}
+        parameters: dict[str, list[nn.Parameter]] = {}
+        for update in self._updates():
+            own = parameters.setdefault(_key(update), list(update.parameters))
+            if list(map(id, own)) != list(map(id, update.parameters)):
+                raise ValueError(f"updates named {update.name!r} must have the same parameters")
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            key: self._build_optimizer(params=list(own)) for key, own in parameters.items()
+            key: self._build_optimizer(params=own) for key, own in parameters.items()
         }
         self.optimizer = next(iter(self.optimizers.values()))  # where RecBole has its only one
 

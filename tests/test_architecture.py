@@ -49,6 +49,7 @@ ALLOWED = {
     "run": ["", "checkpoint", "config", "data", "errors", "models", "trainer"],
     "inference": ["checkpoint", "config", "data", "errors", "models", "run", "trainer"],
     "augmentation": [
+        "",
         "augmenters.*",
         "checkpoint",
         "config",
@@ -67,7 +68,7 @@ ALLOWED = {
         "run",
         "trainer",
     ],
-    "": ["compat", "config", "errors", "inference", "models", "run"],
+    "": ["augmentation", "compat", "config", "errors", "inference", "models", "run"],
     "__main__": ["cli"],
 }
 # The lowest modules: pure torch, no host.

@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from recbole_simdiff.config import Config, properties_dir, read_yaml
 from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.run import RESULT, prepare, read_result, stored_config
-from recbole_simdiff.trainer import BEST, KEPT, LAST, Interrupted, PlanTrainer
+from recbole_simdiff.trainer import BEST, KEPT, LAST, Interrupted, PlanTrainer, TrainingDiverged
 from tests.conftest import write_inter
 
 N_ITEMS = 20
@@ -96,6 +98,11 @@ def flat(histories: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def pseudo_file(config: Config) -> Path:
     (path,) = Path(config["augmentation_cache"]).glob("*.safetensors")
+    return path
+
+
+def generator_file(config: Config) -> Path:
+    (path,) = Path(config["augmentation_cache"]).glob(f"diffuser-*/{LAST}")
     return path
 
 
@@ -439,7 +446,7 @@ def test_held_out_items_change_nothing(configure: Configure, tmp_path: Path, gui
         found.append(
             {
                 "name": pseudo_file(config).name,
-                "generator": checkpoint.load(pseudo_file(config).with_suffix("") / LAST)[0],
+                "generator": checkpoint.load(generator_file(config))[0],
                 "log": {k: v for k, v in augmented.notes["log"].items() if "seconds" not in k},
                 "quality": augmented.notes["quality"],
                 "rows": [sorted(rows_of(batch)) for batch in train],
@@ -637,10 +644,8 @@ def test_whatever_shapes_the_generator_is_in_its_key(
     """T26: every setting of the generator changes the name of the file."""
     own = read_yaml(properties_dir() / "model" / "DiffuASR.yaml")
     shaping = {key for key in own if key.startswith(("diffuasr_", "sunet_"))}
-    assert (
-        set(GENERATION_KEYS) == {"augmenter", "n_pseudo", "seed", "MAX_ITEM_LIST_LENGTH"} | shaping
-    )
-    assert OTHER_VALUES.keys() == set(GENERATION_KEYS)
+    assert set(GENERATION_KEYS) == {"n_pseudo", "MAX_ITEM_LIST_LENGTH"} | shaping
+    assert OTHER_VALUES.keys() == {"augmenter", "seed", *GENERATION_KEYS}
     config = configure()
     baseline = run(config.backbone())
     model = prepare(config.backbone())[-1]
@@ -666,6 +671,71 @@ def test_whatever_shapes_the_generator_is_in_its_key(
         ("show_users", 1),
     ):
         assert augment(configure(**{key: value})).notes["pseudo"] == paths[0], key
+
+
+def test_sampling_settings_keep_the_trained_generator(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is trained with the guidance that they describe."""
+    places: list[Path] = []
+    stock = augmentation.generate
+
+    def note(*arguments: Any) -> Any:
+        places.append(arguments[-1])
+        return stock(*arguments)
+
+    monkeypatch.setattr(augmentation, "generate", note)
+    for changes in ({}, {"diffuasr_strength": 0.7}, {"diffuasr_sample_steps": 2}):
+        augment(configure(**changes))
+    assert len(set(places)) == 1
+    made = Path(configure()["augmentation_cache"]).glob("diffuasr-*.safetensors")
+    assert len(list(made)) == 3
+    for changes in ({}, {"diffuasr_strength": 0.7}):
+        augment(configure(diffuasr_cf_training="combined", **changes))
+    augment(configure(diffuasr_learning_rate=0.02))
+    assert len(set(places)) == 4
+
+
+def test_a_cache_that_was_moved_is_found(configure: Configure, tmp_path: Path) -> None:
+    """Results remember where they were written; what counts is where they are."""
+    before = augment(configure())
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    after = augment(configure(augmentation_cache=str(tmp_path / "elsewhere")))
+    assert torch.equal(after.pseudo, before.pseudo)
+    run_dir = Path(after.notes["baseline"]["run_dir"])
+    assert run_dir.parent == tmp_path / "elsewhere"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_generator_that_diverges_stops_the_run(configure: Configure) -> None:
+    with pytest.raises(TrainingDiverged, match="the generator's loss is nan at epoch"):
+        augment(configure(diffuasr_learning_rate=1e30, diffuasr_epochs=5))
+    assert not list(Path(configure()["augmentation_cache"]).glob("diffuasr-*.safetensors"))
+
+
+def test_the_stages_cannot_be_left_out(configure: Configure) -> None:
+    with pytest.raises(UserError, match=r"has stages before this one: call run_augmented"):
+        run(configure())
+
+
+def test_one_process_at_a_time_is_in_a_stage(tmp_path: Path) -> None:
+    """Another one waits; it does not write into the same folder."""
+    path = tmp_path / "cache" / "stage"
+    code = (
+        "import sys; from pathlib import Path; from recbole_simdiff import augmentation\n"
+        "print('ready', flush=True)\n"
+        "with augmentation._alone(Path(sys.argv[1])): print('in', flush=True)"
+    )
+    with augmentation._alone(path):
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1)
+    assert other.communicate(timeout=60)[0] == "in\n"
+    assert other.returncode == 0
 
 
 def test_random_items_depend_on_their_number_and_the_seed(configure: Configure) -> None:
@@ -767,7 +837,7 @@ def test_damaged_files_are_refused(configure: Configure) -> None:
     config = configure()
     notes = augment(config).notes
     pseudo, baseline = Path(notes["pseudo"]), Path(notes["baseline"]["run_dir"])
-    generator = pseudo.with_suffix("") / LAST
+    generator = generator_file(config)
     for path in (pseudo, baseline / BEST):
         damage(path)
         with pytest.raises(UserError, match=rf"{path} is damaged: its checksum does not match"):
@@ -870,6 +940,37 @@ def test_a_given_baseline_has_held_out_the_same(configure: Configure) -> None:
     baseline = run(configure(eval_args=split).backbone())
     with pytest.raises(UserError, match="eval_args"):
         augment(configure(baseline_checkpoint=baseline.run_dir))
+
+
+def test_a_given_baseline_was_ranked_the_same_way_and_on_raw_data(configure: Configure) -> None:
+    """Ranked among few, it could not be compared; augmented itself, it is no baseline."""
+    sampled = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
+    baseline = run(configure(eval_args=sampled | {"mode": "uni5"}).backbone())
+    with pytest.raises(UserError, match="cannot be compared"):
+        augment(configure(baseline_checkpoint=baseline.run_dir))
+    augmented = run_augmented(configure(augmenter="random"))
+    with pytest.raises(UserError, match="was trained on augmented data; a baseline must not be"):
+        augment(configure(baseline_checkpoint=augmented.run_dir))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_pseudo": 20},
+        {"backbone": "DreamRec", "diffuasr_guidance": "classifier"},
+        {"backbone": "FPMC", "augmenter": "random", "loss_type": "BPR"},
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(PlanTrainer, "fit", lambda *_: pytest.fail("trained"))
+    config = configure()
+    values = config.plain()["values"] | changes
+    known = set(Config("DiffuASR", "toy", overrides=changes).final_config_dict)
+    values = {k: v for k, v in values.items() if k in known and k != "train_neg_sample_args"}
+    with pytest.raises(UserError):
+        augment(Config("DiffuASR", "toy", overrides=values))
 
 
 # ---------------------------------------------------------------------- stopped and continued

@@ -1,5 +1,7 @@
 """Models by name, and the contract that every model of this package keeps."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ from recbole.data.interaction import Interaction
 from recbole_simdiff.config import Config, properties_dir, read_yaml
 from recbole_simdiff.data import BucketLoader
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.inference import load
 from recbole_simdiff.models import available_models, get_model, plugin_models, recbole_models
+from recbole_simdiff.run import item_ids, user_ids
 from recbole_simdiff.trainer import PlanTrainer, TargetCollector
 
 MODELS = sorted(plugin_models())
@@ -180,6 +184,28 @@ def test_weights_restore_the_scores(made: Any) -> None:
     assert not torch.allclose(other.full_sort_predict(batch), expected)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.full_sort_predict(batch), expected)
+
+
+def test_a_checkpoint_alone_restores_the_scores(made: Any, data_path: Path, tmp_path: Path) -> None:
+    """The model is built without data; after training, and through every phase of it."""
+    config, train, test, model = made
+    dataset, run_dir = train._dataset, tmp_path / "run"
+    content = {
+        "config": config.plain(),
+        "items": item_ids(dataset),
+        "users": user_ids(dataset),
+        "titles": {},
+    }
+    PlanTrainer(config, model, run_dir, content).fit(train)
+    batch = next(iter(test))[0]
+    history = Interaction({key: batch[key] for key in ("item_id_list", "item_length")})
+    model.eval()
+    shutil.rmtree(data_path)
+    restored = load(run_dir, use_gpu=False).model
+    assert restored is not model
+    assert restored.state_dict().keys() == model.state_dict().keys()
+    for asked in (batch, history):
+        assert torch.equal(restored.full_sort_predict(asked), model.full_sort_predict(asked))
 
 
 def test_the_seed_decides_the_loss(made: Any) -> None:

@@ -178,6 +178,15 @@ def test_equal_names_share_an_optimiser(make: Any) -> None:
     assert trainer.model.calls == ["first", "second", "first"] * STEPS
 
 
+def test_updates_of_one_name_must_move_the_same(make: Any) -> None:
+    def plan(model: Pair) -> list[Phase]:
+        first, second = alternate(model)
+        return [Phase("both", 1, updates=(first, second._replace(name="first")))]
+
+    with pytest.raises(ValueError, match="updates named 'first' must have the same parameters"):
+        make(plan)
+
+
 def test_loss_parts_carry_the_name_of_their_update(make: Any) -> None:
     trainer, train, _ = make(learning_rate=1e-12)
     trainer.model.monitor = {"watched": torch.tensor(0.5)}
@@ -287,15 +296,74 @@ def test_the_best_checkpoint_has_no_optimiser(make: Any) -> None:
 # ---------------------------------------------------------------------- phases
 
 
-def test_every_phase_has_fresh_optimisers(make: Any) -> None:
+def optimizer_states(trainer: Any) -> dict[str, Any]:
+    """As they are now: steps go on in the same tensors."""
+    return {k: v.clone() for k, v in state(trainer).items() if k.startswith("optimizer")}
+
+
+@pytest.mark.parametrize("refine", [False, True])
+@pytest.mark.parametrize("same_names", [False, True])
+def test_only_a_refining_phase_keeps_the_optimisers(
+    make: Any, refine: bool, same_names: bool
+) -> None:
+    """Where its updates have the names of those before; every other phase has fresh ones."""
+
     def plan(model: Pair) -> list[Phase]:
-        return [Phase("a", 1, updates=alternate(model)), Phase("b", 1)]
+        updates = alternate(model)
+        after = updates if same_names else ()
+        return [Phase("a", 1, updates=updates), Phase("b", 1, updates=after, refine=refine)]
 
     trainer, train, _ = make(plan)
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    saved: dict[str, Any] = {}
+    stock = trainer._begin_phase
+
+    def begin(*args: Any) -> None:
+        before.update(optimizer_states(trainer))
+        stock(*args)
+        after.update(optimizer_states(trainer))
+        tensors, _ = checkpoint.load(trainer.run_dir / LAST)
+        saved.update({k: v for k, v in tensors.items() if k.startswith("optimizer")})
+
+    trainer._begin_phase = begin
     trainer.fit(train)
-    assert list(trainer.optimizers) == ["optimizer"]
-    steps = {int(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()}
-    assert steps == {STEPS}
+    kept = refine and same_names
+    names = ["optimizer_first", "optimizer_second"] if same_names else ["optimizer"]
+    assert list(trainer.optimizers) == names
+    for found in (after, saved):
+        assert_same(found, before if kept else {})
+    steps = {int(value) for key, value in optimizer_states(trainer).items() if "step" in key}
+    assert steps == {2 * STEPS if kept else STEPS}
+
+
+@pytest.mark.parametrize("stop", [STEPS, STEPS + 1, 2 * STEPS + 1])
+def test_a_stopped_refinement_ends_as_an_unbroken_one(make: Any, stop: int) -> None:
+    """Before its first step and later on: the moments it began with are not lost."""
+
+    def plan(model: Pair) -> list[Phase]:
+        updates = alternate(model)
+        return [Phase("a", 1, updates=updates), Phase("b", 2, updates=updates, refine=True)]
+
+    unbroken, train, valid = make(plan, "unbroken")
+    unbroken.fit(train, valid)
+    stopped, train, valid = make(plan, "stopped")
+    stock, steps = stopped.model.other_loss, []
+
+    def interrupt(batch: Any) -> Any:
+        steps.append(batch)
+        if len(steps) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return stock(batch)
+
+    stopped.model.other_loss = interrupt
+    with pytest.raises(Interrupted):
+        stopped.fit(train, valid)
+    resumed, train, valid = make(plan, "stopped")
+    torch.manual_seed(9)
+    resumed.resume(resumed.run_dir / LAST)
+    resumed.fit(train, valid)
+    assert_same(state(resumed), state(unbroken))
 
 
 SCORES = [0.2, 0.5, 0.3, 0.4, 0.45]

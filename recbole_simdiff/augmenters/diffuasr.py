@@ -78,9 +78,7 @@ OPTIONS = {
 }
 # Settings that shape the generator and what it generates.
 GENERATION_KEYS: tuple[str, ...] = (
-    "augmenter",
     "n_pseudo",
-    "seed",
     "MAX_ITEM_LIST_LENGTH",
     "diffuasr_embeddings",
     "diffuasr_scale",
@@ -113,6 +111,20 @@ GENERATION_KEYS: tuple[str, ...] = (
     "sunet_groups",
     "sunet_attn_resolutions",
     "sunet_dropout",
+)
+
+# Those among them that are read when items are generated and, without guidance in training, then
+# only.
+SAMPLING_KEYS: tuple[str, ...] = (
+    "diffuasr_strength",
+    "diffuasr_cg_log_prob",
+    "diffuasr_cg_label",
+    "diffuasr_cg_scale",
+    "diffuasr_cg_sign",
+    "diffuasr_sampler",
+    "diffuasr_sample_steps",
+    "diffuasr_rounding",
+    "diffuasr_exclude",
 )
 
 
@@ -149,8 +161,15 @@ def check_config(config: Any) -> None:
         raise UserError(
             f"diffuasr_learning_rate={config['diffuasr_learning_rate']} must be positive and finite"
         )
+    if not isinstance(config["augmentation_cache"], str):
+        raise UserError(f"augmentation_cache={config['augmentation_cache']!r} must be a folder")
+    if not isinstance(config["baseline_checkpoint"], str | None):
+        raise UserError(f"baseline_checkpoint={config['baseline_checkpoint']!r} must be a folder")
     if config["augmenter"] != "diffuasr":
         return
+    sides = config["sunet_attn_resolutions"]
+    if not isinstance(sides, list) or any(type(side) is not int for side in sides):
+        raise UserError(f"sunet_attn_resolutions={sides} must be a list of whole numbers")
     steps = config["diffuasr_diffusion_steps"]
     if config["diffuasr_sample_steps"] > steps:
         raise UserError(

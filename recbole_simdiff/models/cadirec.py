@@ -51,7 +51,7 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
 from recbole_simdiff.transformer import PackedTransformer, RelativeTransformer, TokenLayout
 
@@ -204,9 +204,7 @@ class CaDiRec(EncoderRecommender):
             raise UserError(f"aug_ratio={config['aug_ratio']} must lie in [0, 1]")
         if not 0 <= config["denoiser_dropout"] < 1:
             raise UserError(f"denoiser_dropout={config['denoiser_dropout']} must lie in [0, 1)")
-        for key in ("tau", "z0_scale"):
-            if not config[key] > 0:
-                raise UserError(f"{key}={config[key]} must be positive")
+        require_positive(config, "tau", "z0_scale")
         if config["reverse_steps"] > config["diffusion_steps"]:
             raise UserError(
                 f"reverse_steps={config['reverse_steps']} must not exceed "

@@ -37,7 +37,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, cat
 
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.transformer import TokenLayout
 from recbole_simdiff.views import two_views
@@ -86,8 +86,7 @@ class CL4SRec(EncoderRecommender):
         for key in ("crop_ratio", "mask_ratio", "reorder_ratio"):
             if not 0 <= config[key] <= 1:
                 raise UserError(f"{key}={config[key]} must lie in [0, 1]")
-        if not config["tau"] > 0:
-            raise UserError(f"tau={config['tau']} must be positive")
+        require_positive(config, "tau")
 
     def calculate_loss(self, interaction: Interaction) -> CL4SRecLoss:
         """The next-item loss and the weighted contrastive loss, which is skipped at weight 0."""

@@ -50,7 +50,7 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import sinusoid
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.encoder import PSEUDO_LENGTH
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import full_softmax_loss
 from recbole_simdiff.transformer import PackedTransformer, TokenLayout
 
@@ -216,6 +216,7 @@ class DreamRec(SequentialRecommender):
         "sample_noise",
         "n_samples",
         "sampling_seed",
+        "sampling_seeds",
         "score",
     )
 
@@ -290,7 +291,8 @@ class DreamRec(SequentialRecommender):
             ("hidden_size", "n_layers", "n_heads", "inner_size", "diffusion_steps"), 1
         )
         least |= {"sample_steps": 1, "n_samples": 1, "sampling_seed": 0}
-        least |= {"guidance": 0, "ce_weight": 0}
+        least |= {"guidance": 0, "ce_weight": 0, "sampling_seeds": 1}
+        require_positive(config, "loss_memory_mb")
         require_at_least(config, least)
         if config["hidden_size"] % config["n_heads"]:
             raise UserError(

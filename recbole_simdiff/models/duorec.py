@@ -35,7 +35,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_simdiff.encoder import PSEUDO_LENGTH, ROW_NUMBER, ROW_START, EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.transformer import TokenLayout
 
@@ -149,8 +149,7 @@ class DuoRec(EncoderRecommender):
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
         require_at_least(config, {"unsupervised_weight": 0, "supervised_weight": 0})
-        if not config["tau"] > 0:
-            raise UserError(f"tau={config['tau']} must be positive")
+        require_positive(config, "tau")
         if config["contrast"] != "un" and config["train_sampling"] == "user_all":
             raise UserError(
                 f"contrast={config['contrast']} compares rows by their one target, so "

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks
 from recbole_simdiff.plan import Phase
 from recbole_simdiff.transformer import PackedTransformer, TokenLayout
@@ -119,8 +119,21 @@ class ECLSR(EncoderRecommender):
         for module in (self.detector, self.combine):
             if module is not None:
                 module.apply(self.init_weights)
+        self.masked_per_batch = self._masked_per_batch(dataset, config["train_batch_size"])
         self.train_stage = ALL_TERMS  # set by the trainer
         self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+
+    def _masked_per_batch(self, dataset: Any, batch_size: int) -> float | None:
+        """Expected number of masked tokens in a full batch, so that each weighs the same."""
+        rows = getattr(dataset, "inter_feat", None)
+        if rows is None:
+            return None
+        length = rows[dataset.item_list_length_field].double()
+        if self.masking == "count":
+            masked = torch.minimum((self.mask_ratio * length + 1 + 1e-9).floor(), length - 1)
+        else:
+            masked = self.mask_ratio * length + (1 - self.mask_ratio) ** length
+        return max(min(batch_size, len(length)) * masked.mean().item(), 1.0)
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -131,11 +144,10 @@ class ECLSR(EncoderRecommender):
         """
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
+        require_positive(config, "tau")
         require_at_least(config, {"cl_weight": 0, "disc_weight": 0, "gen_weight": 0, "last_k": 1})
         if not 0 <= config["mask_ratio"] <= 1:
             raise UserError(f"mask_ratio={config['mask_ratio']} must lie in [0, 1]")
-        if not config["tau"] > 0:
-            raise UserError(f"tau={config['tau']} must be positive")
         if config["stages"] not in (1, 2):
             raise UserError(f"stages={config['stages']} must be 1 or 2")
 
@@ -276,13 +288,13 @@ class ECLSR(EncoderRecommender):
         return self.run(self.generator, vectors, layout, causal=False, tokens=masked)
 
     def generator_loss(self, states: Tensor, original: Tensor) -> Tensor:
-        """Cross-entropy of the masked items, mean over them: [m, H], [m] -> scalar."""
+        """Cross-entropy of the masked items, over those expected in a batch: [m, H], [m]."""
         # Code: at most floor(rho L) tokens a row count. Here: all.
         table = self.item_table
         if self.mask_pad_in_softmax:
             table, original = table[1:], original - 1
         total = full_softmax_loss(states, table, original, self.loss_memory_mb)
-        return total / max(len(original), 1)
+        return total / (self.masked_per_batch or max(len(original), 1))
 
     @torch.no_grad()
     def guesses(self, states: Tensor) -> Tensor:

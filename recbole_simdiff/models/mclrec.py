@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.plan import Phase, Update
 from recbole_simdiff.transformer import TokenLayout
@@ -121,8 +121,7 @@ class MCLRec(EncoderRecommender):
         for key in ("crop_ratio", "mask_ratio", "reorder_ratio"):
             if not 0 <= config[key] <= 1:
                 raise UserError(f"{key}={config[key]} must lie in [0, 1]")
-        if not config["tau"] > 0:
-            raise UserError(f"tau={config['tau']} must be positive")
+        require_positive(config, "tau")
         if config["encoder_steps"] not in (1, 2):
             raise UserError(f"encoder_steps={config['encoder_steps']} must be 1 or 2")
         if config["joint"] and config["encoder_steps"] == 2:
@@ -132,11 +131,13 @@ class MCLRec(EncoderRecommender):
 
     def training_plan(self) -> list[Phase]:
         """The encoder's step and then the extractors', each with an optimiser of its own."""
-        if self.joint or self.meta_weight == 0:
+        if self.joint or (self.meta_weight == 0 and self.encoder_steps == 1):
             return [Phase("train", self.epochs)]
-        extractors = list(self.extractors.parameters())
         first = Update("encoder", self.encoder_parameters, self.calculate_loss)
-        updates = (first, Update("extractor", extractors, self.extractor_loss))
+        updates: tuple[Update, ...] = (first,)
+        if self.meta_weight > 0:
+            extractors = list(self.extractors.parameters())
+            updates += (Update("extractor", extractors, self.extractor_loss),)
         # Paper: on to the next batch. Code: the encoder moves again. Here: a switch.
         again = (first._replace(loss=self.encoder_loss),) if self.encoder_steps == 2 else ()
         return [Phase("train", self.epochs, updates=updates + again)]

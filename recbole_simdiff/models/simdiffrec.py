@@ -43,7 +43,7 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks
 from recbole_simdiff.transformer import TokenLayout
 
@@ -165,8 +165,7 @@ class SimDiffRec(EncoderRecommender):
         )
         if not 0 < config["aug_ratio"] <= 1:
             raise UserError(f"aug_ratio={config['aug_ratio']} must lie in (0, 1]")
-        if not config["tau"] > 0:
-            raise UserError(f"tau={config['tau']} must be positive")
+        require_positive(config, "tau")
         if not 0 < config["beta_start"] <= config["beta_end"] < 1:
             raise UserError(
                 f"beta_start={config['beta_start']} and beta_end={config['beta_end']} must satisfy "

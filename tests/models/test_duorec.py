@@ -277,6 +277,21 @@ def test_the_unsupervised_view_has_its_own_dropout(toy, mode):
     assert torch.equal(model.unsupervised_view(batch), h)
 
 
+@pytest.mark.parametrize("mode", ["us_x", "us", "su"])
+def test_the_supervised_view_has_its_own_dropout(monkeypatch, toy, mode):
+    """Also for a row that is its own view, as one without another row of its target is."""
+    _, batch, model = toy(contrast=mode)
+    monkeypatch.setattr(model.same_target, "draw", lambda row: row)
+    model.train()
+    views = [model.supervised_view(batch) for _ in range(2)]
+    for other in (views[1], model.unsupervised_view(batch)):
+        assert (views[0] != other).any(1).all()
+    model.eval()
+    view = model.supervised_view(batch)
+    assert torch.equal(model.supervised_view(batch), view)
+    torch.testing.assert_close(view, model(batch["item_id_list"], batch["item_length"]))
+
+
 def test_supervised_views_come_in_the_order_of_the_rows(monkeypatch, toy):
     """They are encoded by length, and put back: also for one row, and for an odd number."""
     train, _, model = toy()
@@ -317,6 +332,26 @@ def test_the_gradient_flows_into_both_views(monkeypatch, toy):
     theirs = set(index.sequences(torch.tensor([other]))[0][0].tolist()) - {0}
     ours = set(items[0].tolist()) - {0}
     assert all(grad[item].any() for item in theirs | ours)
+
+
+@pytest.mark.parametrize(("mode", "contrasted"), [("us_x", 2), ("us", 4), ("su", 2), ("un", 2)])
+def test_the_contrast_moves_the_encoder_through_all_passes(monkeypatch, toy, mode, contrasted):
+    """No state of a pair is a constant, whatever the mode."""
+    weights = {"unsupervised_weight": 0.3, "supervised_weight": 0.2}
+    _, batch, model = toy(**OFF, **weights, contrast=mode)
+    views, stock = [], model.matching
+
+    def record(first: Tensor, second: Tensor) -> Tensor:
+        views.extend((first, second))
+        return stock(first, second)
+
+    monkeypatch.setattr(model, "matching", record)
+    loss = model.calculate_loss(batch).contrastive
+    assert len(views) == contrasted
+    theta = (model.item_embedding.weight, model.trm_encoder.layer[0].feed_forward.dense_1.weight)
+    for view, grad in zip(views, torch.autograd.grad(loss, views, retain_graph=True), strict=True):
+        assert grad.any(1).all()
+        assert all(g.any() for g in torch.autograd.grad(view, theta, grad, retain_graph=True))
 
 
 @pytest.mark.parametrize("mode", MODES)

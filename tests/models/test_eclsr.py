@@ -1,6 +1,8 @@
 """ECL-SR: its masks, what reaches whom, and its two stages."""
 
 import math
+from collections import Counter
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import SASRec
+from scipy.stats import chisquare
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -136,6 +139,18 @@ def test_a_fixed_number_of_masks_is_uniform(small: Any) -> None:
     torch.testing.assert_close(share[1:5], torch.full((4,), 0.5), atol=0.04, rtol=0)
 
 
+@pytest.mark.parametrize(("n", "ratio", "count"), [(5, 0.2, 2), (6, 0.4, 3), (4, 0.2, 1)])
+def test_every_set_of_so_many_masks_is_equally_likely(
+    small: Any, n: int, ratio: float, count: int
+) -> None:
+    """Invariant 4: drawn without replacement among all but the oldest."""
+    torch.manual_seed(0)
+    cells = drawn(small(masking="count", mask_ratio=ratio), [n], MAX_LENGTH, 6000)
+    found = Counter(tuple(row.nonzero().flatten().tolist()) for row in cells)
+    assert set(found) == set(combinations(range(1, n), count))
+    assert chisquare(list(found.values())).pvalue > 1e-3
+
+
 def test_masks_by_probability(small: Any) -> None:
     """Invariant 5: at least one a row, the newest one failing others; at most rho L + 1."""
     model = small(MAX_ITEM_LIST_LENGTH=50, mask_ratio=0.2)
@@ -234,6 +249,35 @@ def test_the_generator_loss_is_a_mean_over_masked_items(small: Any) -> None:
         wanted = F.cross_entropy(logits, items - int(pad))
         torch.testing.assert_close(model.generator_loss(states, items), wanted)
         assert model.generator_loss(states[:0], items[:0]) == 0
+
+
+# With rho = 0.6 no row of the toy data reaches the cap.
+@pytest.mark.parametrize(("masking", "ratio"), [("count", 0.2), ("probability", 0.6)])
+@pytest.mark.parametrize("batch_size", [4, 512])
+def test_expected_number_of_masked_items(
+    build: Any, masking: str, ratio: float, batch_size: int
+) -> None:
+    """Of a full batch, or of all rows where there are fewer; by drawing."""
+    changes = {"masking": masking, "mask_ratio": ratio, "train_batch_size": batch_size}
+    _, train, _, _, model = build("ECLSR", **changes)
+    length = train.dataset.inter_feat["item_length"]
+    assert len(set(length.tolist())) > 2
+    torch.manual_seed(0)
+    layout = TokenLayout(length.repeat(500), int(length.max()))
+    a_row = len(model.choose_positions(layout)) / layout.batch
+    expected = a_row * min(batch_size, len(length))
+    assert model.masked_per_batch == pytest.approx(expected, rel=0.02)
+
+
+def test_every_masked_item_weighs_the_same_in_training(build: Any) -> None:
+    """However many a batch has: the loss is a sum over the number expected of a full one."""
+    _, _, _, _, model = build("ECLSR")
+    states, items = torch.randn(3, 8), torch.tensor([4, 12, 1])
+    logits = states @ model.item_embedding.weight[: model.n_items].t()
+    each = F.cross_entropy(logits, items, reduction="none") / model.masked_per_batch
+    torch.testing.assert_close(model.generator_loss(states, items), each.sum())
+    torch.testing.assert_close(model.generator_loss(states[:1], items[:1]), each[0])
+    assert model.generator_loss(states[:0], items[:0]) == 0
 
 
 def test_guesses(small: Any) -> None:
@@ -339,6 +383,24 @@ def test_gradients_go_where_they_belong(small: Any) -> None:
     # The encoder is reached through the condition, with a discriminator of its own, too.
     wanted = {*ENCODER, "detector", "discriminator"}
     assert reached(alone, losses(alone).discriminator) == wanted
+
+
+def test_the_contrast_moves_the_encoder_through_both_passes(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 8: by itself, without the help of the next-item loss."""
+    model = small(hidden_dropout_prob=0.1)
+    assert reached(model, losses(model).contrastive) == ENCODER
+    called = watch(monkeypatch, model, "contrastive_loss")
+    loss = losses(model).contrastive
+    (((*passes, _), _),) = called
+    assert len(passes) == 2
+    theta = (model.item_embedding.weight, model.trm_encoder.layer[0].feed_forward.dense_1.weight)
+    for states, grad in zip(
+        passes, torch.autograd.grad(loss, passes, retain_graph=True), strict=True
+    ):
+        assert grad.any(1).all()  # last_k is more than any row has
+        assert all(g.any() for g in torch.autograd.grad(states, theta, grad, retain_graph=True))
 
 
 def test_number_of_parameters(small: Any) -> None:
@@ -499,6 +561,31 @@ def test_two_stages(build: Any, tmp_path: Any) -> None:
     assert best == sorted(best)
 
 
+def test_generator_and_discriminator_rest_in_the_second_stage(build: Any, tmp_path: Any) -> None:
+    """Invariant 16: bit by bit, although the optimiser goes on with its moments."""
+    changes = {"share_discriminator": False, "condition": "concatenate"}
+    config, train, _, _, model = build("ECLSR", stages=2, epochs=1, **changes)
+    trainer = PlanTrainer(config, model, tmp_path / "run")
+    begun, enter = {}, trainer._enter_stage
+
+    def mark(name: str) -> None:
+        begun[name] = {k: v.clone() for k, v in model.state_dict().items()}
+        enter(name)
+
+    trainer._enter_stage = mark
+    trainer.fit(train)
+
+    def moved(before: Any, after: Any) -> set[str]:
+        return {name.split(".")[0] for name, v in after.items() if not torch.equal(v, before[name])}
+
+    resting = {"generator", "discriminator", "detector", "combine"}
+    first, second = begun[ALL_TERMS], begun[WITHOUT_DISCRIMINATOR]
+    assert moved(first, second) == ENCODER | resting
+    assert moved(second, model.state_dict()) == ENCODER
+    for name in resting:
+        assert all(p.grad is None for p in getattr(model, name).parameters())
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -523,17 +610,28 @@ def test_impossible_settings_are_refused(
         make_config("ECLSR", **changes)
 
 
-SCRIPTS = {  # masking, rho, k, weights, dropout of attention and elsewhere
-    "ml-1m": ("count", 0.2, 20, 0.001, 0.05, 0.2, 0.2, 0.2),
-    "amazon-sports-outdoors": ("count", 0.2, 10, 2.0, 0.05, 0.5, 0.5, 0.5),
-    "amazon-toys-games": ("probability", 0.2, 10, 0.1, 0.01, 0.02, 0.5, 0.5),
-    "yelp": ("probability", 0.6, 5, 0.3, 0.1, 0.2, 0.1, 0.2),
+SCRIPTS = {  # masking, rho, k, dropout of attention and elsewhere
+    "ml-1m": ("count", 0.2, 20, 0.2, 0.2),
+    "amazon-sports-outdoors": ("count", 0.2, 10, 0.5, 0.5),
+    "amazon-toys-games": ("probability", 0.2, 10, 0.5, 0.5),
+    "yelp": ("probability", 0.6, 5, 0.1, 0.2),
 }
+TOYS_WEIGHTS = (0.1, 0.01, 0.02)  # the published ones of the others belong to other rows
 
 
 @pytest.mark.parametrize("dataset", SCRIPTS)
 def test_settings_of_the_released_scripts(dataset: str) -> None:
     config = Config("ECLSR", dataset)
-    keys = ("masking", "mask_ratio", "last_k", *TERMS, "attn_dropout_prob", "hidden_dropout_prob")
+    keys = ("masking", "mask_ratio", "last_k", "attn_dropout_prob", "hidden_dropout_prob")
     assert tuple(config[key] for key in keys) == SCRIPTS[dataset]
+    assert tuple(config[key] for key in TERMS) == TOYS_WEIGHTS
     assert (config["tau"], config["train_sampling"], config["stages"]) == (0.05, "prefix_last", 1)
+
+
+def test_the_released_behaviour() -> None:
+    plain, official = (
+        Config("ECLSR", "toy", overrides={"preset": preset}) for preset in ("paper", "official")
+    )
+    differing = {k: v for k, v in official.final_config_dict.items() if plain[k] != v}
+    documented = {"align": "left", "condition": "position", "valid_metric": "Hit@10"}
+    assert differing == {"preset": "official", **documented}

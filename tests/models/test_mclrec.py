@@ -1,6 +1,7 @@
 """MCLRec against the numbers of its formulas, and its two steps parameter by parameter."""
 
 import math
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -219,6 +220,42 @@ def test_the_encoder_learns_through_the_extractors(small: Any) -> None:
     assert sum(different) > len(different) / 2
 
 
+def test_both_views_get_gradient_from_each_contrast(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 7: h1 and h2 from L_cl1, and by way of z1 and z2 from L_cl2 and R."""
+    model = small()
+    seen: dict[str, Any] = {}
+
+    def watch(name: str) -> None:
+        stock = getattr(model, name)
+
+        def record(*args: Any) -> Any:
+            seen[name] = stock(*args)
+            return seen[name]
+
+        monkeypatch.setattr(model, name, record)
+
+    watch("encode_views")
+    watch("extract")
+    losses = model.calculate_loss(rows())
+    states, learned = seen["encode_views"], seen["extract"]
+    theta = (model.item_embedding.weight, model.trm_encoder.layer[0].feed_forward.dense_1.weight)
+
+    def pulled(outputs: Any, inputs: Any, grad: Any = None) -> Any:
+        found = torch.autograd.grad(outputs, inputs, grad, retain_graph=True)
+        assert all(g.any() for g in found)
+        return found
+
+    for state, grad in zip(states, pulled(losses.contrastive, states), strict=True):
+        pulled(state, theta, grad)
+    for term in (losses.learned, losses.regularizer):
+        grads_of_z = pulled(term, learned)
+        for z, h, grad in zip(learned, states, grads_of_z, strict=True):
+            (through,) = pulled(z, (h,), grad)
+            pulled(h, theta, through)
+
+
 def test_no_gradient_is_lost_in_the_second_step(small: Any) -> None:
     """Invariant 6: encoding without gradient gives the extractors the same gradients."""
     model = small(regularizer="row")
@@ -298,6 +335,47 @@ def test_all_steps_of_a_batch_see_the_same_views(
         assert all(torch.equal(items, part[0][0]) for items, _ in part)
         assert [grad for _, grad in part] == [True, False, True][: steps + 1]
     assert not torch.equal(one[0][0], two[0][0])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_every_step_has_its_own_dropout(
+    build: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """On the same views, with weights that do not move."""
+    changes = NO_DROPOUT | {"hidden_dropout_prob": dropout}
+    still = {"learner": "sgd", "learning_rate": 1e-30}
+    trainer, train, _ = trained(build, tmp_path, encoder_steps=2, **changes, **still)
+    states, stock = [], MCLRec.encode_views
+
+    def record(self: Any, views: Any) -> Any:
+        states.append(stock(self, views))
+        return states[-1]
+
+    monkeypatch.setattr(MCLRec, "encode_views", record)
+    trainer.model.train()
+    trainer._step(next(iter(train)), trainer._updates())
+    assert len(states) == 3
+    for one, two in combinations(states, 2):
+        assert [torch.allclose(a, b) for a, b in zip(one, two, strict=True)] == [dropout == 0] * 2
+
+
+def test_the_second_encoder_step_needs_no_extractors(build: Any, tmp_path: Any) -> None:
+    """With meta_weight 0 there is no step of theirs, and the encoder still takes both of its."""
+    trainer, train, _ = trained(build, tmp_path, meta_weight=0.0, encoder_steps=2)
+    model = trainer.model
+    updates = trainer._updates()
+    assert [(update.name, update.loss) for update in updates] == [
+        ("encoder", model.calculate_loss),
+        ("encoder", model.encoder_loss),
+    ]
+    model.learned_loss = None
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer._step(next(iter(train)), updates)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved >= {n for n in theta_names(model) if "key.bias" not in n}
+    assert not [name for name in moved if name.startswith("extractors.")]
+    assert list(trainer.optimizers) == ["optimizer_encoder"]
+    assert moments(trainer.optimizers["optimizer_encoder"]) == {2}
 
 
 def test_joint_mode_is_one_optimiser(build: Any, tmp_path: Any) -> None:
@@ -433,7 +511,7 @@ def test_impossible_settings_are_refused(
 PAPER = {
     "amazon-beauty": (0, 0.05, 0.5),
     "amazon-sports-outdoors": (0.04, 0.4, 0.5),
-    "yelp": (0.03, 0.1, None),
+    "yelp": (0.03, 0.1, 0.5),
     "amazon-toys-games": (0.01, 0.1, 0.5),
     "ml-1m": (0, 0.01, 0.1),
 }
@@ -444,16 +522,20 @@ def test_published_settings(dataset: str) -> None:
     config = Config("MCLRec", dataset)
     cl_weight, meta_weight, dropout = PAPER[dataset]
     assert (config["cl_weight"], config["meta_weight"]) == (cl_weight, meta_weight)
-    if dropout is not None:
-        assert config["hidden_dropout_prob"] == config["attn_dropout_prob"] == dropout
+    assert config["hidden_dropout_prob"] == config["attn_dropout_prob"] == dropout
     views = ("crop_ratio", "mask_ratio", "reorder_ratio", "tau")
     assert [config[key] for key in views] == [0.5, 0.5, 0.8, 1.0]
     assert (config["encoder_steps"], config["regularizer"]) == (1, "batch")
 
 
 def test_the_released_behaviour() -> None:
-    official = Config("MCLRec", "toy", overrides={"preset": "official"})
-    assert (official["encoder_steps"], official["regularizer"]) == (2, "row")
+    plain, official = (
+        Config("MCLRec", "toy", overrides={"preset": preset}) for preset in ("paper", "official")
+    )
+    differing = {k: v for k, v in official.final_config_dict.items() if plain[k] != v}
+    steps = {"encoder_steps": 2, "regularizer": "row"}
+    stopping = {"epochs": 100, "valid_metric": "MRR@10"}
+    assert differing == {"preset": "official", **steps, **stopping}
 
 
 def test_the_encoder_is_the_same_class_of_model() -> None:
