@@ -339,7 +339,8 @@ def _augment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             "hold out what is held out here"
         )
     augmentation.export(augmentation.augment(config), path)
-    print(f"{path}; read it with rm_dup_inter: ~ and without filters by time")
+    print(path)
+    print("read it with rm_dup_inter: ~ and without filters by time", file=sys.stderr)
     return 0
 
 

@@ -124,7 +124,7 @@ class ECLSR(EncoderRecommender):
         self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
 
     def _masked_per_batch(self, dataset: Any, batch_size: int) -> float | None:
-        """Expected number of masked tokens in a full batch, so that each weighs the same."""
+        """Masked tokens expected in a full batch, but for the cap, so that all weigh the same."""
         rows = getattr(dataset, "inter_feat", None)
         if rows is None:
             return None

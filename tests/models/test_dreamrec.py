@@ -788,7 +788,8 @@ def test_evaluation_keys_are_settings(small: Any) -> None:
         "sampling_seed": 1,
         "score": "ip",
     }
-    assert set(changes) | {"sample_steps"} == set(DreamRec.evaluation_keys)
+    others = {"sample_steps", "sampling_seeds"}
+    assert set(changes) | others == set(DreamRec.evaluation_keys)
     for key, value in changes.items():
         other = copy.copy(model)
         setattr(other, key, value)
