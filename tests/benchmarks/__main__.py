@@ -67,7 +67,7 @@ class Bench:
             model = config.model_class(config, train._dataset)
             trainer = PlanTrainer(config, model, Path(self.folder))
             for batch in list(train)[:3]:
-                trainer._step(batch, model.calculate_loss)
+                trainer._step(batch, trainer._updates())
             started = time.perf_counter()
             trainer._train_epoch(train, 0)
             self.seconds[name] = time.perf_counter() - started
