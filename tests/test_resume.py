@@ -259,8 +259,13 @@ def test_a_second_signal_is_final(make_config: Any, tmp_path: Path) -> None:
         interrupt()
         interrupt()
 
-    with pytest.raises(KeyboardInterrupt):
-        train(make_config(**SMALL_STEPS), tmp_path / "run", at(2, twice))
+    # Python's own handler: a worker process of a test runner may ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(**SMALL_STEPS), tmp_path / "run", at(2, twice))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_signal_handlers_are_put_back(make_config: Any, tmp_path: Path) -> None:
