@@ -12,14 +12,10 @@ only: they are handed over as flat arrays that hold nothing else. The baseline's
 chosen on validation, as in any run.
 """
 
-import fcntl
-import hashlib
-import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,15 +41,16 @@ from recbole_simdiff.config import AUGMENTED, Config
 from recbole_simdiff.data import FlatDataset, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.run import (
-    RESULT,
     RunResult,
     aligned,
     check_same_data,
     evaluate,
+    fingerprint,
     format_table,
     prepare,
-    read_result,
     run,
+    run_once,
+    short_key,
     start_logging,
 )
 from recbole_simdiff.trainer import (
@@ -68,21 +65,6 @@ from recbole_simdiff.trainer import (
     optimizer_state,
 )
 
-# Keys that change where a run happens or what is shown, not what it computes.
-_ELSEWHERE = {
-    "data_path",
-    "use_gpu",
-    "gpu_id",
-    "show_progress",
-    "eval_batch_size",
-    "checkpoint_dir",
-    "augmentation_cache",
-    "show_users",
-    "state",
-    "metric_decimal_place",
-    "item_title_field",
-    "worker",
-}
 HELD_OUT = 20  # one user in so many is held out to choose the generator's best epoch
 SAVE_EVERY_SECONDS = 60
 USERS = 2048  # users whose items are written between two looks at signals
@@ -104,11 +86,13 @@ class Augmented(NamedTuple):
     notes: dict[str, Any]
 
 
-def run_augmented(config: Config) -> RunResult:
+def run_augmented(config: Config, run_dir: Path | None = None) -> RunResult:
     """All stages.
 
     Args:
         config (Config): of ``--model=DiffuASR``.
+        run_dir (Path | None): folder of the final stage; a fresh one under ``checkpoint_dir`` by
+            default.
 
     Returns:
         RunResult: of the final stage; ``augmentation`` holds the rest.
@@ -119,7 +103,7 @@ def run_augmented(config: Config) -> RunResult:
     """
     _, pseudo, notes = augment(config)
     logger.info(f"final: {config.model} on augmented data")
-    return run(config, pseudo=pseudo, augmentation=notes)
+    return run(config, run_dir=run_dir, pseudo=pseudo, augmentation=notes)
 
 
 def augment(config: Config) -> Augmented:
@@ -168,9 +152,9 @@ def _augment(config: Config) -> Augmented:
     }
     if config["augmenter"] != "diffuasr":
         shaped_by |= {"settings": {"n_pseudo": config["n_pseudo"]}, "guide": ""}
-    path = cache / f"{config['augmenter']}-{config['dataset']}-{_key(shaped_by)}.safetensors"
+    path = cache / f"{config['augmenter']}-{config['dataset']}-{short_key(shaped_by)}.safetensors"
     model = _recommender(config.backbone(), weights, baseline)
-    with _alone(path):
+    with checkpoint.turn(path):
         if path.is_file():
             logger.info(f"pseudo: {path}")
         else:
@@ -231,27 +215,10 @@ def _invent(
     # What only sampling reads does not change the generator, unless it is trained with guidance.
     guided = config["diffuasr_guide_in_training"] or config["diffuasr_cf_training"] == "combined"
     settings = {k: config[k] for k in GENERATION_KEYS if guided or k not in SAMPLING_KEYS}
-    key = _key({**shaped_by, "settings": settings})
+    key = short_key({**shaped_by, "settings": settings})
     place = Path(config["augmentation_cache"]) / f"diffuser-{config['dataset']}-{key}"
-    with _alone(place):
+    with checkpoint.turn(place):
         return generate(config, items, ends, n_items, model, place)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Within the block no other process is in a block for the same path; it waits for its turn."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / f".{path.name}.lock", "w") as file:
-        fcntl.flock(
-            file, fcntl.LOCK_EX
-        )  # given back by the system, also when the process is killed
-        yield
-
-
-def _key(values: Mapping[str, Any]) -> str:
-    """Short name of a set of JSON-ready values."""
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 # ---------------------------------------------------------------------- baseline
@@ -289,19 +256,11 @@ def train_baseline(config: Config, cache: Path, dataset: FlatDataset) -> RunResu
         values |= {"use_gpu": config["use_gpu"], "show_progress": config["show_progress"]}
         return evaluate(place, {**values, "data_path": config.plain()["values"]["data_path"]})
     alone = config.backbone()
-    plain = alone.plain()
-    values = {k: v for k, v in plain["values"].items() if k not in _ELSEWHERE}
     fields = (dataset.uid_field, dataset.iid_field)
     data = checkpoint.digest({field: dataset.flat[field] for field in fields})
-    key = _key(plain | {"values": values, "data": data, "version": __version__})
-    run_dir = cache / f"{alone.name}-{config['dataset']}-{key}"
-    with _alone(run_dir):
-        if (run_dir / RESULT).is_file():
-            logger.info(f"baseline: {run_dir}")
-            return read_result(run_dir)
-        logger.info(f"baseline: {alone.name} on the raw data")
-        resume = run_dir / LAST
-        return run(alone, resume if resume.is_file() else None, run_dir)
+    run_dir = cache / f"{alone.name}-{config['dataset']}-{fingerprint(alone, data)}"
+    logger.info(f"baseline: {alone.name} on the raw data, {run_dir}")
+    return run_once(alone, run_dir)
 
 
 def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResult) -> Any:

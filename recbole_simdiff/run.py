@@ -1,5 +1,6 @@
 """One training and its test: the only road every command takes."""
 
+import hashlib
 import json
 import logging
 import platform
@@ -8,12 +9,15 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
 from recbole.utils import init_seed
 from torch import Tensor
@@ -25,6 +29,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.trainer import (
     BEST,
     KEPT,
+    LAST,
     PROTOCOLS,
     Metrics,
     PlanTrainer,
@@ -33,6 +38,7 @@ from recbole_simdiff.trainer import (
 )
 
 RESULT = "result.json"
+RANKS, LISTS = "ranks.csv", "lists.csv"
 PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
 # What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
 RESUMABLE_KEYS = (
@@ -55,6 +61,22 @@ EVALUATION_KEYS = (
     "valid_metric",
     "length_groups",
 )
+# Keys that change where a run happens or what is shown, not what it computes.
+ELSEWHERE_KEYS = {
+    "data_path",
+    "use_gpu",
+    "gpu_id",
+    "show_progress",
+    "eval_batch_size",
+    "checkpoint_dir",
+    "augmentation_cache",
+    "show_users",
+    "save_rankings",
+    "state",
+    "metric_decimal_place",
+    "item_title_field",
+    "worker",
+}
 
 logger = logging.getLogger()
 
@@ -190,10 +212,87 @@ def run(
         progress = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
         trainer.load_weights(run_dir / BEST)
         found = evaluate_splits(trainer, valid_data, test_data)
+    if found.rankings:
+        save_rankings(found.rankings, dataset, train_data._dataset, run_dir)
     result = _result(config, dataset, found, progress, run_dir, augmentation)
     text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
     checkpoint.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
     return result
+
+
+def run_once(
+    config: Config, run_dir: Path, begin: Callable[..., RunResult] | None = None
+) -> RunResult:
+    """The run of this folder: its result where it is finished, continued where it is not.
+
+    Args:
+        config (Config): resolved configuration, always the same one for the same folder.
+        run_dir (Path): see ``fingerprint`` for a name.
+        begin (Callable | None): what starts it, called as ``begin(config, run_dir=run_dir)``; by
+            default ``run``.
+
+    Raises:
+        UserError, TrainingDiverged, Interrupted: as ``run``.
+    """
+    with checkpoint.turn(run_dir):
+        if (run_dir / RESULT).is_file():
+            logger.info(f"finished before: {run_dir}")
+            return read_result(run_dir)
+        if (run_dir / LAST).is_file():
+            return run(config, run_dir / LAST)
+        return (begin or run)(config, run_dir=run_dir)
+
+
+def fingerprint(config: Config, data: str) -> str:
+    """A short name of a run's result: of all settings that shape it, the data and the version.
+
+    Args:
+        config (Config): resolved configuration.
+        data (str): checksum of the data.
+    """
+    plain = config.plain()
+    values = {k: v for k, v in plain["values"].items() if k not in ELSEWHERE_KEYS}
+    return short_key(plain | {"values": values, "data": data, "version": __version__})
+
+
+def short_key(values: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that stand for a set of JSON-ready values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def save_rankings(
+    rows: Mapping[Any, Tensor], dataset: FlatDataset, train: FlatDataset, folder: Path
+) -> None:
+    """Write the test rankings, in the ids of the data set.
+
+    ``ranks.csv`` has a line for each test row: ``user``, ``item`` (the target), ``length`` (items
+    of the input), ``train_count`` (training interactions of the target), ``rank_kept`` and
+    ``rank_removed`` (rank of the target, from 1, by protocol). ``lists.csv`` has the items ranked
+    first: ``user``, ``history`` (kept or removed), ``rank``, ``item``.
+
+    Args:
+        rows (Mapping): ``Evaluation.rows``.
+        dataset (FlatDataset): all interactions, for the ids.
+        train (FlatDataset): the training part.
+        folder (Path): of the run.
+    """
+    values = {name: tensor.numpy() for name, tensor in rows.items()}
+    items = np.array(item_ids(dataset), dtype=object)
+    user = np.array(user_ids(dataset), dtype=object)[values["user"]]
+    counts = torch.bincount(train.training_items()[0], minlength=dataset.item_num).numpy()
+    ranks = {"user": user, "item": items[values["item"]], "length": values["length"]}
+    ranks |= {"train_count": counts[values["item"]]}
+    lists = []
+    for protocol in PROTOCOLS:
+        name, first = protocol.removeprefix("history "), values["list", protocol]
+        ranks[f"rank_{name}"] = values["rank", protocol]
+        n, k = first.shape
+        columns = {"user": user.repeat(k), "history": name}
+        columns |= {"rank": np.tile(np.arange(1, k + 1), n), "item": items[first.reshape(-1)]}
+        lists.append(pd.DataFrame(columns))
+    for name, table in ((RANKS, pd.DataFrame(ranks)), (LISTS, pd.concat(lists))):
+        checkpoint.write_atomically(folder / name, partial(table.to_csv, index=False))
 
 
 def read_result(run_dir: Path) -> RunResult:
@@ -235,23 +334,25 @@ def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, 
 
 
 class Found(NamedTuple):
-    """Metrics of a trained model; see ``RunResult`` for the fields."""
+    """Metrics of a trained model; see ``RunResult`` and ``Evaluation`` for the fields."""
 
     splits: dict[str, dict[str, Metrics]]
     by_length: dict[str, Metrics]
     sampling: dict[str, Any]
+    rankings: dict[Any, Tensor]
 
 
 def evaluate_splits(trainer: PlanTrainer, valid_data: Any, test_data: Any) -> Found:
     """Both splits under both protocols, and test by input length and over sampling seeds."""
     config, splits = trainer.config, {}
     by_length: dict[str, Metrics] = {}
+    rankings: dict[Any, Tensor] = {}
     sampling: dict[str, Any] = {}
     show = config["show_progress"]
     if valid_data:
         splits["valid"] = trainer.evaluate_protocols(valid_data, PROTOCOLS, show)
     if test_data:
-        splits["test"], by_length = trainer.evaluate_by_length(
+        splits["test"], by_length, rankings = trainer.evaluate_in_detail(
             test_data, config["length_groups"], show
         )
         draws = hasattr(trainer.model, "sampling_seed") and getattr(
@@ -259,7 +360,7 @@ def evaluate_splits(trainer: PlanTrainer, valid_data: Any, test_data: Any) -> Fo
         )
         if draws and config["sampling_seeds"] > 1:
             sampling = _over_sampling_seeds(trainer, test_data, splits["test"][KEPT])
-    return Found(splits, by_length, sampling)
+    return Found(splits, by_length, sampling, rankings)
 
 
 def _over_sampling_seeds(trainer: PlanTrainer, test_data: Any, first: Metrics) -> dict[str, Any]:

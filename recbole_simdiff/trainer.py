@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -118,8 +118,27 @@ class Progress:
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
 
 
+class Evaluation(NamedTuple):
+    """Metrics of a split, and what they were made of.
+
+    Attributes:
+        metrics (dict): protocol -> metric -> unrounded value.
+        by_length (dict): input length, such as "6-20", -> metrics with the history kept, and
+            ``rows``, how many there are. Empty groups are left out.
+        rows (dict): with ``save_rankings``, by row: ``user``, ``item`` (the target), ``length``
+            (real items of the input), and by protocol ``rank`` of the target, from 1, [rows], and
+            ``list``, the items ranked first, [rows, K]: ``rows["rank", protocol]``.
+    """
+
+    metrics: dict[str, Metrics]
+    by_length: dict[str, Metrics]
+    rows: dict[Any, Tensor]
+
+
 class TargetCollector(Collector):
     """RecBole's collector without its users x items matrix, for one target a row.
+
+    With ``save_rankings`` it also keeps the rank of each target and the items ranked first.
 
     Also closes a fault of RecBole 1.2.1: the coverage metrics (ItemCoverage, GiniIndex,
     AveragePopularity, TailPercentage) crash because ``.cpu()`` is called on numbers and counters.
@@ -138,14 +157,22 @@ class TargetCollector(Collector):
         if needs or not torch.equal(positive_u.cpu(), rows):
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
             return
-        top = scores_tensor.topk(max(self.topk), dim=-1).indices  # [B, K]
-        if self.register.need("rec.items"):
+        k, keep = max(self.topk), self.config["save_rankings"]
+        top = scores_tensor.topk(k, dim=-1).indices  # [B, K]
+        target = positive_i.to(top.device).unsqueeze(1)
+        hit = (top == target).int()
+        if keep or self.register.need("rec.items"):
             self.data_struct.update_tensor("rec.items", top)
         if self.register.need("rec.topk"):
-            hit = (top == positive_i.to(top.device).unsqueeze(1)).int()
             self.data_struct.update_tensor(
                 "rec.topk", torch.cat([hit, torch.ones_like(hit[:, :1])], 1)
             )
+        if keep:
+            # Among the first K the place in the list, so that metrics of ranks are RecBole's also
+            # where scores are equal.
+            better = (scores_tensor > scores_tensor.gather(1, target)).sum(1)
+            rank = torch.where(hit.any(1), hit.argmax(1) + 1, (better + 1).clamp(min=k + 1))
+            self.data_struct.update_tensor("rec.rank", rank)
 
     def get_data_struct(self) -> Any:
         """What was collected, with the entries that are not tensors left alone."""
@@ -484,10 +511,10 @@ class PlanTrainer(Trainer):
         structs, _ = self._collect(eval_data, protocols, show_progress)
         return {name: self._metrics(struct) for name, struct in structs.items()}
 
-    def evaluate_by_length(
+    def evaluate_in_detail(
         self, eval_data: Any, bounds: Sequence[int], show_progress: bool = False
-    ) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
-        """``evaluate_protocols`` for both protocols, and the metrics of rows of similar length.
+    ) -> Evaluation:
+        """Metrics of both protocols, those of rows of similar length, and the rankings.
 
         Args:
             eval_data (DataLoader): validation or test.
@@ -495,37 +522,42 @@ class PlanTrainer(Trainer):
             show_progress (bool): a progress bar, on a terminal.
 
         Returns:
-            tuple: protocol -> metrics; and group, such as "6-20", -> metrics with the history kept,
-            and ``rows``, how many there are. Empty groups are left out.
+            Evaluation: without rankings where ``save_rankings`` is false or rankings are sampled.
         """
-        structs, lengths = self._collect(eval_data, PROTOCOLS, show_progress)
+        structs, rows = self._collect(eval_data, PROTOCOLS, show_progress)
         results = {name: self._metrics(struct) for name, struct in structs.items()}
         collected = {k: v for k, v in structs[KEPT]._data_dict.items() if k.startswith("rec.")}
         groups: dict[str, Metrics] = {}
-        by_row = collected.keys() <= {"rec.topk", "rec.items"}  # ranks are not told apart by row
-        if by_row and all(len(values) == len(lengths) for values in collected.values()):
-            number = torch.bucketize(lengths, torch.tensor([*bounds]))
+        # Other entries are not told apart by row.
+        by_row = collected.keys() <= {"rec.topk", "rec.items", "rec.rank"}
+        if by_row and all(len(values) == len(rows["length"]) for values in collected.values()):
+            number = torch.bucketize(rows["length"], torch.tensor([*bounds]))
             for g, (low, high) in enumerate(zip([0, *bounds], [*bounds, None], strict=True)):
-                rows = number == g
-                if rows.any():
+                inside = number == g
+                if inside.any():
                     part = copy.copy(structs[KEPT])
-                    part._data_dict = part._data_dict | {k: v[rows] for k, v in collected.items()}
+                    part._data_dict = part._data_dict | {k: v[inside] for k, v in collected.items()}
                     name = f"{low + 1}+" if high is None else f"{low + 1}-{high}"
-                    groups[name] = {"rows": int(rows.sum()), **self._metrics(part)}
-        return results, groups
+                    groups[name] = {"rows": int(inside.sum()), **self._metrics(part)}
+        if len(collected.get("rec.rank", ())) != len(rows["length"]):
+            return Evaluation(results, groups, {})
+        for name, struct in structs.items():
+            rows["rank", name] = struct.get("rec.rank")
+            rows["list", name] = struct.get("rec.items")
+        return Evaluation(results, groups, rows)
 
     @torch.no_grad()
     def _collect(
         self, eval_data: Any, protocols: Sequence[str], show_progress: bool
-    ) -> tuple[dict[str, Any], Tensor]:
-        """What RecBole's metrics need, by protocol; and the input length of each row, [rows]."""
+    ) -> tuple[dict[str, Any], dict[Any, Tensor]]:
+        """What RecBole's metrics need, by protocol; and user, target and length of each row."""
         self.model.eval()
         full = isinstance(eval_data, FullSortEvalDataLoader)
         self.tot_item_num = eval_data._dataset.item_num
         if full and self.item_tensor is None:
             self.item_tensor = eval_data._dataset.get_item_feature().to(self.device)
         collectors = {name: self._collector() for name in protocols}
-        lengths: list[Tensor] = []
+        seen: dict[str, list[Tensor]] = {"user": [], "item": [], "length": []}
         for batch in tqdm(
             eval_data, desc="evaluate", leave=False, disable=None if show_progress else True
         ):
@@ -540,7 +572,9 @@ class PlanTrainer(Trainer):
                 raise TrainingDiverged("the model's scores contain NaN; nothing can be ranked")
             length = batch[0][self.config["ITEM_LIST_LENGTH_FIELD"]].cpu()
             invented = batch[0][PSEUDO_LENGTH].cpu() if PSEUDO_LENGTH in batch[0] else 0
-            lengths.append(length - invented)
+            seen["user"].append(batch[0][self.config["USER_ID_FIELD"]].cpu())
+            seen["item"].append(positive_i.cpu())
+            seen["length"].append(length - invented)
             if KEPT in collectors:
                 collectors[KEPT].eval_batch_collect(scores, interaction, positive_u, positive_i)
             if REMOVED in collectors and history is not None:
@@ -551,7 +585,7 @@ class PlanTrainer(Trainer):
             if any(key.startswith("rec.") for key in collector.data_struct._data_dict):
                 collector.model_collect(self.model)
                 structs[name] = collector.get_data_struct()
-        return structs, torch.cat(lengths)
+        return structs, {name: torch.cat(parts) for name, parts in seen.items()}
 
     def _metrics(self, struct: Any) -> Metrics:
         return {name: float(value) for name, value in self.evaluator.evaluate(struct).items()}

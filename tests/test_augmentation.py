@@ -722,11 +722,11 @@ def test_one_process_at_a_time_is_in_a_stage(tmp_path: Path) -> None:
     """Another one waits; it does not write into the same folder."""
     path = tmp_path / "cache" / "stage"
     code = (
-        "import sys; from pathlib import Path; from recbole_simdiff import augmentation\n"
+        "import sys; from pathlib import Path; from recbole_simdiff import checkpoint\n"
         "print('ready', flush=True)\n"
-        "with augmentation._alone(Path(sys.argv[1])): print('in', flush=True)"
+        "with checkpoint.turn(Path(sys.argv[1])): print('in', flush=True)"
     )
-    with augmentation._alone(path):
+    with checkpoint.turn(path):
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
         )

@@ -254,8 +254,8 @@ class Drawing:
         found = self._found(data)
         return dict.fromkeys(protocols, found)
 
-    def evaluate_by_length(self, data: str, bounds: list[int], show: bool) -> Any:
-        return {KEPT: self._found(data), REMOVED: {}}, {"1-5": {"rows": 2}}
+    def evaluate_in_detail(self, data: str, bounds: list[int], show: bool) -> Any:
+        return {KEPT: self._found(data), REMOVED: {}}, {"1-5": {"rows": 2}}, {}
 
 
 def test_the_spread_over_sampling_seeds() -> None:

@@ -526,7 +526,7 @@ def by_length(make: Any, data_path: Path) -> Any:
     def measure(bounds: list[int], stub: Stub | None = None, **changes: Any) -> Any:
         values = {"MAX_ITEM_LIST_LENGTH": 9, "eval_batch_size": 2} | changes
         trainer, _, _, test = make(stub or Stub(), **values)
-        return (*trainer.evaluate_by_length(test, bounds), trainer, test)
+        return (*trainer.evaluate_in_detail(test, bounds)[:2], trainer, test)
 
     return measure
 
