@@ -1,4 +1,4 @@
-"""The command line: train (the default), evaluate, recommend, augment, list."""
+"""The command line: train (the default), evaluate, recommend, experiments, augment, list."""
 
 import argparse
 import csv
@@ -14,8 +14,16 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from recbole_simdiff import augmentation, checkpoint, inference
-from recbole_simdiff.config import AUGMENTED, Config, parse_overrides, properties_dir, read_yaml
+from recbole_simdiff.config import (
+    AUGMENTED,
+    Config,
+    parse_overrides,
+    parse_value,
+    properties_dir,
+    read_yaml,
+)
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.experiments import execute, report, spec
 from recbole_simdiff.models import plugin_models, recbole_models
 from recbole_simdiff.run import (
     RESUMABLE_KEYS,
@@ -28,7 +36,13 @@ from recbole_simdiff.run import (
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
-COMMANDS = ("train", "evaluate", "recommend", "augment", "list")
+EXPERIMENTS = {
+    "benchmark": "models x data sets x seeds: a table with significance tests",
+    "ablate": "a model with and without its parts: a table with significance tests",
+    "sweep": "a metric over the values of a setting: curves and a table",
+}
+KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "sweep": ("sweep",)}
+COMMANDS = ("train", "evaluate", "recommend", *EXPERIMENTS, "augment", "list")
 EPILOG = """\
 examples:
   %(prog)s --model=SimDiffRec --dataset=ml-100k                       train, select, test, save
@@ -39,6 +53,8 @@ examples:
   %(prog)s evaluate --checkpoint=saved/<run>
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
+  %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
+  %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
   %(prog)s augment --dataset=ml-100k --output=FILE.inter            DiffuASR's data as a file
   %(prog)s list --explain --model=SimDiffRec --dataset=ml-100k        every value and its file
 """
@@ -101,6 +117,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("--use_gpu", choices=("true", "false"), default="true")
 
+    for name, text in EXPERIMENTS.items():
+        _add_experiment(commands, name, text)
+
     augment = commands.add_parser(
         "augment",
         allow_abbrev=False,
@@ -122,6 +141,35 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_experiment(commands: Any, name: str, text: str) -> None:
+    parser = commands.add_parser(
+        name,
+        allow_abbrev=False,
+        help=text,
+        description=f"{text.capitalize()}. An experiment is a file under properties/experiment/, "
+        "named without .yaml, or any .yaml file; other --key=value override the settings of all "
+        "its runs. Each run leaves a line in <output>/<name>/runs.jsonl; the same command "
+        "continues what was interrupted, repeats what failed, and trains nothing twice.",
+    )
+    parser.add_argument(
+        "experiment",
+        nargs="?" if name == "benchmark" else None,
+        help="name or .yaml file" + ("; or give --models" if name == "benchmark" else ""),
+    )
+    parser.add_argument("--models", type=_words, default=(), metavar="A,B", help="only these rows")
+    parser.add_argument("--datasets", type=_words, default=(), metavar="D,D", help="in their place")
+    parser.add_argument("--seeds", type=_words, default=(), metavar="N,N", help="in their place")
+    parser.add_argument("--output", default="results", metavar="DIR", help="default results")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time")
+    parser.add_argument(
+        "--report_only", action="store_true", help="tables and figures of what is there"
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", help=f"default {DEFAULTS['model']}")
     parser.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
@@ -140,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "recommend": _recommend,
+        **dict.fromkeys(EXPERIMENTS, _experiment),
         "augment": _augment,
         "list": _list,
     }
@@ -325,6 +374,43 @@ def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
             raise UserError(f'{source}, line {number}: expected [...] or {{"items": [...]}}')
         name = str(value.get("user", name)) if isinstance(value, dict) else name
         yield _Request(name, [str(item) for item in items])
+
+
+def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    command, name = namespace.command, namespace.experiment
+    if namespace.jobs < 1:
+        raise UserError(f"--jobs={namespace.jobs} must be at least 1")
+    numbers = spec.seeds([parse_value(n) for n in namespace.seeds or ("2020",)], "--seeds")
+    if name:
+        experiment = spec.load_experiment(name)
+        if experiment.kind not in KINDS[command]:
+            right = next(c for c, kinds in KINDS.items() if experiment.kind in kinds)
+            raise UserError(f"{name} is of kind {experiment.kind}: use {right} {name}")
+        experiment = spec.select(
+            experiment,
+            namespace.models,
+            namespace.datasets,
+            numbers if namespace.seeds else (),
+            overrides,
+        )
+    elif namespace.models:
+        datasets = namespace.datasets or (DEFAULTS["dataset"],)
+        experiment = spec.plain_experiment(namespace.models, datasets, numbers)
+        experiment = spec.select(experiment, command=overrides)
+    else:
+        raise UserError("benchmark needs an experiment, or --models and --datasets")
+    folder = Path(namespace.output) / experiment.name
+    if experiment.kind == "statistics":
+        print(report.statistics(experiment, folder))
+        return 0
+    planned = execute.plan(experiment)
+    path = folder / execute.LINES
+    if not namespace.report_only:
+        execute.execute(planned, path, namespace.jobs)
+    collected = execute.collect(planned, path)
+    print(report.report(experiment, collected, len(planned), folder))
+    print(f"\ntables, figures and records: {folder}")
+    return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
 
 
 def _augment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:

@@ -1,0 +1,1 @@
+"""From one run to tables and figures: experiments, their records and reports."""

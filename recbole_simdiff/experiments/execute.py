@@ -1,0 +1,305 @@
+"""Runs what is missing of an experiment, one process a run, and records one JSON line for each.
+
+A run's folder is named after everything that shapes its result, so experiments share runs, and an
+interrupted one goes on where it stopped, to the step. Tables and figures are made of the lines.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from recbole_simdiff.augmentation import run_augmented
+from recbole_simdiff.config import AUGMENTED, Config
+from recbole_simdiff.data import create_dataset
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.experiments.spec import Experiment, RunSpec, check
+from recbole_simdiff.run import RANKS, RESULT, fingerprint, run, run_once, start_logging, versions
+from recbole_simdiff.trainer import LAST, Interrupted, StopRequest, TrainingDiverged
+
+LINES = "runs.jsonl"
+DONE, FAILED, STOPPED = "done", "failed", "stopped"
+
+logger = logging.getLogger()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that belongs to an experiment: what it is, how it is configured, what it is called."""
+
+    spec: RunSpec
+    config: Config
+    fingerprint: str
+    data: str
+
+    @property
+    def run_dir(self) -> Path:
+        """Its folder, shared by all experiments that need the same run."""
+        name = f"{self.config.name}-{self.config['dataset']}-{self.fingerprint}"
+        return Path(self.config["checkpoint_dir"]) / name
+
+
+def plan(experiment: Experiment) -> list[Planned]:
+    """Every run of the experiment; all mistakes are found here, before anything is trained.
+
+    Raises:
+        UserError: for the first mistake.
+    """
+    checksums: dict[str, str] = {}
+    planned = []
+    for spec, config in check(experiment):
+        if config["data_path"] not in checksums:
+            checksums[config["data_path"]] = data_checksum(config)
+        data = checksums[config["data_path"]]
+        planned.append(Planned(spec, config, fingerprint(config, data), data))
+    return planned
+
+
+def data_checksum(config: Config) -> str:
+    """Checksum of the data set's atomic files, which are fetched first if RecBole knows them.
+
+    Raises:
+        UserError: if there are none.
+    """
+    folder = Path(config["data_path"])
+    if not any(folder.glob(f"{config['dataset']}.*inter")):
+        create_dataset(config)
+    total = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.glob(f"{config['dataset']}.*")):
+        with open(path, "rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Fingerprint -> its newest line. A line that a crash cut off at the end is not one.
+
+    Raises:
+        UserError: for a line that is not JSON.
+    """
+    lines = {}
+    text = path.read_bytes().decode() if path.is_file() else ""
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            entry = json.loads(line)
+            lines[entry["fingerprint"]] = entry
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number} is not the record of a run") from None
+    return lines
+
+
+def append_line(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add a line; what a crash left of an unfinished one is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        file.seek(0)
+        text = file.read()
+        file.truncate(text.rfind(b"\n") + 1)
+        file.write(json.dumps(entry).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bool = True) -> None:
+    """Run what has no finished line yet; a run that fails leaves a line too, and the rest goes on.
+
+    Args:
+        planned (list): what ``plan`` returned.
+        path (Path): file of the lines.
+        jobs (int): runs at the same time, each in a process of its own; they share the processor's
+            cores, or the GPU.
+        show_progress (bool): bars on a terminal.
+
+    Raises:
+        UserError: if the file cannot be read.
+        Interrupted: after a signal; every run has saved its state.
+    """
+    lines = read_lines(path)
+    missing = {
+        p.fingerprint: p
+        for p in planned
+        if lines.get(p.fingerprint, {}).get("status") != DONE or not (p.run_dir / RANKS).is_file()
+    }
+    start_logging(None)
+    there = len({p.fingerprint for p in planned}) - len(missing)
+    logger.info(f"{path}: {there} runs there, {len(missing)} to do")
+    if missing:
+        _Pool(list(missing.values()), path, jobs, show_progress).work()
+
+
+class _Pool:
+    """At most ``jobs`` processes at a time, and what the terminal shows of them."""
+
+    def __init__(self, todo: list[Planned], path: Path, jobs: int, show_progress: bool) -> None:
+        # Forked from a server that has imported everything and started no thread.
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([__name__])
+        self.todo, self.path, self.jobs = todo[::-1], path, min(jobs, len(todo))
+        self.stop = StopRequest()
+        self.running: dict[Connection, tuple[Planned, Any, tqdm]] = {}
+        hidden = None if show_progress else True
+        self.total = tqdm(total=len(todo), desc=path.parent.name, unit="run", disable=hidden)
+        self.bars = [
+            tqdm(position=i + 1, leave=False, disable=hidden, bar_format="{desc}{bar:10} {postfix}")
+            for i in range(self.jobs)
+        ]
+
+    def work(self) -> None:
+        with self.stop.listen():
+            try:
+                self._work()
+            finally:
+                for bar in (*self.bars, self.total):
+                    bar.close()
+
+    def _work(self) -> None:
+        asked = False
+        while self.running or (self.todo and self.stop.signum is None):
+            while self.todo and len(self.running) < self.jobs and self.stop.signum is None:
+                self._start(self.todo.pop())
+            for receiver in wait(list(self.running), timeout=0.5):
+                assert isinstance(receiver, Connection)
+                self._receive(receiver)
+            if self.stop.signum is not None and not asked:
+                asked = True
+                for _, process, _ in self.running.values():
+                    process.terminate()  # each saves its state and ends
+        try:
+            self.stop.check(self.path)
+        except Interrupted as stop:
+            stop.same_command = True
+            raise
+
+    def _start(self, planned: Planned) -> None:
+        receiver, sender = self.context.Pipe(duplex=False)
+        threads = max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else None
+        plain = planned.config.plain()
+        work = (plain["model"], plain["dataset"], plain["values"], planned.run_dir, threads, sender)
+        process = self.context.Process(target=_work, args=work)
+        process.start()
+        sender.close()
+        bar = self.bars.pop()
+        bar.reset(total=planned.config["epochs"])
+        bar.set_description_str(f"  {planned.spec}")
+        self.running[receiver] = planned, process, bar
+
+    def _receive(self, receiver: Connection) -> None:
+        planned, process, bar = self.running[receiver]
+        try:
+            kind, content = receiver.recv()
+        except EOFError:  # the process is gone without a word
+            process.join()
+            kind, content = FAILED, {"error": f"the process ended with code {process.exitcode}"}
+            if self.stop.signum is not None:  # it had nothing to save yet
+                kind = STOPPED
+        if kind == "line":
+            epoch = re.match(r"\w+ epoch +(\d+)", content)
+            if epoch:
+                bar.n = int(epoch[1]) + 1
+            bar.set_postfix_str(content)
+            return
+        process.join()
+        receiver.close()
+        del self.running[receiver]
+        self.bars.append(bar)
+        if kind == STOPPED:
+            return
+        entry = {
+            "status": kind,
+            "fingerprint": planned.fingerprint,
+            "data": planned.data,
+            "seed": planned.spec.seed,
+            "row": planned.spec.row,
+            "swept": planned.spec.swept,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        if kind == DONE:
+            content = json.loads((planned.run_dir / RESULT).read_text())
+            (planned.run_dir / LAST).unlink(missing_ok=True)  # a finished run is not resumed
+        else:
+            content = {"config": planned.config.plain(), "versions": versions(), **content}
+        append_line(self.path, {**entry, **content})
+        with tqdm.external_write_mode():
+            score = content.get("error") or _score(content)
+            logger.info(f"{planned.spec}: {score}")
+        self.total.update()
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    name = result["config"]["values"]["valid_metric"].lower()
+    parts = [f"{s} {name} {v:.4f}" for s in ("valid", "test") for v in _kept(result[s], name)]
+    return f"{', '.join(parts)}, {result['epochs']} epochs in {result['seconds']:.0f} s"
+
+
+def _kept(split: Mapping[str, Mapping[str, float]], name: str) -> list[float]:
+    return [metrics[name] for metrics in list(split.values())[:1]]
+
+
+# ---------------------------------------------------------------------- in the process of a run
+
+
+class _Lines(io.TextIOBase):
+    """Standard output and error of a run, sent line by line to the experiment."""
+
+    def __init__(self, sender: Connection) -> None:
+        self.sender, self.rest = sender, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in filter(None, lines):
+            try:
+                self.sender.send(("line", line))
+            except OSError:  # the experiment is gone: save and end
+                os.kill(os.getpid(), signal.SIGTERM)
+        return len(text)
+
+
+def _work(
+    model: str,
+    dataset: str,
+    values: Mapping[str, Any],
+    run_dir: Path,
+    threads: int | None,
+    sender: Connection,
+) -> None:
+    """The process of a run; its last message is ``done``, ``failed`` or ``stopped``."""
+    os.setpgid(0, 0)  # Ctrl-C reaches the experiment alone, which asks each run to stop, once
+    sys.stdout = sys.stderr = _Lines(sender)
+    if threads:
+        torch.set_num_threads(threads)
+    message: tuple[str, Any] = (DONE, None)
+    try:
+        # A signal that comes before training starts ends a run that has nothing to lose yet.
+        config = Config(model, dataset, (), values, "experiment")
+        run_once(config, run_dir, run_augmented if model == AUGMENTED else run)
+    except (UserError, TrainingDiverged, OSError) as error:
+        message = (FAILED, {"error": f"{type(error).__name__}: {error}"})
+    except Interrupted:
+        message = (STOPPED, None)
+    except Exception as error:
+        message = (
+            FAILED,
+            {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()},
+        )
+    sender.send(message)
+
+
+def collect(planned: list[Planned], path: Path) -> list[tuple[Planned, dict[str, Any]]]:
+    """Each run of the experiment with its line; runs without one are left out."""
+    lines = read_lines(path)
+    return [(p, lines[p.fingerprint]) for p in planned if p.fingerprint in lines]

@@ -1,0 +1,149 @@
+"""What an experiment leaves: tables and figures made of its records, and of nothing else."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recbole_simdiff import checkpoint
+from recbole_simdiff.config import Config
+from recbole_simdiff.data import Statistics, create_dataset
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.experiments import plots, tables
+from recbole_simdiff.experiments.execute import FAILED, Planned
+from recbole_simdiff.experiments.results import Cell, Measured, compare, measured
+from recbole_simdiff.experiments.spec import Experiment
+from recbole_simdiff.trainer import PROTOCOLS
+
+TABLE, LATEX, VALUES, SIGNIFICANCE = "table.md", "table.tex", "table.csv", "significance.csv"
+
+logger = logging.getLogger()
+
+
+def report(
+    experiment: Experiment,
+    collected: Sequence[tuple[Planned, Mapping[str, Any]]],
+    planned: int,
+    folder: Path,
+) -> str:
+    """Write the tables, and for a sweep the figures, of the runs there are.
+
+    Args:
+        experiment (Experiment): the experiment.
+        collected (Sequence): its runs with their records.
+        planned (int): how many there should be.
+        folder (Path): where the files go.
+
+    Returns:
+        str: the tables as Markdown, which is also the content of ``table.md``.
+    """
+    cells = measured(collected)
+    parts, printed, rows = [], [], []
+    values: Any = collected[0][0].config if collected else {}
+    for dataset in experiment.datasets:
+        for protocol in PROTOCOLS:
+            found = tables.lines(experiment, cells, dataset, protocol)
+            if not any(line.seeds for line in found):
+                continue
+            caption = tables.caption(experiment, dataset, protocol, values)
+            digits = values["metric_decimal_place"]
+            table = tables.markdown(found, experiment.metrics, digits)
+            faults = [f"- {line.label}: {text}" for line in found for text in line.faults]
+            if faults:
+                faults = [f"\n{tables.IMPOSSIBLE} arithmetically impossible:\n", *faults]
+            parts.append("\n".join([f"**{caption}**\n", table, *faults]))
+            printed.append(tables.latex(found, experiment.metrics, digits, caption))
+        rows += _values(cells, dataset)
+    compared = []
+    if len(experiment.rows) > 1 and not experiment.sweep:
+        for protocol in PROTOCOLS:
+            part = compare(experiment, cells, protocol)
+            compared += part
+            for dataset in experiment.datasets:
+                own = [c for c in part if c.dataset == dataset]
+                if own:
+                    parts.append(
+                        f"**{dataset}, {protocol}: against {experiment.reference}.** Two-sided "
+                        f"paired t-tests over {own[0].users:,} users (metrics averaged over seeds) "
+                        "and over seeds, Holm-corrected over the rows; d: Cohen's d of paired "
+                        "differences; bootstrap interval over users.\n\n"
+                        + tables.comparisons(own, experiment.reference)
+                    )
+    failed = [f"- {p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
+    if failed or len(collected) < planned:
+        missing = planned - len(collected)
+        parts.append("\n".join([f"{len(failed)} runs failed, {missing} were not run.", *failed]))
+    text = "\n\n".join(parts)
+    _write(folder / TABLE, text + "\n")
+    _write(folder / LATEX, "\n\n".join(printed) + "\n")
+    _write(folder / VALUES, tables.as_csv(rows))
+    if compared:
+        _write(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
+    if experiment.sweep:
+        for protocol in PROTOCOLS:
+            for path in plots.sweep(experiment, cells, protocol, folder):
+                logger.info(f"{path}")
+    return text
+
+
+def _values(cells: Mapping[Cell, Measured], dataset: str) -> list[dict[str, Any]]:
+    """Every run's every metric, for ``table.csv``."""
+    return [
+        {
+            "dataset": dataset,
+            "row": cell.row,
+            "swept": "" if cell.swept is None else f"{cell.swept[0]}={cell.swept[1]}",
+            "seed": seed,
+            "split": split,
+            "protocol": protocol,
+            "metric": metric,
+            "value": value,
+        }
+        for cell, runs in cells.items()
+        if cell.dataset == dataset
+        for seed, line in runs.lines.items()
+        for split in ("valid", "test")
+        for protocol, metrics in line[split].items()
+        for metric, value in metrics.items()
+    ]
+
+
+def statistics(experiment: Experiment, folder: Path) -> str:
+    """The data sets' sizes after filtering, beside the cited ones; a missing data set is a line.
+
+    Args:
+        experiment (Experiment): of kind statistics.
+        folder (Path): where the files go.
+    """
+    names = ("users", "items", "actions", "average length", "sparsity %")
+    rows = []
+    for dataset in experiment.datasets:
+        config = Config("SASRec", dataset, (), experiment.command, f"experiment {experiment.name}")
+        try:
+            found = create_dataset(config).statistics
+        except UserError as error:
+            rows.append([dataset, "here", str(error), *("-" for _ in names[1:])])
+        else:
+            rows.append([dataset, "here", *_sizes(found)])
+        for part in experiment.cited:
+            for cited in part.values.get(dataset, {}).values():
+                digits = (0, 0, 0, 2, 2)
+                cells = (f"{v:,.{d}f}" for v, d in zip(cited, digits, strict=True))
+                rows.append([dataset, part.source, *cells])
+    lines = [["data set", "source", *names], *rows]
+    head, *body = (f"| {' | '.join(cells)} |" for cells in lines)
+    text = "\n".join([f"**{experiment.title}**\n", head, "|" + "---|" * len(lines[0]), *body])
+    _write(folder / TABLE, text + "\n")
+    _write(folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows]))
+    return text
+
+
+def _sizes(found: Statistics) -> list[str]:
+    sparsity = 100 * (1 - found.actions / (found.users * found.items))
+    whole = [f"{n:,}" for n in (found.users, found.items, found.actions)]
+    return [*whole, f"{found.actions / found.users:.2f}", f"{sparsity:.2f}"]
+
+
+def _write(path: Path, text: str) -> None:
+    checkpoint.write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))

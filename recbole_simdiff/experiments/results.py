@@ -1,0 +1,267 @@
+"""What the records of an experiment say: means over seeds, comparisons, and impossible rows."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from recbole_simdiff.experiments.execute import DONE, Planned
+from recbole_simdiff.experiments.spec import Experiment
+from recbole_simdiff.run import RANKS
+
+RESAMPLES = 2000  # of the bootstrap
+
+
+class Cell(NamedTuple):
+    """Where a value of an experiment belongs: a row, a data set, and a point of the sweep."""
+
+    row: str
+    dataset: str
+    swept: tuple[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The finished runs of a cell, one a seed.
+
+    Attributes:
+        lines (dict): seed -> record.
+        folders (dict): seed -> run folder.
+    """
+
+    lines: Mapping[int, Mapping[str, Any]]
+    folders: Mapping[int, Path]
+
+    def values(self, metric: str, protocol: str, split: str = "test") -> dict[int, float]:
+        """Seed -> unrounded value."""
+        return {
+            seed: line[split][protocol][metric]
+            for seed, line in self.lines.items()
+            if protocol in line[split]
+        }
+
+    def mean(self, metric: str, protocol: str) -> float:
+        """Mean over seeds; NaN without any."""
+        values = list(self.values(metric, protocol).values())
+        return statistics.fmean(values) if values else math.nan
+
+    def deviation(self, metric: str, protocol: str) -> float:
+        """Standard deviation over seeds, of a sample; NaN for fewer than two."""
+        values = list(self.values(metric, protocol).values())
+        return statistics.stdev(values) if len(values) > 1 else math.nan
+
+    def by_user(self, metric: str, protocol: str) -> pd.Series:
+        """The metric of each test row, mean over the seeds; indexed by user and target."""
+        column = f"rank_{protocol.removeprefix('history ')}"
+        parts = []
+        for seed in self.lines:
+            ranks = pd.read_csv(self.folders[seed] / RANKS, dtype={"user": str, "item": str})
+            own = ranks.groupby(["user", "item"]).cumcount()  # a user's rows may share a target
+            index = pd.MultiIndex.from_arrays([ranks["user"], ranks["item"], own])
+            parts.append(pd.Series(metric_of_rank(ranks[column].to_numpy(), metric), index))
+        return pd.concat(parts, axis=1).mean(axis=1)
+
+
+def metric_of_rank(rank: NDArray[np.int64], metric: str) -> NDArray[np.float64]:
+    """Hit, NDCG or MRR at a cutoff of one relevant item at each rank, [n] -> [n].
+
+    Args:
+        rank (NDArray): ranks from 1.
+        metric (str): such as ``ndcg@10``.
+
+    Raises:
+        ValueError: for another metric.
+    """
+    name, _, k = metric.partition("@")
+    gain = {"hit": lambda r: np.ones(len(r)), "ndcg": lambda r: 1 / np.log2(r + 1)}
+    gain |= {"mrr": lambda r: 1 / r, "recall": gain["hit"]}
+    if name not in gain:
+        raise ValueError(f"{metric} does not follow from the rank of one item")
+    return np.where(rank <= int(k), gain[name](rank), 0.0)
+
+
+def measured(collected: Sequence[tuple[Planned, Mapping[str, Any]]]) -> dict[Cell, Measured]:
+    """The finished runs by cell."""
+    cells: dict[Cell, tuple[dict[int, Any], dict[int, Path]]] = {}
+    for planned, line in collected:
+        spec = planned.spec
+        if line["status"] == DONE:
+            lines, folders = cells.setdefault(Cell(spec.row, spec.dataset, spec.swept), ({}, {}))
+            lines[spec.seed], folders[spec.seed] = line, planned.run_dir
+    return {cell: Measured(lines, folders) for cell, (lines, folders) in cells.items()}
+
+
+# ---------------------------------------------------------------------- comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row against the reference, on one data set, metric and protocol.
+
+    Attributes:
+        difference, relative (float): of the means; relative to the reference, NaN if that is 0.
+        p_seeds (float): paired t-test over the seeds both have, two-sided, Holm-corrected over the
+            rows; NaN for fewer than two seeds.
+        p_users (float): the same over users, each user's metric averaged over the seeds.
+        effect (float): Cohen's d of the paired differences of users.
+        low, high (float): 95 % bootstrap interval of the difference, over users.
+        seeds, users (int): how many were compared.
+    """
+
+    row: str
+    dataset: str
+    metric: str
+    protocol: str
+    difference: float
+    relative: float
+    p_seeds: float
+    p_users: float
+    effect: float
+    low: float
+    high: float
+    seeds: int
+    users: int
+
+
+def compare(
+    experiment: Experiment, cells: Mapping[Cell, Measured], protocol: str
+) -> list[Comparison]:
+    """Every row against the reference.
+
+    Args:
+        experiment (Experiment): which one the reference is, and the metrics.
+        cells (Mapping): finished runs of an experiment without a sweep.
+        protocol (str): one of ``PROTOCOLS``.
+    """
+    found: list[Comparison] = []
+    for dataset in experiment.datasets:
+        reference = cells.get(Cell(experiment.reference, dataset, None))
+        rivals = {
+            row: cells[cell]
+            for row in experiment.rows
+            if row != experiment.reference and (cell := Cell(row, dataset, None)) in cells
+        }
+        if reference is None or not rivals:
+            continue
+        for metric in experiment.metrics:
+            part = [
+                _compare(row, dataset, metric, protocol, rival, reference)
+                for row, rival in rivals.items()
+            ]
+            by_seed = holm([one.p_seeds for one in part])
+            by_user = holm([one.p_users for one in part])
+            found += [
+                Comparison(**{**vars(one), "p_seeds": s, "p_users": u})
+                for one, s, u in zip(part, by_seed, by_user, strict=True)
+            ]
+    return found
+
+
+def _compare(
+    row: str, dataset: str, metric: str, protocol: str, rival: Measured, reference: Measured
+) -> Comparison:
+    ours, theirs = (m.values(metric, protocol) for m in (rival, reference))
+    both = sorted(ours.keys() & theirs.keys())
+    p_seeds = paired_p([ours[s] - theirs[s] for s in both])
+    users = rival.by_user(metric, protocol).sub(reference.by_user(metric, protocol)).dropna()
+    differences = users.to_numpy()
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    low, high = interval(differences)
+    base = reference.mean(metric, protocol)
+    difference = rival.mean(metric, protocol) - base
+    return Comparison(
+        row=row,
+        dataset=dataset,
+        metric=metric,
+        protocol=protocol,
+        difference=difference,
+        relative=difference / base if base else math.nan,
+        p_seeds=p_seeds,
+        p_users=paired_p(differences),
+        effect=float(differences.mean()) / spread if spread else math.nan,
+        low=low,
+        high=high,
+        seeds=len(both),
+        users=len(differences),
+    )
+
+
+def paired_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
+    """Two-sided p of a paired t-test; 1 where no pair differs, NaN for fewer than two pairs."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return math.nan
+    if not values.any():
+        return 1.0
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979); NaN stays NaN and is not counted."""
+    order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
+    corrected, largest = list(p), 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - place) * p[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def interval(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean; NaN for fewer than two values."""
+    if len(differences) < 2:
+        return math.nan, math.nan
+    if not np.ptp(differences):
+        return float(differences[0]), float(differences[0])
+    found = stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, 10_000_000 // len(differences)),
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+# ---------------------------------------------------------------------- arithmetic
+
+
+def impossible(metrics: Mapping[str, float], unit: float = 0.0) -> list[str]:
+    """Why these hit rates and NDCGs cannot both have been measured with one relevant item a row.
+
+    A hit at rank r adds 1 / log2(r + 1) to NDCG, so what NDCG gains between two cutoffs is bounded
+    by what the hit rate gains. It holds for means over users and over runs.
+
+    Args:
+        metrics (Mapping): such as ``hit@5``, ``ndcg@5``, ``hit@10``, ``ndcg@10``.
+        unit (float): last digit of rounded numbers, such as 1e-4; 0 for unrounded ones.
+
+    Returns:
+        list: one text a violation; empty if all is well.
+    """
+    cutoffs = sorted(
+        {int(k) for name, _, k in (m.partition("@") for m in metrics) if name == "hit"}
+    )
+    cutoffs = [k for k in cutoffs if f"ndcg@{k}" in metrics]
+    found = []
+    slack = unit + 1e-9  # two rounded numbers are subtracted, each half a unit off
+    for a, b in zip([0, *cutoffs], cutoffs, strict=False):
+        hit, ndcg = (
+            metrics[f"{name}@{b}"] - (metrics[f"{name}@{a}"] if a else 0)
+            for name in ("hit", "ndcg")
+        )
+        low, high = (hit - slack) / math.log2(b + 1), (hit + slack) / math.log2(a + 2)
+        if not low - slack <= ndcg <= high + slack:
+            span = f"from @{a} to @{b}" if a else f"@{b}"
+            found.append(
+                f"NDCG {span} is {ndcg:.4f}; with a hit rate of {hit:.4f} it lies between "
+                f"{max(low, 0):.4f} and {high:.4f}"
+            )
+    return found

@@ -1,0 +1,187 @@
+"""Tables of an experiment: Markdown to read, LaTeX to print, CSV to compute with."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from recbole_simdiff.experiments.results import Cell, Comparison, Measured, impossible
+from recbole_simdiff.experiments.spec import Experiment
+from recbole_simdiff.trainer import KEPT
+
+IMPOSSIBLE = "✗"
+CITED_UNIT = 1e-4  # published numbers have four digits
+
+
+class Line(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        label (str): what it is.
+        seeds (int): runs; 0 for cited numbers.
+        means, deviations (dict): metric -> value; missing ones are not known.
+        faults (list): what is arithmetically impossible about it.
+    """
+
+    label: str
+    seeds: int
+    means: Mapping[str, float]
+    deviations: Mapping[str, float]
+    faults: Sequence[str]
+
+
+def lines(
+    experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
+) -> list[Line]:
+    """The rows of one table: measured ones, then those cited for the same protocol."""
+    found = []
+    for cell, runs in cells.items():
+        if cell.dataset != dataset or not runs.values(experiment.metrics[0], protocol):
+            continue
+        swept = f", {cell.swept[0]}={cell.swept[1]}" if cell.swept else ""
+        all_metrics = next(iter(runs.lines.values()))["test"][protocol]
+        faults = impossible({m: runs.mean(m, protocol) for m in all_metrics})
+        found.append(
+            Line(
+                f"{cell.row}{swept}",
+                len(runs.lines),
+                {m: runs.mean(m, protocol) for m in experiment.metrics},
+                {m: runs.deviation(m, protocol) for m in experiment.metrics},
+                faults,
+            )
+        )
+    for part in experiment.cited:
+        if part.protocol == protocol:
+            for row, values in part.rows(dataset).items():
+                faults = impossible(values, CITED_UNIT)
+                found.append(Line(f"{row} [{part.source}]", 0, values, {}, faults))
+    return found
+
+
+def places(rows: Sequence[Line], metric: str) -> tuple[float, float]:
+    """Best and second best mean among the measured rows; NaN where there is none."""
+    values = sorted({row.means[metric] for row in rows if row.seeds}, reverse=True)
+    return tuple([*values, math.nan, math.nan][:2])  # type: ignore[return-value]
+
+
+def markdown(rows: Sequence[Line], metrics: Sequence[str], digits: int) -> str:
+    """A table: best bold, second underlined, cited rows in italics, impossible ones marked."""
+    best = {m: places(rows, m) for m in metrics}
+    text = [["row", "seeds", *metrics]]
+    for row in rows:
+        label = f"*{row.label}*" if not row.seeds else row.label
+        text.append([f"{label} {IMPOSSIBLE}" if row.faults else label, str(row.seeds or "-")])
+        for metric in metrics:
+            cell = _value(row, metric, digits, " ± ")
+            if row.seeds and row.means[metric] == best[metric][0]:
+                cell = f"**{cell}**"
+            elif row.seeds and row.means[metric] == best[metric][1]:
+                cell = f"<u>{cell}</u>"
+            text[-1].append(cell)
+    if improved := _improved(best):
+        text.append(["best over second", "-", *improved])
+    head, *body = (f"| {' | '.join(cells)} |" for cells in text)
+    rule = "|" + "---|" * len(text[0])
+    return "\n".join([head, rule, *body])
+
+
+def latex(rows: Sequence[Line], metrics: Sequence[str], digits: int, caption: str) -> str:
+    """The same for LaTeX with booktabs."""
+    best = {m: places(rows, m) for m in metrics}
+    text = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_escape(caption)}}}",
+        rf"\begin{{tabular}}{{lr{'r' * len(metrics)}}}",
+        r"\toprule",
+        rf"row & seeds & {' & '.join(map(_escape, metrics))} \\",
+        r"\midrule",
+    ]
+    for row in rows:
+        label = _escape(row.label)
+        label = rf"\textit{{{label}}}" if not row.seeds else label
+        cells = [rf"{label} $\times$" if row.faults else label, str(row.seeds or "--")]
+        for metric in metrics:
+            cell = _value(row, metric, digits, r" $\pm$ ")
+            if row.seeds and row.means[metric] == best[metric][0]:
+                cell = rf"\textbf{{{cell}}}"
+            elif row.seeds and row.means[metric] == best[metric][1]:
+                cell = rf"\underline{{{cell}}}"
+            cells.append(cell)
+        text.append(rf"{' & '.join(cells)} \\")
+    if improved := _improved(best):
+        text += [r"\midrule", rf"best over second & -- & {' & '.join(map(_escape, improved))} \\"]
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def _improved(best: Mapping[str, tuple[float, float]]) -> list[str]:
+    """How much the best is above the second, in per cent; nothing where there is no second."""
+    if any(math.isnan(second) or not second for _, second in best.values()):
+        return []
+    return [f"{100 * (first / second - 1):+.1f} %" for first, second in best.values()]
+
+
+def _value(row: Line, metric: str, digits: int, plus_minus: str) -> str:
+    if metric not in row.means:
+        return "-"
+    spread = row.deviations.get(metric, math.nan)
+    suffix = "" if math.isnan(spread) else f"{plus_minus}{spread:.{digits}f}"
+    return f"{row.means[metric]:.{digits}f}{suffix}"
+
+
+def _escape(text: str) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
+    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    return "".join(special.get(c, c) for c in text)
+
+
+def comparisons(found: Sequence[Comparison], reference: str) -> str:
+    """Rows against the reference, as Markdown."""
+    names = ["row", "metric", f"difference from {reference}", "%", "95 % interval", "d"]
+    head = f"| {' | '.join([*names, 'p, users', 'p, seeds'])} |"
+    body = [
+        f"| {c.row} | {c.metric} | {c.difference:+.4f} | {100 * c.relative:+.1f} | "
+        f"[{c.low:+.4f}, {c.high:+.4f}] | {c.effect:+.3f} | {_p(c.p_users)} | {_p(c.p_seeds)} |"
+        for c in found
+    ]
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *body])
+
+
+def _p(p: float) -> str:
+    if math.isnan(p):
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mappings with the same keys as CSV, unrounded."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def caption(experiment: Experiment, dataset: str, protocol: str, values: Mapping[str, Any]) -> str:
+    """What was measured and how.
+
+    Args:
+        experiment (Experiment): the experiment.
+        dataset (str): the data set.
+        protocol (str): one of ``PROTOCOLS``.
+        values (Mapping): configuration of one of its runs.
+    """
+    n = len(experiment.seeds)
+    numbers = ", ".join(map(str, experiment.seeds))
+    seeds = f"mean ± standard deviation over seeds {numbers}" if n > 1 else f"seed {numbers}"
+    split = values["eval_args"]["split"]
+    rule = "leave-one-out by time" if "LS" in split else f"split {split}"
+    primary = "RecBole's protocol" if protocol == KEPT else "earlier items out of the ranking"
+    changed = ", ".join(f"{k}={v}" for k, v in experiment.command.items())
+    return (
+        f"{experiment.title}. {dataset}, test, {rule}, all items ranked, {protocol} ({primary}); "
+        f"best epoch by validation {values['valid_metric']}; {seeds}."
+        + (f" With {changed}." if changed else "")
+    )
