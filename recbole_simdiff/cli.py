@@ -18,12 +18,11 @@ from recbole_simdiff.config import (
     AUGMENTED,
     Config,
     parse_overrides,
-    parse_value,
     properties_dir,
     read_yaml,
 )
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.experiments import execute, report, spec
+from recbole_simdiff.experiments import command
 from recbole_simdiff.models import plugin_models, recbole_models
 from recbole_simdiff.run import (
     RESUMABLE_KEYS,
@@ -36,13 +35,7 @@ from recbole_simdiff.run import (
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
-EXPERIMENTS = {
-    "benchmark": "models x data sets x seeds: a table with significance tests",
-    "ablate": "a model with and without its parts: a table with significance tests",
-    "sweep": "a metric over the values of a setting: curves and a table",
-}
-KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "sweep": ("sweep",)}
-COMMANDS = ("train", "evaluate", "recommend", *EXPERIMENTS, "augment", "list")
+COMMANDS = ("train", "evaluate", "recommend", *command.COMMANDS, "augment", "list")
 EPILOG = """\
 examples:
   %(prog)s --model=SimDiffRec --dataset=ml-100k                       train, select, test, save
@@ -117,8 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("--use_gpu", choices=("true", "false"), default="true")
 
-    for name, text in EXPERIMENTS.items():
-        _add_experiment(commands, name, text)
+    command.add_parsers(commands)
 
     augment = commands.add_parser(
         "augment",
@@ -141,35 +133,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_experiment(commands: Any, name: str, text: str) -> None:
-    parser = commands.add_parser(
-        name,
-        allow_abbrev=False,
-        help=text,
-        description=f"{text.capitalize()}. An experiment is a file under properties/experiment/, "
-        "named without .yaml, or any .yaml file; other --key=value override the settings of all "
-        "its runs. Each run leaves a line in <output>/<name>/runs.jsonl; the same command "
-        "continues what was interrupted, repeats what failed, and trains nothing twice.",
-    )
-    parser.add_argument(
-        "experiment",
-        nargs="?" if name == "benchmark" else None,
-        help="name or .yaml file" + ("; or give --models" if name == "benchmark" else ""),
-    )
-    parser.add_argument("--models", type=_words, default=(), metavar="A,B", help="only these rows")
-    parser.add_argument("--datasets", type=_words, default=(), metavar="D,D", help="in their place")
-    parser.add_argument("--seeds", type=_words, default=(), metavar="N,N", help="in their place")
-    parser.add_argument("--output", default="results", metavar="DIR", help="default results")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time")
-    parser.add_argument(
-        "--report_only", action="store_true", help="tables and figures of what is there"
-    )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", help=f"default {DEFAULTS['model']}")
     parser.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
@@ -184,16 +147,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
         arguments.insert(0, "train")
     namespace, rest = build_parser().parse_known_args(arguments)
-    command = {
+    handler = {
         "train": _train,
         "evaluate": _evaluate,
         "recommend": _recommend,
-        **dict.fromkeys(EXPERIMENTS, _experiment),
+        **dict.fromkeys(command.COMMANDS, command.handle),
         "augment": _augment,
         "list": _list,
     }
     try:
-        return command[namespace.command](namespace, parse_overrides(rest))
+        return handler[namespace.command](namespace, parse_overrides(rest))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -374,43 +337,6 @@ def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
             raise UserError(f'{source}, line {number}: expected [...] or {{"items": [...]}}')
         name = str(value.get("user", name)) if isinstance(value, dict) else name
         yield _Request(name, [str(item) for item in items])
-
-
-def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    command, name = namespace.command, namespace.experiment
-    if namespace.jobs < 1:
-        raise UserError(f"--jobs={namespace.jobs} must be at least 1")
-    numbers = spec.seeds([parse_value(n) for n in namespace.seeds or ("2020",)], "--seeds")
-    if name:
-        experiment = spec.load_experiment(name)
-        if experiment.kind not in KINDS[command]:
-            right = next(c for c, kinds in KINDS.items() if experiment.kind in kinds)
-            raise UserError(f"{name} is of kind {experiment.kind}: use {right} {name}")
-        experiment = spec.select(
-            experiment,
-            namespace.models,
-            namespace.datasets,
-            numbers if namespace.seeds else (),
-            overrides,
-        )
-    elif namespace.models:
-        datasets = namespace.datasets or (DEFAULTS["dataset"],)
-        experiment = spec.plain_experiment(namespace.models, datasets, numbers)
-        experiment = spec.select(experiment, command=overrides)
-    else:
-        raise UserError("benchmark needs an experiment, or --models and --datasets")
-    folder = Path(namespace.output) / experiment.name
-    if experiment.kind == "statistics":
-        print(report.statistics(experiment, folder))
-        return 0
-    planned = execute.plan(experiment)
-    path = folder / execute.LINES
-    if not namespace.report_only:
-        execute.execute(planned, path, namespace.jobs)
-    collected = execute.collect(planned, path)
-    print(report.report(experiment, collected, len(planned), folder))
-    print(f"\ntables, figures and records: {folder}")
-    return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
 
 
 def _augment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:

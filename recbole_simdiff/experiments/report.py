@@ -11,12 +11,14 @@ from recbole_simdiff.config import Config
 from recbole_simdiff.data import Statistics, create_dataset
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import plots, tables
+from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.execute import FAILED, Planned
 from recbole_simdiff.experiments.results import Cell, Measured, compare, measured
 from recbole_simdiff.experiments.spec import Experiment
-from recbole_simdiff.trainer import PROTOCOLS
+from recbole_simdiff.trainer import KEPT, PROTOCOLS
 
 TABLE, LATEX, VALUES, SIGNIFICANCE = "table.md", "table.tex", "table.csv", "significance.csv"
+USERS = 8  # whose sequences a t-SNE shows
 
 logger = logging.getLogger()
 
@@ -80,11 +82,56 @@ def report(
     _write(folder / VALUES, tables.as_csv(rows))
     if compared:
         _write(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
+    for path in figures(experiment, cells, folder):
+        logger.info(f"{path}")
+    return text
+
+
+def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path) -> list[Path]:
+    """Draw the figures of an experiment, a file for each data set.
+
+    Args:
+        experiment (Experiment): says which.
+        cells (Mapping): its finished runs.
+        folder (Path): where the files go.
+
+    Returns:
+        list: the files.
+    """
+    written = []
     if experiment.sweep:
         for protocol in PROTOCOLS:
-            for path in plots.sweep(experiment, cells, protocol, folder):
-                logger.info(f"{path}")
-    return text
+            written += plots.sweep(experiment, cells, protocol, folder)
+    for dataset in experiment.datasets:
+        own = {_label(cell): runs for cell, runs in cells.items() if cell.dataset == dataset}
+        for name in experiment.figures if own else ():
+            path = folder / f"{experiment.name}-{dataset}-{name}"
+            written += _figure(name, experiment, own, path)
+    return written
+
+
+def _label(cell: Cell) -> str:
+    return cell.row if cell.swept is None else f"{cell.row}, {cell.swept[0]}={cell.swept[1]}"
+
+
+def _figure(
+    name: str, experiment: Experiment, runs: Mapping[str, Measured], path: Path
+) -> list[Path]:
+    """One figure of the runs on one data set, by label."""
+    first = next(iter(next(iter(runs.values())).lines.values()))
+    if name == "curves":
+        logs = {label: [line["log"] for line in one.lines.values()] for label, one in runs.items()}
+        return plots.curves(logs, first["config"]["values"]["valid_metric"].lower(), path)
+    if name == "cost":
+        metric = experiment.metrics[-1]
+        points = {
+            label: [(one.lines[s]["seconds"], v) for s, v in one.values(metric, KEPT).items()]
+            for label, one in runs.items()
+        }
+        return plots.cost(points, f"{metric}, {KEPT}", path)
+    tables = {label: sequences(next(iter(one.folders.values()))) for label, one in runs.items()}
+    users = next(iter(tables.values())).sample(USERS, seed=0)
+    return plots.embeddings(tables, users, path)
 
 
 def _values(cells: Mapping[Cell, Measured], dataset: str) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ An experiment is a YAML file under ``properties/experiment/`` or anywhere else:
     sweep: {k_noise: [5, 30]}    # of kind sweep: one key at a time, the others as they are
     reference: SASRec            # the row that others are compared with; the first by default
     metrics: [ndcg@10]           # columns
+    figures: [curves]            # besides those of a sweep: curves | cost | embeddings
     cited:                       # published numbers, shown beside
       - source: the paper, Table 2
         protocol: history kept
@@ -31,6 +32,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.trainer import PROTOCOLS
 
 KINDS = ("benchmark", "ablation", "sweep", "statistics")
+FIGURES = ("curves", "cost", "embeddings")
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 
 
@@ -106,6 +108,7 @@ class Experiment:
     sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     reference: str = ""
     metrics: tuple[str, ...] = METRICS
+    figures: tuple[str, ...] = ()
     cited: tuple[Cited, ...] = ()
     command: Mapping[str, Any] = field(default_factory=dict)
 
@@ -193,6 +196,7 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
         sweep=sweep,
         reference=reference,
         metrics=tuple(_list(content.get("metrics", METRICS), f"{source}: metrics")),
+        figures=figures(content.get("figures", ()), f"{source}: figures"),
         cited=tuple(_cited(part, source) for part in content.get("cited") or ()),
     )
 
@@ -252,6 +256,11 @@ def select(
     )
 
 
+def with_figures(experiment: Experiment, names: Sequence[str]) -> Experiment:
+    """The experiment with other figures."""
+    return replace(experiment, figures=tuple(names))
+
+
 def seeds(value: Any, source: str) -> tuple[int, ...]:
     """Seeds from a list.
 
@@ -261,6 +270,19 @@ def seeds(value: Any, source: str) -> tuple[int, ...]:
     listed = _list(value, f"{source}: seeds")
     if any(type(seed) is not int or seed < 0 for seed in listed) or len(set(listed)) < len(listed):
         raise UserError(f"{source}: seeds={listed} must be different whole numbers")
+    return tuple(listed)
+
+
+def figures(value: Any, what: str) -> tuple[str, ...]:
+    """Names of figures from a list, which may be empty.
+
+    Raises:
+        UserError: for an unknown one.
+    """
+    listed = _list(value, what) if value else []
+    for name in listed:
+        if name not in FIGURES:
+            raise UserError(f"{what}: {name!r} is not one of {', '.join(FIGURES)}")
     return tuple(listed)
 
 

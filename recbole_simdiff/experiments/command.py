@@ -1,0 +1,160 @@
+"""The commands on experiments: benchmark, ablate, sweep, plot."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from recbole_simdiff.config import parse_value
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.experiments import execute, plots, report, spec
+from recbole_simdiff.experiments.embeddings import sequences
+from recbole_simdiff.experiments.results import measured
+from recbole_simdiff.run import RESULT, read_result
+
+COMMANDS = {
+    "benchmark": "models x data sets x seeds: a table with significance tests",
+    "ablate": "a model with and without its parts: a table with significance tests",
+    "sweep": "a metric over the values of a setting: curves and a table",
+    "plot": "figures of runs, from their records",
+}
+KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "sweep": ("sweep",)}
+DATASET = "ml-100k"  # of a benchmark without a file
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the parsers of these commands to those of the command line."""
+    for name, text in COMMANDS.items():
+        parser = commands.add_parser(
+            name,
+            allow_abbrev=False,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. An experiment is a file under "
+            "properties/experiment/, named without .yaml, or any .yaml file; other --key=value "
+            "override the settings of all its runs. Each run leaves a line in "
+            "<output>/<experiment>/runs.jsonl, which tables and figures are made of. The same "
+            "command continues what was interrupted, repeats what failed, and trains nothing "
+            "twice.",
+        )
+        alone = {"benchmark": "; or give --models", "plot": "; or give --runs"}.get(name, "")
+        parser.add_argument(
+            "experiment", nargs="?" if alone else None, help=f"name or .yaml file{alone}"
+        )
+        for option, metavar, text in (
+            ("--models", "A,B", "only these rows"),
+            ("--datasets", "D,D", "in place of the experiment's"),
+            ("--seeds", "N,N", "in place of the experiment's"),
+        ):
+            parser.add_argument(option, type=_words, default=(), metavar=metavar, help=text)
+        parser.add_argument("--output", default="results", metavar="DIR", help="default results")
+        if name == "plot":
+            figures = ",".join(spec.FIGURES)
+            parser.add_argument(
+                "--figures", type=_words, default=(), metavar="F,F", help=f"of {figures}"
+            )
+            parser.add_argument(
+                "--runs", type=_words, default=(), metavar="RUN,RUN", help="run folders"
+            )
+        else:
+            parser.add_argument(
+                "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default 1)"
+            )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    """Run one of these commands.
+
+    Args:
+        namespace (Namespace): parsed arguments.
+        overrides (dict): other ``--key=value``.
+
+    Returns:
+        int: 0, or 1 if a run failed.
+
+    Raises:
+        UserError: for a mistake in the experiment or the arguments.
+        Interrupted: after a signal; the same command continues.
+    """
+    if namespace.command == "plot":
+        return _plot(namespace, overrides)
+    if namespace.jobs < 1:
+        raise UserError(f"--jobs={namespace.jobs} must be at least 1")
+    experiment = _experiment(namespace, overrides)
+    kinds = KINDS[namespace.command]
+    if experiment.kind not in kinds:
+        right = next(name for name, own in KINDS.items() if experiment.kind in own)
+        raise UserError(
+            f"{namespace.experiment} is of kind {experiment.kind}: {right} {namespace.experiment}"
+        )
+    folder = Path(namespace.output) / experiment.name
+    if experiment.kind == "statistics":
+        print(report.statistics(experiment, folder))
+        return 0
+    planned = execute.plan(experiment)
+    path = folder / execute.LINES
+    execute.execute(planned, path, namespace.jobs)
+    collected = execute.collect(planned, path)
+    print(report.report(experiment, collected, len(planned), folder))
+    print(f"\ntables, figures and records: {folder}")
+    return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
+
+
+def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spec.Experiment:
+    """The experiment that the arguments name, with their rows, data sets, seeds and values."""
+    listed = [parse_value(n) for n in namespace.seeds]
+    numbers = spec.seeds(listed, "--seeds") if listed else ()
+    if namespace.experiment:
+        experiment = spec.load_experiment(namespace.experiment)
+        return spec.select(experiment, namespace.models, namespace.datasets, numbers, overrides)
+    if not namespace.models:
+        raise UserError(f"{namespace.command} needs the name of an experiment, or --models")
+    experiment = spec.plain_experiment(
+        namespace.models, namespace.datasets or (DATASET,), numbers or (2020,)
+    )
+    return spec.select(experiment, command=overrides)
+
+
+def _plot(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    names = spec.figures(namespace.figures, "--figures")
+    if namespace.runs:
+        written = _plot_runs([Path(run) for run in namespace.runs], names, Path(namespace.output))
+    else:
+        experiment = _experiment(namespace, overrides)
+        experiment = spec.with_figures(experiment, names or spec.FIGURES)
+        folder = Path(namespace.output) / experiment.name
+        planned = execute.plan(experiment)
+        cells = measured(execute.collect(planned, folder / execute.LINES))
+        if not cells:
+            raise UserError(f"{folder / execute.LINES} has no finished run of {experiment.name}")
+        written = report.figures(experiment, cells, folder)
+    for path in written:
+        print(path)
+    return 0
+
+
+def _plot_runs(runs: list[Path], names: tuple[str, ...], folder: Path) -> list[Path]:
+    """Figures of single runs, named after their folders."""
+    results = {run.name: read_result(run) for run in runs}
+    values = next(iter(results.values())).config["values"]
+    metric = str(values["valid_metric"]).lower()
+    written = []
+    for name in names or ("curves", "embeddings"):
+        path = folder / f"{'-'.join(results)[:80]}-{name}"
+        if name == "curves":
+            logs = {run.name: [json.loads((run / RESULT).read_text())["log"]] for run in runs}
+            written += plots.curves(logs, metric, path)
+        elif name == "cost":
+            points = {
+                label: [(one.seconds, next(iter(one.test.values()))[metric])]
+                for label, one in results.items()
+            }
+            written += plots.cost(points, metric, path)
+        else:
+            tables = {run.name: sequences(run) for run in runs}
+            users = next(iter(tables.values())).sample(report.USERS, seed=0)
+            written += plots.embeddings(tables, users, path)
+    return written

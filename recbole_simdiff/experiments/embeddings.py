@@ -1,0 +1,88 @@
+"""How close the items of one sequence are: SimDiffRec's Figure 5 as a number and as points."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.inference import load
+
+LEAST, MOST = 5, 30  # distinct items of a sequence that is shown; the newest of a longer one
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Item embeddings of a trained model and the histories of its users.
+
+    Attributes:
+        table (NDArray): unit vectors of the items, [items, H].
+        number (dict): raw item id -> row of the table.
+        histories (dict): user -> raw ids of distinct items, in order of first occurrence.
+    """
+
+    table: NDArray[np.float32]
+    number: dict[str, int]
+    histories: dict[str, list[str]]
+
+    def items(self, user: str) -> list[str]:
+        """The user's newest distinct items, at most ``MOST``."""
+        return self.histories[user][-MOST:]
+
+    def vectors(self, items: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """Unit vectors of all items of several sequences, [n, H]."""
+        return self.table[[self.number[item] for own in items for item in own]]
+
+    def similarity(self) -> float:
+        """Cosine similarity of two different items of one sequence: mean over pairs, then users."""
+        found = []
+        for own in self.histories.values():
+            n = len(own)
+            if n > 1:
+                # The squared length of the sum holds each pair twice, and each item with itself.
+                total = float(np.square(self.vectors([own]).sum(0, dtype=np.float64)).sum())
+                found.append((total - n) / (n * (n - 1)))
+        return float(np.mean(found))
+
+    def shuffled(self, seed: int) -> "Sequences":
+        """The same sequences with every item replaced by one drawn from all interactions."""
+        generator = np.random.default_rng(seed)
+        pool = [item for own in self.histories.values() for item in own]
+        drawn = iter(generator.permutation(len(pool)))
+        histories = {
+            user: list(dict.fromkeys(pool[next(drawn)] for _ in own))
+            for user, own in self.histories.items()
+        }
+        return replace(self, histories=histories)
+
+    def sample(self, n: int, seed: int) -> list[str]:
+        """Users to show: those with at least ``LEAST`` distinct items, drawn.
+
+        Raises:
+            UserError: if there are none.
+        """
+        users = [user for user, own in self.histories.items() if len(own) >= LEAST]
+        if not users:
+            raise UserError(f"no user has {LEAST} different items to show")
+        return list(np.random.default_rng(seed).permutation(users)[:n])
+
+
+def sequences(run_dir: Path) -> Sequences:
+    """Item embeddings and histories of a run's best epoch.
+
+    Raises:
+        UserError: if the model has no table of item embeddings or no users.
+    """
+    recommender = load(run_dir, use_gpu=False)
+    weight = getattr(getattr(recommender.model, "item_embedding", None), "weight", None)
+    if weight is None:
+        raise UserError(f"{run_dir}: model={recommender.config.name} has no item embeddings")
+    table = weight.detach().float().numpy()[: len(recommender.item_ids)]
+    lengths = np.linalg.norm(table, axis=1, keepdims=True)
+    return Sequences(
+        table / np.maximum(lengths, 1e-12),
+        {item: i for i, item in enumerate(recommender.item_ids) if i},
+        {user: list(dict.fromkeys(recommender.history(user))) for user in recommender.users},
+    )
