@@ -381,6 +381,49 @@ def _over_sampling_seeds(trainer: PlanTrainer, test_data: Any, first: Metrics) -
     return {"seeds": [own + offset for offset in range(len(found))], **spread}
 
 
+class Restored(NamedTuple):
+    """A trained model with its data.
+
+    Attributes:
+        path (Path): the checkpoint.
+        config (Config): its configuration.
+        dataset (FlatDataset): all interactions.
+        loaders (tuple): of training, validation and test.
+        model (SequentialRecommender): with the weights of the checkpoint, on its device.
+        content (dict): JSON content of the checkpoint.
+    """
+
+    path: Path
+    config: Config
+    dataset: FlatDataset
+    loaders: tuple[Any, Any, Any]
+    model: Any
+    content: dict[str, Any]
+
+
+def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Restored:
+    """A checkpoint's model with the data it was trained on.
+
+    Args:
+        place (str | Path): a run folder (its best epoch) or a checkpoint file.
+        overrides (Mapping | None): of ``EVALUATION_KEYS``.
+
+    Raises:
+        UserError: if checkpoint or data cannot be used, or they do not belong together.
+    """
+    path = checkpoint.find(place, BEST)
+    tensors, content = checkpoint.load(path)
+    model_class = stored_config(content, {}, ()).model_class
+    allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
+    config = stored_config(content, overrides or {}, allowed)
+    start_logging(None, config["state"])
+    dataset, *loaders, model = prepare(config, tensors.get(PSEUDO))
+    logger.info(f"{config['dataset']}: {dataset.statistics}")
+    check_same_data(path, tensors, content, dataset)
+    load_model_state(model, checkpoint.split(tensors, "model"), path)
+    return Restored(path, config, dataset, tuple(loaders), model, content)
+
+
 def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> RunResult:
     """Evaluate a checkpoint on the validation and test parts of its data set.
 
@@ -394,16 +437,9 @@ def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> R
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
-    path = checkpoint.find(place, BEST)
-    tensors, content = checkpoint.load(path)
-    model_class = stored_config(content, {}, ()).model_class
-    allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
-    config = stored_config(content, overrides or {}, allowed)
-    start_logging(None, config["state"])
-    dataset, train_data, valid_data, test_data, model = prepare(config, tensors.get(PSEUDO))
-    logger.info(f"{config['dataset']}: {dataset.statistics}")
-    check_same_data(path, tensors, content, dataset)
-    load_model_state(model, checkpoint.split(tensors, "model"), path)
+    path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
+        place, overrides
+    )
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
     found = evaluate_splits(trainer, valid_data, test_data)

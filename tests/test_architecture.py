@@ -71,7 +71,8 @@ ALLOWED = {
     ],
     "experiments.results": ["experiments.execute", "experiments.spec", "run"],
     "experiments.tables": ["experiments.results", "experiments.spec", "trainer"],
-    "experiments.command": ["config", "errors", "experiments", "experiments.*", "run"],
+    "experiments.analysis": ["errors", "experiments.results", "experiments.tables", "run"],
+    "experiments.command": ["config", "errors", "experiments", "experiments.*", "run", "trainer"],
     "experiments.embeddings": ["errors", "inference"],
     "experiments.plots": [
         "checkpoint",

@@ -1,4 +1,4 @@
-"""The commands on experiments: benchmark, ablate, sweep, plot."""
+"""The commands on experiments: benchmark, ablate, sweep, plot, analyze."""
 
 import argparse
 import json
@@ -7,18 +7,22 @@ from typing import Any
 
 from recbole_simdiff.config import parse_value
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.experiments import execute, plots, report, spec
+from recbole_simdiff.experiments import analysis, execute, plots, report, spec
 from recbole_simdiff.experiments.embeddings import sequences
-from recbole_simdiff.experiments.results import measured
+from recbole_simdiff.experiments.results import Cell, Measured, measured
 from recbole_simdiff.run import RESULT, read_result
+from recbole_simdiff.trainer import PROTOCOLS
 
 COMMANDS = {
     "benchmark": "models x data sets x seeds: a table with significance tests",
     "ablate": "a model with and without its parts: a table with significance tests",
     "sweep": "a metric over the values of a setting: curves and a table",
     "plot": "figures of runs, from their records",
+    "analyze": "metrics by history length and target popularity; quality of augmented views",
 }
 KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "sweep": ("sweep",)}
+READERS = {"plot", "analyze"}  # which train nothing
+ANALYSES = (*analysis.GROUPS, "views")
 DATASET = "ml-100k"  # of a benchmark without a file
 
 
@@ -36,7 +40,8 @@ def add_parsers(commands: Any) -> None:
             "command continues what was interrupted, repeats what failed, and trains nothing "
             "twice.",
         )
-        alone = {"benchmark": "; or give --models", "plot": "; or give --runs"}.get(name, "")
+        alone = "; or give --models" if name == "benchmark" else ""
+        alone = "; or give --runs" if name in READERS else alone
         parser.add_argument(
             "experiment", nargs="?" if alone else None, help=f"name or .yaml file{alone}"
         )
@@ -47,13 +52,24 @@ def add_parsers(commands: Any) -> None:
         ):
             parser.add_argument(option, type=_words, default=(), metavar=metavar, help=text)
         parser.add_argument("--output", default="results", metavar="DIR", help="default results")
-        if name == "plot":
-            figures = ",".join(spec.FIGURES)
-            parser.add_argument(
-                "--figures", type=_words, default=(), metavar="F,F", help=f"of {figures}"
-            )
+        if name in READERS:
             parser.add_argument(
                 "--runs", type=_words, default=(), metavar="RUN,RUN", help="run folders"
+            )
+        if name == "plot":
+            parser.add_argument(
+                "--figures", type=_words, default=(), metavar="F,F", help=",".join(spec.FIGURES)
+            )
+        elif name == "analyze":
+            parser.add_argument(
+                "--by",
+                type=_words,
+                default=tuple(analysis.GROUPS),
+                metavar="A,B",
+                help=f"{','.join(ANALYSES)} (default the first two)",
+            )
+            parser.add_argument(
+                "--table", metavar="RUN", help="run whose item embeddings judge views"
             )
         else:
             parser.add_argument(
@@ -79,8 +95,8 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         UserError: for a mistake in the experiment or the arguments.
         Interrupted: after a signal; the same command continues.
     """
-    if namespace.command == "plot":
-        return _plot(namespace, overrides)
+    if namespace.command in READERS:
+        return (_plot if namespace.command == "plot" else _analyze)(namespace, overrides)
     if namespace.jobs < 1:
         raise UserError(f"--jobs={namespace.jobs} must be at least 1")
     experiment = _experiment(namespace, overrides)
@@ -118,18 +134,54 @@ def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spe
     return spec.select(experiment, command=overrides)
 
 
+def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    for name in namespace.by:
+        if name not in ANALYSES:
+            raise UserError(f"--by={name} is not one of {', '.join(ANALYSES)}")
+    metrics: tuple[str, ...] = spec.METRICS
+    if namespace.runs:
+        folders = {Path(run).name: [Path(run)] for run in namespace.runs}
+    else:
+        experiment, cells, _ = _finished(namespace, overrides)
+        metrics = experiment.metrics
+        folders = {
+            f"{report.label(cell)} on {cell.dataset}": list(runs.folders.values())
+            for cell, runs in cells.items()
+        }
+    table = Path(namespace.table) if namespace.table else None
+    for label, own in folders.items():
+        for name in namespace.by:
+            if name == "views":
+                print(f"**{label}: augmented views**\n")
+                print(analysis.as_table(analysis.views(own[0], table), "view"), end="\n\n")
+                continue
+            for protocol in PROTOCOLS:
+                found = analysis.by_group(own, name, metrics, protocol)
+                print(f"**{label}: test by {name}, {protocol}**\n")
+                print(analysis.as_table(found, name), end="\n\n")
+    return 0
+
+
+def _finished(
+    namespace: argparse.Namespace, overrides: dict[str, Any]
+) -> tuple[spec.Experiment, dict[Cell, Measured], Path]:
+    """An experiment, its finished runs, and its folder."""
+    experiment = _experiment(namespace, overrides)
+    folder = Path(namespace.output) / experiment.name
+    planned = execute.plan(experiment)
+    cells = measured(execute.collect(planned, folder / execute.LINES))
+    if not cells:
+        raise UserError(f"{folder / execute.LINES} has no finished run of {experiment.name}")
+    return experiment, cells, folder
+
+
 def _plot(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     names = spec.figures(namespace.figures, "--figures")
     if namespace.runs:
         written = _plot_runs([Path(run) for run in namespace.runs], names, Path(namespace.output))
     else:
-        experiment = _experiment(namespace, overrides)
+        experiment, cells, folder = _finished(namespace, overrides)
         experiment = spec.with_figures(experiment, names or spec.FIGURES)
-        folder = Path(namespace.output) / experiment.name
-        planned = execute.plan(experiment)
-        cells = measured(execute.collect(planned, folder / execute.LINES))
-        if not cells:
-            raise UserError(f"{folder / execute.LINES} has no finished run of {experiment.name}")
         written = report.figures(experiment, cells, folder)
     for path in written:
         print(path)

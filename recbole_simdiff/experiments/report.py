@@ -103,33 +103,34 @@ def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path
         for protocol in PROTOCOLS:
             written += plots.sweep(experiment, cells, protocol, folder)
     for dataset in experiment.datasets:
-        own = {_label(cell): runs for cell, runs in cells.items() if cell.dataset == dataset}
+        own = {label(cell): runs for cell, runs in cells.items() if cell.dataset == dataset}
         for name in experiment.figures if own else ():
             path = folder / f"{experiment.name}-{dataset}-{name}"
             written += _figure(name, experiment, own, path)
     return written
 
 
-def _label(cell: Cell) -> str:
+def label(cell: Cell) -> str:
+    """Row and swept value."""
     return cell.row if cell.swept is None else f"{cell.row}, {cell.swept[0]}={cell.swept[1]}"
 
 
 def _figure(
-    name: str, experiment: Experiment, runs: Mapping[str, Measured], path: Path
+    kind: str, experiment: Experiment, runs: Mapping[str, Measured], path: Path
 ) -> list[Path]:
     """One figure of the runs on one data set, by label."""
     first = next(iter(next(iter(runs.values())).lines.values()))
-    if name == "curves":
-        logs = {label: [line["log"] for line in one.lines.values()] for label, one in runs.items()}
+    if kind == "curves":
+        logs = {name: [line["log"] for line in one.lines.values()] for name, one in runs.items()}
         return plots.curves(logs, first["config"]["values"]["valid_metric"].lower(), path)
-    if name == "cost":
+    if kind == "cost":
         metric = experiment.metrics[-1]
         points = {
-            label: [(one.lines[s]["seconds"], v) for s, v in one.values(metric, KEPT).items()]
-            for label, one in runs.items()
+            name: [(one.lines[s]["seconds"], v) for s, v in one.values(metric, KEPT).items()]
+            for name, one in runs.items()
         }
         return plots.cost(points, f"{metric}, {KEPT}", path)
-    tables = {label: sequences(next(iter(one.folders.values()))) for label, one in runs.items()}
+    tables = {name: sequences(next(iter(one.folders.values()))) for name, one in runs.items()}
     users = next(iter(tables.values())).sample(USERS, seed=0)
     return plots.embeddings(tables, users, path)
 
@@ -179,8 +180,7 @@ def statistics(experiment: Experiment, folder: Path) -> str:
                 cells = (f"{v:,.{d}f}" for v, d in zip(cited, digits, strict=True))
                 rows.append([dataset, part.source, *cells])
     lines = [["data set", "source", *names], *rows]
-    head, *body = (f"| {' | '.join(cells)} |" for cells in lines)
-    text = "\n".join([f"**{experiment.title}**\n", head, "|" + "---|" * len(lines[0]), *body])
+    text = f"**{experiment.title}**\n\n{tables.grid(lines)}"
     _write(folder / TABLE, text + "\n")
     _write(folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows]))
     return text

@@ -81,9 +81,13 @@ def markdown(rows: Sequence[Line], metrics: Sequence[str], digits: int) -> str:
             text[-1].append(cell)
     if improved := _improved(best):
         text.append(["best over second", "-", *improved])
-    head, *body = (f"| {' | '.join(cells)} |" for cells in text)
-    rule = "|" + "---|" * len(text[0])
-    return "\n".join([head, rule, *body])
+    return grid(text)
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table, the first row its head."""
+    head, *body = (f"| {' | '.join(cells)} |" for cells in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 def latex(rows: Sequence[Line], metrics: Sequence[str], digits: int, caption: str) -> str:
@@ -139,13 +143,20 @@ def _escape(text: str) -> str:
 def comparisons(found: Sequence[Comparison], reference: str) -> str:
     """Rows against the reference, as Markdown."""
     names = ["row", "metric", f"difference from {reference}", "%", "95 % interval", "d"]
-    head = f"| {' | '.join([*names, 'p, users', 'p, seeds'])} |"
     body = [
-        f"| {c.row} | {c.metric} | {c.difference:+.4f} | {100 * c.relative:+.1f} | "
-        f"[{c.low:+.4f}, {c.high:+.4f}] | {c.effect:+.3f} | {_p(c.p_users)} | {_p(c.p_seeds)} |"
+        [
+            c.row,
+            c.metric,
+            f"{c.difference:+.4f}",
+            f"{100 * c.relative:+.1f}",
+            f"[{c.low:+.4f}, {c.high:+.4f}]",
+            f"{c.effect:+.3f}",
+            _p(c.p_users),
+            _p(c.p_seeds),
+        ]
         for c in found
     ]
-    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *body])
+    return grid([[*names, "p, users", "p, seeds"], *body])
 
 
 def _p(p: float) -> str:
@@ -176,8 +187,9 @@ def caption(experiment: Experiment, dataset: str, protocol: str, values: Mapping
     n = len(experiment.seeds)
     numbers = ", ".join(map(str, experiment.seeds))
     seeds = f"mean ± standard deviation over seeds {numbers}" if n > 1 else f"seed {numbers}"
-    split = values["eval_args"]["split"]
-    rule = "leave-one-out by time" if "LS" in split else f"split {split}"
+    split, group = (values["eval_args"][key] for key in ("split", "group_by"))
+    rule = "leave-one-out by time" if "LS" in split else f"split {split} by time"
+    rule += "" if group == "user" else ", of all users together"
     primary = "RecBole's protocol" if protocol == KEPT else "earlier items out of the ranking"
     changed = ", ".join(f"{k}={v}" for k, v in experiment.command.items())
     return (

@@ -247,6 +247,17 @@ class CaDiRec(EncoderRecommender):
             self.monitor = views.monitor
         return CaDiRecLoss(rec, contrastive, diffusion)
 
+    @torch.no_grad()
+    def substituted(self, interaction: Interaction) -> dict[str, Tensor]:
+        """The views of a batch by name, [B, L] each, for analysis."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        noised = self.choose_positions(item_seq, layout, self.n_masks)
+        one_shot = self.reverse_steps == 0
+        x_hat = self.estimate(self.clean(noised), noised) if one_shot else self.generate(noised)
+        first, second = self.make_views(item_seq, x_hat, noised).items.chunk(2)
+        return {"first view": first, "second view": second}
+
     # ------------------------------------------------------------------ positions and noise
 
     def choose_positions(self, item_seq: Tensor, layout: TokenLayout, n_masks: int) -> Noised:

@@ -194,6 +194,15 @@ class ECLSR(EncoderRecommender):
                 }
         return ECLSRLoss(rec, contrastive, discriminator, generator)
 
+    @torch.no_grad()
+    def substituted(self, interaction: Interaction) -> dict[str, Tensor]:
+        """The generator's sequence of each row, [B, L], for analysis."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        items, masked = layout.pack(item_seq), self.choose_positions(layout)
+        guesses = self.guesses(self.generate(items, masked, layout))
+        return {"generated": layout.unpack(items.index_copy(0, masked, guesses))}
+
     # ------------------------------------------------------------------ Transformers
 
     def position(self, layout: TokenLayout) -> Tensor:

@@ -221,11 +221,7 @@ class SimDiffRec(EncoderRecommender):
         cl_weight = self.cl_weight * self._warmup()
         self.monitor = {}
         if self.diff_weight > 0 or cl_weight > 0:
-            if self.pad_in_diffusion_loss:
-                item_seq = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
-                cells = TokenLayout(layout.lengths, self.max_seq_length, with_padding=True)
-            else:
-                cells = layout
+            item_seq, cells = self._cells(item_seq, layout)
             items = cells.pack(item_seq)
             noise = self.noise(items)
             t = torch.randint(1, self.process.n_steps + 1, (cells.batch,), device=item_seq.device)
@@ -237,6 +233,23 @@ class SimDiffRec(EncoderRecommender):
                 contrastive = cl_weight * self.contrastive_loss(state, views)
                 self.monitor = views.monitor
         return SimDiffRecLoss(rec, contrastive, diffusion)
+
+    @torch.no_grad()
+    def substituted(self, interaction: Interaction) -> dict[str, Tensor]:
+        """The views of a batch by name, [B, L] each, for analysis."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        item_seq, cells = self._cells(item_seq, layout)
+        t = torch.randint(1, self.process.n_steps + 1, (cells.batch,), device=item_seq.device)
+        views = self.make_views(item_seq, self.noise(cells.pack(item_seq)), t, cells)
+        return {"positive": views.positive, "hard negative": views.negative}
+
+    def _cells(self, item_seq: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
+        """What the diffusion model works on: real tokens or, as released, padding as well."""
+        if not self.pad_in_diffusion_loss:
+            return item_seq, layout
+        item_seq = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
+        return item_seq, TokenLayout(layout.lengths, self.max_seq_length, with_padding=True)
 
     def _warmup(self) -> float:
         return min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0

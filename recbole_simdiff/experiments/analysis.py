@@ -1,0 +1,156 @@
+"""Where a model is right, and what its augmented sequences are like."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.experiments.results import metric_of_rank
+from recbole_simdiff.experiments.tables import grid
+from recbole_simdiff.run import RANKS, Restored, restore
+
+# Greatest value of each group but the last. 0 training interactions: an item seen in no training
+# history, a cold start.
+GROUPS = {"length": (5, 20), "train_count": (0, 5, 10, 20, 50)}
+
+
+def by_group(
+    folders: Sequence[Path], column: str, metrics: Sequence[str], protocol: str
+) -> dict[str, dict[str, float]]:
+    """Test metrics of similar rows, mean over several runs.
+
+    Args:
+        folders (Sequence): of the runs, each with ``ranks.csv``.
+        column (str): of ``GROUPS``: ``length`` of the input, or ``train_count``, the training
+            interactions of the target.
+        metrics (Sequence): such as ``ndcg@10``.
+        protocol (str): one of ``PROTOCOLS``.
+
+    Returns:
+        dict: group, such as "6-20" -> metric -> value, and ``rows``, how many there are.
+
+    Raises:
+        UserError: if a run has no rankings.
+    """
+    found: list[pd.DataFrame] = []
+    for folder in folders:
+        path = folder / RANKS
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; train with --save_rankings=True")
+        ranks = pd.read_csv(path)
+        rank = ranks[f"rank_{protocol.removeprefix('history ')}"].to_numpy()
+        values = pd.DataFrame({m: metric_of_rank(rank, m) for m in metrics})
+        edges = [-1, *GROUPS[column], np.inf]
+        values["group"] = pd.cut(ranks[column], edges, labels=_names(GROUPS[column]))
+        means = values.groupby("group", observed=True).mean()
+        means.insert(0, "rows", values.groupby("group", observed=True).size())
+        found.append(means)
+    mean = sum(found[1:], found[0]) / len(found)
+    return {str(group): dict(row) for group, row in mean.iterrows()}
+
+
+def _names(bounds: Sequence[int]) -> list[str]:
+    lows = [0, *(bound + 1 for bound in bounds)]
+    spans = [f"{a}-{b}" if a < b else str(b) for a, b in zip(lows, bounds, strict=False)]
+    return [*spans, f"{lows[-1]}+"]
+
+
+# ---------------------------------------------------------------------- augmented sequences
+
+
+def views(run_dir: Path, table_of: Path | None = None) -> dict[str, dict[str, float]]:
+    """What a trained model's substituted sequences are like, over one epoch of training batches.
+
+    Args:
+        run_dir (Path): of a model that replaces items: SimDiffRec, CaDiRec, ECLSR.
+        table_of (Path | None): run whose item embeddings measure similarity; by default its own.
+
+    Returns:
+        dict: view -> measure -> value; each view also with ``, random`` items in the same places.
+
+            replaced          share of items that are others than in the source
+            same row          share of sequences equal to their source
+            to original       mean cosine of a new item and the one it replaces
+            to context        mean cosine of a new item and the mean of the other source items
+
+    Raises:
+        UserError: if the model replaces nothing, or the tables are not of the same items.
+    """
+    restored = restore(run_dir)
+    if not hasattr(restored.model, "substituted"):
+        raise UserError(f"{run_dir}: model={restored.config.name} replaces no items in its views")
+    table = _table(restored)
+    if table_of is not None:
+        other = restore(table_of)
+        if other.content["items"] != restored.content["items"]:
+            raise UserError(f"{table_of} and {run_dir} were not trained on the same items")
+        table = _table(other)
+    model, train_data = restored.model.eval(), restored.loaders[0]
+    generator = torch.Generator().manual_seed(0)
+    sums: dict[str, Tensor] = {}
+    for batch in tqdm(train_data, desc="views", leave=False, disable=None):
+        source = batch[model.ITEM_SEQ]
+        for name, view in model.substituted(batch.to(restored.config["device"])).items():
+            view = view.cpu()[:, : source.shape[1]]
+            drawn = torch.randint(1, len(table), view.shape, generator=generator)
+            random = torch.where(view != source, drawn, source)
+            for label, items in ((name, view), (f"{name}, random", random)):
+                sums[label] = sums.get(label, torch.zeros(6, dtype=torch.float64)) + _sums(
+                    source, items, table
+                )
+    return {label: _means(total) for label, total in sums.items()}
+
+
+def _table(restored: Restored) -> Tensor:
+    embedding = getattr(restored.model, "item_embedding", None)
+    if embedding is None:
+        raise UserError(f"{restored.path}: model={restored.config.name} has no item embeddings")
+    weight = embedding.weight.detach().float().cpu()
+    return F.normalize(weight[: restored.dataset.item_num], dim=-1)
+
+
+def _sums(source: Tensor, view: Tensor, table: Tensor) -> Tensor:
+    """Real items, replaced ones, rows, equal rows, and both cosines, summed over replaced ones."""
+    changed = (source != view) & (source > 0) & (view > 0)
+    row, place = changed.nonzero(as_tuple=True)
+    old, new = table[source[row, place]], table[view[row, place]]
+    real = (source > 0).unsqueeze(-1)
+    total = (table[source] * real).sum(1)  # [B, H]
+    context = F.normalize(total[row] - old, dim=-1)
+    return torch.stack(
+        [
+            real.sum().float(),
+            changed.sum().float(),
+            torch.tensor(float(len(source))),
+            (~changed.any(1)).sum().float(),
+            (old * new).sum(),
+            (context * new).sum(),
+        ]
+    )
+
+
+def _means(total: Tensor) -> dict[str, float]:
+    items, replaced, rows, equal, original, context = total.tolist()
+    return {
+        "replaced": replaced / max(items, 1),
+        "same row": equal / max(rows, 1),
+        "to original": original / max(replaced, 1),
+        "to context": context / max(replaced, 1),
+    }
+
+
+def as_table(results: Mapping[str, Mapping[str, Any]], first: str) -> str:
+    """Mappings label -> column -> value as Markdown."""
+    names = list(next(iter(results.values())))
+    lines = [[first, *names]]
+    for label, values in results.items():
+        cells = (f"{values[n]:.0f}" if n == "rows" else f"{values[n]:.4f}" for n in names)
+        lines.append([label, *cells])
+    return grid(lines)
