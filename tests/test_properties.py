@@ -1,5 +1,6 @@
 """Every yaml under properties/: it loads, names known keys only, and says what the paper says."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,9 @@ def test_length_and_filters_hold_for_every_model() -> None:
 def test_yelp_is_the_reviews_of_2019() -> None:
     config = Config("SimDiffRec", "yelp")
     assert (config["ITEM_ID_FIELD"], config["TIME_FIELD"]) == ("business_id", "date")
-    assert config["val_interval"] == {"date": "[1546264800,1577714400]"}
+    first, last = datetime(2019, 1, 1, tzinfo=UTC), datetime(2019, 12, 31, tzinfo=UTC)
+    window = f"[{first.timestamp():.0f},{last.timestamp():.0f}]"
+    assert config["val_interval"] == {"date": window}
 
 
 @pytest.mark.parametrize(
