@@ -33,7 +33,7 @@ def test_every_file_is_seen() -> None:
     assert len(TUNED) >= 7
     assert len(PRESETS) >= 4
     assert {path.stem for path in MODEL_FILES} >= set(MODELS)
-    seen = {FOLDER / "overall.yaml", *MODEL_FILES, *TUNED, *PRESETS}
+    seen = {FOLDER / "overall.yaml", FOLDER / "statistics.yaml", *MODEL_FILES, *TUNED, *PRESETS}
     seen |= {FOLDER / "dataset" / f"{name}.yaml" for name in DATASETS}
     assert seen == {path for path in FOLDER.rglob("*") if path.is_file()}
     assert len(seen) >= 19
@@ -114,6 +114,18 @@ def test_data_sets_load_what_sequences_need(dataset: str) -> None:
     assert config["eval_args"]["order"] == "TO"
     assert config["eval_args"]["mode"] == {"valid": "full", "test": "full"}
     assert config["repeatable"] is True
+
+
+def test_published_statistics_are_those_of_data_sets_with_settings() -> None:
+    content = read_yaml(FOLDER / "statistics.yaml")
+    assert sorted(content) == DATASETS
+    for name, rows in content.items():
+        for row in rows:
+            counts = [row.pop(key) for key in ("users", "items", "actions")]
+            assert all(type(count) is int and count > 0 for count in counts), name
+            assert counts[2] < counts[0] * counts[1]
+            assert set(row) == {"source", "note"}
+        assert rows
 
 
 # ---------------------------------------------------------------- comments
