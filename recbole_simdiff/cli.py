@@ -1,4 +1,4 @@
-"""The command line: train (the default), evaluate, recommend, experiments, augment, list."""
+"""The command line: train (the default), evaluate, recommend, experiments and the rest."""
 
 import argparse
 import csv
@@ -13,14 +13,8 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from recbole_simdiff import augmentation, checkpoint, inference
-from recbole_simdiff.config import (
-    AUGMENTED,
-    Config,
-    parse_overrides,
-    properties_dir,
-    read_yaml,
-)
+from recbole_simdiff import augmentation, checkpoint, inference, prepare
+from recbole_simdiff.config import AUGMENTED, Config, parse_overrides, properties_dir, read_yaml
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import command
 from recbole_simdiff.models import plugin_models, recbole_models
@@ -35,7 +29,7 @@ from recbole_simdiff.run import (
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
-COMMANDS = ("train", "evaluate", "recommend", *command.COMMANDS, "augment", "list")
+COMMANDS = ("train", "evaluate", "recommend", *command.COMMANDS, "augment", "prepare", "list")
 EPILOG = """\
 examples:
   %(prog)s --model=SimDiffRec --dataset=ml-100k                       train, select, test, save
@@ -49,6 +43,7 @@ examples:
   %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
   %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
   %(prog)s augment --dataset=ml-100k --output=FILE.inter            DiffuASR's data as a file
+  %(prog)s prepare --source=movielens --input=ratings.dat --output=dataset/ml-1m
   %(prog)s list --explain --model=SimDiffRec --dataset=ml-100k        every value and its file
 """
 
@@ -125,12 +120,68 @@ def build_parser() -> argparse.ArgumentParser:
     )
     augment.add_argument("--output", required=True, metavar="FILE", help="file to write")
 
+    _add_prepare_arguments(
+        commands.add_parser(
+            "prepare",
+            allow_abbrev=False,
+            help="raw downloads to RecBole atomic files",
+            description="Files are plain or .gz; their first line says which format of the source "
+            "they have. Repeated visits stay in the file.",
+        )
+    )
+
     listing = commands.add_parser(
         "list", allow_abbrev=False, help="models, data sets and presets; --explain: every value"
     )
     _add_model_arguments(listing)
     listing.add_argument("--explain", action="store_true", help="each effective value and its file")
     return parser
+
+
+def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", required=True, choices=prepare.SOURCES)
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="amazon: reviews (JSON lines) or ratings (CSV) of 2014; yelp: reviews; movielens: "
+        "ratings.dat, ratings.csv, u.data; sequences: a line 'user item item ...' for each user",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="DIR/NAME",
+        help="makes DIR/NAME/NAME.inter, for --dataset=NAME --data_path=DIR",
+    )
+    parser.add_argument(
+        "--titles",
+        metavar="FILE",
+        help="also makes NAME.item. amazon: metadata; yelp: businesses; movielens: movies.dat, "
+        "movies.csv, u.item",
+    )
+    parser.add_argument(
+        "--k_core",
+        type=int,
+        default=5,
+        metavar="K",
+        help="users and items with fewer interactions are taken out until none is left (default "
+        "5, as in the papers; 0: none)",
+    )
+    date = "YYYY-MM-DD[ HH:MM:SS]"
+    parser.add_argument("--from", dest="start", metavar="DATE", help=f"first date, UTC: {date}")
+    parser.add_argument("--to", dest="end", metavar="DATE", help="last date; a day is meant whole")
+    parser.add_argument(
+        "--min_rating",
+        type=float,
+        metavar="R",
+        help="least rating (default none, as in the papers)",
+    )
+    parser.add_argument(
+        "--skip_malformed", action="store_true", help="count lines that cannot be read, and go on"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "recommend": _recommend,
         **dict.fromkeys(command.COMMANDS, command.handle),
         "augment": _augment,
+        "prepare": _prepare,
         "list": _list,
     }
     try:
@@ -353,6 +405,28 @@ def _augment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     augmentation.export(augmentation.augment(config), path)
     print(path)
     print("read it with rm_dup_inter: ~ and without filters by time", file=sys.stderr)
+    return 0
+
+
+def _prepare(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    if overrides:
+        raise UserError(f"prepare does not know --{next(iter(overrides))}; see prepare --help")
+    done = prepare.prepare(
+        namespace.source,
+        namespace.input,
+        namespace.output,
+        k=namespace.k_core,
+        selection=prepare.select(namespace.start, namespace.end, namespace.min_rating),
+        titles=namespace.titles,
+        skip_malformed=namespace.skip_malformed,
+        overwrite=namespace.overwrite,
+    )
+    if done.malformed:
+        shown = "\n  ".join(done.shown)
+        print(
+            f"{done.malformed:,} malformed lines left out, among them\n  {shown}", file=sys.stderr
+        )
+    print(done.report())
     return 0
 
 

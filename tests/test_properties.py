@@ -1,5 +1,6 @@
 """Every yaml under properties/: it loads, names known keys only, and says what the paper says."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_every_file_is_seen() -> None:
     assert len(TUNED) >= 7
     assert len(PRESETS) >= 4
     assert {path.stem for path in MODEL_FILES} >= set(MODELS)
-    seen = {FOLDER / "overall.yaml", *MODEL_FILES, *TUNED, *PRESETS}
+    seen = {FOLDER / "overall.yaml", FOLDER / "statistics.yaml", *MODEL_FILES, *TUNED, *PRESETS}
     seen |= {FOLDER / "dataset" / f"{name}.yaml" for name in DATASETS}
     assert seen == {path for path in FOLDER.rglob("*") if path.is_file()}
     assert len(seen) >= 19
@@ -115,6 +116,18 @@ def test_data_sets_load_what_sequences_need(dataset: str) -> None:
     assert config["repeatable"] is True
 
 
+def test_published_statistics_are_those_of_data_sets_with_settings() -> None:
+    content = read_yaml(FOLDER / "statistics.yaml")
+    assert sorted(content) == DATASETS
+    for name, rows in content.items():
+        for row in rows:
+            counts = [row.pop(key) for key in ("users", "items", "actions")]
+            assert all(type(count) is int and count > 0 for count in counts), name
+            assert counts[2] < counts[0] * counts[1]
+            assert set(row) == {"source", "note"}
+        assert rows
+
+
 # ---------------------------------------------------------------- comments
 
 
@@ -178,7 +191,9 @@ def test_length_and_filters_hold_for_every_model() -> None:
 def test_yelp_is_the_reviews_of_2019() -> None:
     config = Config("SimDiffRec", "yelp")
     assert (config["ITEM_ID_FIELD"], config["TIME_FIELD"]) == ("business_id", "date")
-    assert config["val_interval"] == {"date": "[1546264800,1577714400]"}
+    first, last = datetime(2019, 1, 1, tzinfo=UTC), datetime(2019, 12, 31, tzinfo=UTC)
+    window = f"[{first.timestamp():.0f},{last.timestamp():.0f}]"
+    assert config["val_interval"] == {"date": window}
 
 
 @pytest.mark.parametrize(

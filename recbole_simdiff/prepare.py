@@ -1,0 +1,739 @@
+"""Raw downloads to RecBole atomic files, in one pass and bounded memory.
+
+    lines        each is parsed or reported with its file and number
+    selection    a window of time and a least rating, while reading
+    columns      what is kept of an interaction is two codes, a rating and a time; ids are kept once
+    k-core       users and items with fewer than k interactions go, until none is left
+    order        users as they first appear, each one's interactions by time; interactions of equal
+                 time stay in the order of the files, and rounding times to float32 moves none
+
+Repeated (user, item) pairs stay, as in S3-Rec's preparation code; ``rm_dup_inter`` in the settings
+of a data set drops them when it is read. That pairs are dropped later changes no result: the k-core
+without them lies inside the k-core with them.
+"""
+
+import ast
+import codecs
+import csv
+import gzip
+import io
+import json
+import math
+import re
+import shlex
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from recbole_simdiff.checkpoint import write_atomically
+from recbole_simdiff.config import properties_dir, read_yaml
+from recbole_simdiff.data import Statistics
+from recbole_simdiff.errors import UserError
+
+Array = NDArray[Any]
+Interaction = tuple[str, str, float, int]  # user, item, rating, time in seconds
+Title = tuple[str, str]  # item, title
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d:\d\d)?", re.ASCII)
+_LAST_SECOND = 24 * 60 * 60 - 1  # of a day
+# What would break a line of a tab-separated UTF-8 file.
+_UNFIT = re.compile("[\t\n\r\0\ud800-\udfff]")
+_SHOWN = 5  # malformed lines
+_LINES_A_TICK = 4096  # between two looks at how far a file is
+
+
+# ---------------------------------------------------------------- values
+
+
+def _id(value: Any) -> str:
+    text = str(value) if type(value) is int else value
+    if not isinstance(text, str) or not text.strip() or _UNFIT.search(text):
+        raise ValueError(f"{value!r} is not an id")
+    return text
+
+
+def _rating(value: Any) -> float:
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"rating {value!r} is not a number")
+    return number
+
+
+def _seconds(value: Any) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = 2**63
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"time {value!r} is not a whole number of seconds")
+    return number
+
+
+def _date(value: Any) -> int:
+    """Seconds since 1970 of a date, read as UTC."""
+    if not isinstance(value, str) or not _DATE.fullmatch(value):
+        raise ValueError(f"date {value!r} is not YYYY-MM-DD or YYYY-MM-DD HH:MM:SS")
+    return int(datetime.fromisoformat(value).replace(tzinfo=UTC).timestamp())
+
+
+# ---------------------------------------------------------------- lines
+
+
+def _object(text: str, loose: bool = False) -> dict[str, Any]:
+    """A JSON object; ``loose`` allows a Python literal, as in some of the Amazon 2014 files."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if not loose:
+            raise ValueError(f"not JSON ({error})") from None
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _values(record: dict[str, Any], *names: str) -> list[Any]:
+    missing = [name for name in names if name not in record]
+    if missing:
+        raise ValueError(f"no field {', '.join(missing)}")
+    return [record[name] for name in names]
+
+
+def _amazon_review(text: str) -> list[Interaction]:
+    user, item, rating, time = _values(
+        _object(text, loose=True), "reviewerID", "asin", "overall", "unixReviewTime"
+    )
+    return [(_id(user), _id(item), _rating(rating), _seconds(time))]
+
+
+def _yelp_review(text: str) -> list[Interaction]:
+    user, item, rating, date = _values(_object(text), "user_id", "business_id", "stars", "date")
+    return [(_id(user), _id(item), _rating(rating), _date(date))]
+
+
+def _cells(text: str, separator: str, number: int) -> list[str]:
+    try:  # commas may stand inside quotes; the other separators never do
+        cells = next(csv.reader([text])) if separator == "," else text.split(separator)
+    except csv.Error as error:
+        raise ValueError(f"not CSV ({error})") from None
+    if len(cells) != number:
+        raise ValueError(f"{len(cells)} fields instead of {number}")
+    return cells
+
+
+def _row(separator: str) -> Callable[[str], list[Interaction]]:
+    def parse(text: str) -> list[Interaction]:
+        user, item, rating, time = _cells(text, separator, 4)
+        return [(_id(user), _id(item), _rating(rating), _seconds(time))]
+
+    return parse
+
+
+def _sequence(text: str) -> list[Interaction]:
+    user, *items = map(_id, text.split())
+    if not items:
+        raise ValueError(f"user {user!r} has no items")
+    return [(user, item, 0.0, time) for time, item in enumerate(items, start=1)]
+
+
+def _title(item: Any, title: Any) -> Title:
+    return _id(item), " ".join(_UNFIT.sub(" ", str(title or "")).split())
+
+
+def _amazon_product(text: str) -> Title:
+    record = _object(text, loose=True)
+    (item,) = _values(record, "asin")
+    return _title(item, record.get("title"))
+
+
+def _yelp_business(text: str) -> Title:
+    item, name = _values(_object(text), "business_id", "name")
+    return _title(item, name)
+
+
+def _movie(separator: str, number: int) -> Callable[[str], Title]:
+    def parse(text: str) -> Title:
+        item, title, *_ = _cells(text, separator, number)
+        return _title(item, title)
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of text file.
+
+    Attributes:
+        name (str): as users know it.
+        fits (Callable): whether a file with this first line is of this kind.
+        parse (Callable): what a line says; raises ValueError if it is malformed.
+        header (bool): the first line names the columns.
+        latin (bool): lines that are not UTF-8 are Latin-1.
+    """
+
+    name: str
+    fits: Callable[[str], bool]
+    parse: Callable[[str], Any]
+    header: bool = False
+    latin: bool = False
+
+
+def _starts(text: str) -> Callable[[str], bool]:
+    return lambda line: line.lstrip().startswith(text)
+
+
+def _separated(separator: str, number: int) -> Callable[[str], bool]:
+    return lambda line: line.count(separator) == number - 1
+
+
+def _header(*names: str) -> Callable[[str], bool]:
+    return lambda line: [cell.strip('" ') for cell in line.split(",")] == [*names]
+
+
+def _ids_only(line: str) -> bool:
+    return " " in line.strip() and not re.search(r"[\t,{\[]|::", line)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one provider.
+
+    Attributes:
+        interactions, titles (tuple): their formats.
+        positions (bool): a line is a whole user and times are positions; there are no ratings.
+    """
+
+    interactions: tuple[Format, ...]
+    titles: tuple[Format, ...] = ()
+    positions: bool = False
+
+
+SOURCES = {
+    "amazon": Source(
+        (
+            Format("reviews, a JSON object a line", _starts("{"), _amazon_review),
+            Format("ratings 'user,item,rating,timestamp'", _separated(",", 4), _row(",")),
+        ),
+        (Format("metadata, an object a line", _starts("{"), _amazon_product),),
+    ),
+    "yelp": Source(
+        (Format("reviews, a JSON object a line", _starts("{"), _yelp_review),),
+        (Format("businesses, a JSON object a line", _starts("{"), _yelp_business),),
+    ),
+    "movielens": Source(
+        (
+            Format("ratings.dat", _separated("::", 4), _row("::")),
+            Format(
+                "ratings.csv",
+                _header("userId", "movieId", "rating", "timestamp"),
+                _row(","),
+                header=True,
+            ),
+            Format("u.data", _separated("\t", 4), _row("\t")),
+        ),
+        (
+            Format("movies.dat", _separated("::", 3), _movie("::", 3), latin=True),
+            Format(
+                "movies.csv", _header("movieId", "title", "genres"), _movie(",", 3), header=True
+            ),
+            Format("u.item", _separated("|", 24), _movie("|", 24), latin=True),
+        ),
+    ),
+    "sequences": Source(
+        (Format("lines 'user item item ...'", _ids_only, _sequence),), positions=True
+    ),
+}
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Reader:
+    """Parsed lines of text files, plain or gzip.
+
+    Attributes:
+        malformed (int): lines that could not be read.
+        shown (list): the first of them, with file, number and reason.
+
+    Args:
+        skip_malformed (bool): count lines that cannot be read instead of stopping at the first.
+    """
+
+    def __init__(self, skip_malformed: bool) -> None:
+        self.skip, self.malformed, self.shown = skip_malformed, 0, list[str]()
+        self._place: tuple[Path, int, bytes] = (Path(), 0, b"")
+
+    def refuse(self, reason: object) -> None:
+        """The line at hand is malformed.
+
+        Raises:
+            UserError: unless malformed lines are skipped.
+        """
+        path, number, line = self._place
+        message = f"{path}, line {number}: {reason}: {_excerpt(line)}"
+        if not self.skip:
+            raise UserError(f"{message}. --skip_malformed counts such lines and goes on")
+        self.malformed += 1
+        if len(self.shown) < _SHOWN:
+            self.shown.append(message)
+
+    def records(self, formats: Sequence[Format], paths: Sequence[Path]) -> Iterator[Any]:
+        """What each line says, in order; blank ones are passed over.
+
+        Args:
+            formats (Sequence): what a file may be; its first line decides.
+            paths (Sequence): the files.
+
+        Raises:
+            UserError: if a file is missing, damaged, of an unknown kind or malformed.
+        """
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"{path} is not a file; give files as downloaded, out of archives")
+        total = sum(path.stat().st_size for path in paths)
+        with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            for path in paths:
+                yield from self._file(formats, path, bar)
+
+    def _file(self, formats: Sequence[Format], path: Path, bar: Any) -> Iterator[Any]:
+        form, number, before = None, 0, bar.n
+        with open(path, "rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            lines: Iterable[bytes] = (
+                io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+            )
+            try:
+                for number, line in enumerate(lines, start=1):
+                    if number == 1:
+                        line = line.removeprefix(codecs.BOM_UTF8)
+                    if number % _LINES_A_TICK == 0:
+                        bar.update(before + raw.tell() - bar.n)
+                    if line.isspace() or not line:
+                        continue
+                    if form is None:
+                        form = _format(formats, path, line)
+                        if form.header:
+                            continue
+                    self._place = path, number, line
+                    try:
+                        record = form.parse(_decode(line, form).rstrip("\r\n"))
+                    except ValueError as error:
+                        self.refuse(error)
+                        continue
+                    yield record
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise UserError(f"{path} is damaged after line {number}: {error}") from error
+        bar.update(before + path.stat().st_size - bar.n)
+
+
+def _format(formats: Sequence[Format], path: Path, line: bytes) -> Format:
+    text = line.decode(errors="replace").rstrip("\r\n")
+    for form in formats:
+        if form.fits(text):
+            return form
+    raise UserError(
+        f"{path} begins with {_excerpt(line)}, which is none of: "
+        f"{'; '.join(form.name for form in formats)} (plain or .gz)"
+    )
+
+
+def _decode(line: bytes, form: Format) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        if not form.latin:
+            raise
+        return line.decode("latin-1")
+
+
+def _excerpt(line: bytes) -> str:
+    text = line.decode(errors="replace").rstrip("\r\n")
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+# ---------------------------------------------------------------- selection and order
+
+
+class Selection(NamedTuple):
+    """Which interactions are kept while reading; seconds since 1970, both ends included."""
+
+    start: float = -math.inf
+    end: float = math.inf
+    min_rating: float = -math.inf
+
+    def holds(self, interaction: Interaction) -> bool:
+        """Whether the interaction is one of them."""
+        _, _, rating, time = interaction
+        return self.start <= time <= self.end and rating >= self.min_rating
+
+
+EVERYTHING = Selection()
+
+
+def select(start: str | None, end: str | None, min_rating: float | None) -> Selection:
+    """A window of time and a least rating, as typed by a user.
+
+    Args:
+        start, end (str | None): first and last date, YYYY-MM-DD[ HH:MM:SS], in UTC; a last date
+            without a time of day is meant as a whole.
+        min_rating (float | None): smallest rating.
+
+    Raises:
+        UserError: for what is not a date or not a number, and for an empty window.
+    """
+    first = -math.inf if start is None else _option_date("from", start)
+    last = math.inf if end is None else _option_date("to", end)
+    if end is not None and len(end) == len("YYYY-MM-DD"):
+        last += _LAST_SECOND
+    if first > last:
+        raise UserError(f"--from={start} is after --to={end}")
+    least = -math.inf if min_rating is None else min_rating
+    if math.isnan(least):
+        raise UserError("--min_rating=nan must be a number")
+    return Selection(first, last, least)
+
+
+def _option_date(option: str, text: str) -> int:
+    try:
+        return _date(text)
+    except ValueError as error:
+        raise UserError(f"--{option}={text}: {error}") from None
+
+
+class Table:
+    """Interactions as columns; users and items are codes in the order of their first appearance.
+
+    Attributes:
+        users, items (dict): id -> code.
+        n_read (int): interactions in the files, selected or not.
+    """
+
+    def __init__(self) -> None:
+        self.users, self.items = dict[str, int](), dict[str, int]()
+        self.n_read = 0
+        self._columns = array("i"), array("i"), array("d"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def read(
+        self, reader: Reader, source: Source, paths: Sequence[Path], selection: Selection
+    ) -> None:
+        """Append the selected interactions of some files."""
+        users, items = self.users, self.items
+        user, item, rating, time = self._columns
+        for line in reader.records(source.interactions, paths):
+            if source.positions and line[0][0] in users:
+                reader.refuse(f"user {line[0][0]!r} has a line already")
+                continue
+            self.n_read += len(line)
+            for interaction in filter(selection.holds, line):
+                user.append(users.setdefault(interaction[0], len(users)))
+                item.append(items.setdefault(interaction[1], len(items)))
+                rating.append(interaction[2])
+                time.append(interaction[3])
+
+    def in_order(self, k: int) -> "Columns":
+        """The k-core, sorted by user and time; interactions of equal time stay in their order."""
+        user, item, rating, time = self._columns
+        columns = Columns(
+            np.frombuffer(user, np.int32),
+            np.frombuffer(item, np.int32),
+            np.frombuffer(rating, np.float64),
+            np.frombuffer(time, np.int64),
+        )
+        columns = columns.take(k_core(columns.user, columns.item, k))
+        return columns.take(np.lexsort((columns.time, columns.user)))
+
+
+class Columns(NamedTuple):
+    """Codes of users, codes of items, ratings, and times in seconds, [n] each."""
+
+    user: Array
+    item: Array
+    rating: Array
+    time: Array
+
+    def take(self, rows: Array) -> "Columns":
+        """The interactions at some positions, [rows]."""
+        return Columns(*(column[rows] for column in self))
+
+    @property
+    def statistics(self) -> Statistics:
+        """Users, items and actions."""
+        return Statistics(len(np.unique(self.user)), len(np.unique(self.item)), len(self.user))
+
+    @property
+    def n_repeated(self) -> int:
+        """Interactions whose user had the item before."""
+        pairs = self.user.astype(np.int64) << 32 | self.item
+        return len(pairs) - len(np.unique(pairs))
+
+
+def k_core(user: Array, item: Array, k: int) -> Array:
+    """The interactions left when every user and item with fewer than ``k`` of them is taken out.
+
+    Taking out one may leave another with too few, so it is repeated until nothing changes.
+
+    Args:
+        user (array): codes from 0, [n].
+        item (array): codes from 0, [n].
+        k (int): least number of interactions; up to 1 keeps everything.
+
+    Returns:
+        array: positions, ascending, [n left].
+    """
+    left = np.arange(len(user))
+    while True:
+        enough = (np.bincount(user) >= k)[user] & (np.bincount(item) >= k)[item]
+        if enough.all():
+            return left
+        left, user, item = left[enough], user[enough], item[enough]
+
+
+# ---------------------------------------------------------------- output
+
+
+class Published(NamedTuple):
+    """Statistics of a data set as somebody published them, and how they came about."""
+
+    statistics: Statistics
+    source: str
+    note: str
+
+
+def published(name: str) -> list[Published]:
+    """What ``properties/statistics.yaml`` says about a data set; empty if nothing."""
+    rows = read_yaml(properties_dir() / "statistics.yaml").get(name, [])
+    return [
+        Published(
+            Statistics(row["users"], row["items"], row["actions"]), row["source"], row["note"]
+        )
+        for row in rows
+    ]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written, and what it was made of.
+
+    Attributes:
+        path (Path): the ``.inter`` file.
+        statistics (Statistics): of that file.
+        n_read, n_selected (int): interactions in the files; those in the window with the rating.
+        n_repeated (int): written interactions whose user had the item before.
+        n_titles (int | None): titles in the ``.item`` file; None without one.
+        hint (str): arguments that train on it.
+        malformed (int): lines that were skipped.
+        shown (tuple): the first of them.
+    """
+
+    path: Path
+    statistics: Statistics
+    n_read: int
+    n_selected: int
+    n_repeated: int
+    n_titles: int | None
+    hint: str
+    malformed: int
+    shown: tuple[str, ...]
+
+    def report(self) -> str:
+        """Counts, and the published statistics beside those of the file."""
+        lines = [
+            f"{self.n_read:,} interactions read, {self.n_selected:,} selected, "
+            f"{self.statistics.actions:,} left by the k-core",
+            f"{self.path.stem}: {self.statistics}",
+        ]
+        for row in published(self.path.stem):
+            verdict = "agrees with" if row.statistics == self.statistics else "differs from"
+            lines.append(f"  {verdict} {row.source}: {row.statistics}; {row.note}")
+        if self.n_repeated:
+            lines.append(
+                f"{self.n_repeated:,} repeat an item of their user; rm_dup_inter decides whether "
+                "training sees them"
+            )
+        lines.append(str(self.path))
+        if self.n_titles is not None:
+            lines.append(f"{self.path.with_suffix('.item')}, {self.n_titles:,} titles")
+        return "\n".join([*lines, f"train on it with {self.hint}"])
+
+
+class Names(NamedTuple):
+    """Of the columns, as the settings of the data set call them, so that they are found there."""
+
+    user: str
+    item: str
+    rating: str
+    time: str
+    title: str
+
+
+def _names(settings: Mapping[str, Any]) -> Names:
+    return Names(
+        settings.get("USER_ID_FIELD", "user_id"),
+        settings.get("ITEM_ID_FIELD", "item_id"),
+        settings.get("RATING_FIELD", "rating"),
+        settings.get("TIME_FIELD", "timestamp"),
+        settings.get("item_title_field", "title"),
+    )
+
+
+def _settings(name: str) -> dict[str, Any]:
+    path = properties_dir() / "dataset" / f"{name}.yaml"
+    return read_yaml(path) if path.is_file() else {}
+
+
+def _hint(output: Path, settings: Mapping[str, Any], with_titles: bool) -> str:
+    arguments = [f"--dataset={output.name}", f"--data_path={output.parent}"]
+    names = _names(settings)
+    if "load_col" not in settings:
+        arguments.append(f"--load_col={{inter: [{names.user}, {names.item}, {names.time}]}}")
+    if with_titles and "item_title_field" not in settings:
+        arguments.append(f"--item_title_field={names.title}")
+    return shlex.join(arguments)
+
+
+def _places(output: Path, with_titles: bool, overwrite: bool) -> tuple[Path, Path]:
+    """The ``.inter`` and the ``.item`` file to write."""
+    name = output.name
+    if name in ("", "..") or output.suffix in (".inter", ".item"):
+        raise UserError(
+            f"--output={output} must be a folder with the name of the data set: DIR/NAME makes "
+            "DIR/NAME/NAME.inter"
+        )
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output} is a file; it must be a folder, new or not")
+    inter, item = output / f"{name}.inter", output / f"{name}.item"
+    for path in (inter, item):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists; --overwrite replaces it")
+    if item.exists() and not with_titles:
+        raise UserError(f"{item} belongs to the data to be replaced; give --titles or remove it")
+    return inter, item
+
+
+def _inter(table: Table, columns: Columns, names: Names, with_ratings: bool) -> pd.DataFrame:
+    users, items = np.array([*table.users], object), np.array([*table.items], object)
+    frame = {
+        f"{names.user}:token": users[columns.user],
+        f"{names.item}:token": items[columns.item],
+        f"{names.rating}:float": columns.rating,
+        f"{names.time}:float": columns.time,
+    }
+    if not with_ratings:
+        del frame[f"{names.rating}:float"]
+    return pd.DataFrame(frame)
+
+
+def _item(titles: Iterator[Title], table: Table, columns: Columns, names: Names) -> pd.DataFrame:
+    """Items of the k-core with their titles, where they have one; the first title counts."""
+    kept = np.zeros(len(table.items), bool)
+    kept[columns.item] = True
+    found: dict[str, str] = {}
+    for item, title in titles:
+        if title and item in table.items and kept[table.items[item]]:
+            found.setdefault(item, title)
+    return pd.DataFrame(
+        {f"{names.item}:token": [*found], f"{names.title}:token_seq": [*found.values()]}
+    )
+
+
+def _write(frame: pd.DataFrame, path: str) -> None:
+    frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n")
+
+
+def _write_both(
+    inter: pd.DataFrame, inter_path: Path, item: pd.DataFrame | None, item_path: Path
+) -> None:
+    """Either both files are replaced or none; a failure may come while either is written."""
+
+    def write(path: str) -> None:
+        _write(inter, path)
+        if item is not None:
+            write_atomically(item_path, lambda name: _write(item, name))
+
+    write_atomically(inter_path, write)
+
+
+def prepare(
+    source: str,
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    k: int = 5,
+    selection: Selection = EVERYTHING,
+    titles: str | Path | None = None,
+    skip_malformed: bool = False,
+    overwrite: bool = False,
+) -> Prepared:
+    """Write ``output/<name>.inter``, and ``.item`` if there are titles; <name> is the folder's.
+
+    Args:
+        source (str): a key of ``SOURCES``.
+        inputs (Sequence): files of interactions, read in this order.
+        output (str | Path): folder with the name of the data set.
+        k (int): of the k-core; 0 or 1 for none.
+        selection (Selection): which interactions are kept.
+        titles (str | Path | None): file of titles.
+        skip_malformed (bool): count malformed lines instead of stopping at the first.
+        overwrite (bool): replace existing files.
+
+    Returns:
+        Prepared: path and counts.
+
+    Raises:
+        UserError: for impossible options, files that cannot be read, or if nothing is left.
+    """
+    output, kind = Path(output), SOURCES[source]
+    if k < 0:
+        raise UserError(f"--k_core={k} must be at least 0")
+    if kind.positions and selection != EVERYTHING:
+        raise UserError(
+            f"--from, --to, --min_rating: --source={source} has no dates and no ratings"
+        )
+    if titles is not None and not kind.titles:
+        raise UserError(f"--titles={titles}: --source={source} has no titles")
+    inter_path, item_path = _places(output, titles is not None, overwrite)
+
+    reader, table = Reader(skip_malformed), Table()
+    table.read(reader, kind, [Path(path) for path in inputs], selection)
+    if not len(table):
+        found = "".join(f"\n  {line}" for line in reader.shown)
+        raise UserError(f"none of {table.n_read:,} interactions is selected{found}")
+    columns = table.in_order(k)
+    if not len(columns.user):
+        raise UserError(f"--k_core={k} leaves none of {len(table):,} interactions")
+
+    settings = _settings(output.name)
+    names = _names(settings)
+    item = None
+    if titles is not None:
+        item = _item(reader.records(kind.titles, [Path(titles)]), table, columns, names)
+    inter = _inter(table, columns, names, with_ratings=not kind.positions)
+    _write_both(inter, inter_path, item, item_path)
+    return Prepared(
+        path=inter_path,
+        statistics=columns.statistics,
+        n_read=table.n_read,
+        n_selected=len(table),
+        n_repeated=columns.n_repeated,
+        n_titles=None if item is None else len(item),
+        hint=_hint(output, settings, titles is not None),
+        malformed=reader.malformed,
+        shown=tuple(reader.shown),
+    )
