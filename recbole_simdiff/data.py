@@ -6,6 +6,7 @@ length in it, and padded rows are built for one batch at a time. Row for row the
 """
 
 import csv
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -371,6 +372,8 @@ class FlatDataset(HostFixes, SequentialDataset):
                 f"dataset={self.dataset_name!r} has no training rows after filtering and "
                 f"splitting: {self.statistics}"
             )
+        if self.config["train_fraction"] < 1:
+            train.inter_feat = rows = rows[self._drawn_users()[rows[self.uid_field]]]
         train.train_items = rows[self.iid_field].clone()
         style = self.config["train_sampling"]
         if style == "user_all":
@@ -382,6 +385,14 @@ class FlatDataset(HostFixes, SequentialDataset):
             train.inter_feat = FlatInteraction(train._windows(), train)
         train._count_per_batch()
         return [train, valid, test]
+
+    def _drawn_users(self) -> Tensor:
+        """Whether a user's rows are trained on, [users]; a smaller share is part of a larger."""
+        generator = torch.Generator().manual_seed(self.config["seed"])
+        order = torch.randperm(self.user_num - 1, generator=generator) + 1
+        drawn = torch.zeros(self.user_num, dtype=torch.bool)
+        drawn[order[: math.ceil(self.config["train_fraction"] * len(order))]] = True
+        return drawn
 
     def _count_per_batch(self) -> None:
         rows = self.inter_feat

@@ -89,6 +89,7 @@ ALLOWED = {
         "errors",
         "experiments",
         "experiments.*",
+        "prepare",
         "trainer",
     ],
     "cli": [

@@ -15,6 +15,7 @@ from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.execute import FAILED, Planned
 from recbole_simdiff.experiments.results import Cell, Measured, compare, measured
 from recbole_simdiff.experiments.spec import Experiment
+from recbole_simdiff.prepare import published
 from recbole_simdiff.trainer import KEPT, PROTOCOLS
 
 TABLE, LATEX, VALUES, SIGNIFICANCE = "table.md", "table.tex", "table.csv", "significance.csv"
@@ -158,7 +159,7 @@ def _values(cells: Mapping[Cell, Measured], dataset: str) -> list[dict[str, Any]
 
 
 def statistics(experiment: Experiment, folder: Path) -> str:
-    """The data sets' sizes after filtering, beside the cited ones; a missing data set is a line.
+    """Sizes of the data sets after filtering, beside those published; a missing one is a line.
 
     Args:
         experiment (Experiment): of kind statistics.
@@ -174,11 +175,7 @@ def statistics(experiment: Experiment, folder: Path) -> str:
             rows.append([dataset, "here", str(error), *("-" for _ in names[1:])])
         else:
             rows.append([dataset, "here", *_sizes(found)])
-        for part in experiment.cited:
-            for cited in part.values.get(dataset, {}).values():
-                digits = (0, 0, 0, 2, 2)
-                cells = (f"{v:,.{d}f}" for v, d in zip(cited, digits, strict=True))
-                rows.append([dataset, part.source, *cells])
+        rows += [[dataset, one.source, *_sizes(one.statistics)] for one in published(dataset)]
     lines = [["data set", "source", *names], *rows]
     text = f"**{experiment.title}**\n\n{tables.grid(lines)}"
     _write(folder / TABLE, text + "\n")
