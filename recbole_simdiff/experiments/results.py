@@ -198,8 +198,8 @@ def paired_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return math.nan
-    if not values.any():
-        return 1.0
+    if not np.ptp(values):  # a t of 0 / 0, or without bound
+        return 0.0 if values[0] else 1.0
     return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 

@@ -1,0 +1,127 @@
+"""What tables show: best and second, deviations, citations, faults; and that CSV is exact."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_simdiff.experiments import tables
+from recbole_simdiff.experiments.results import Cell, Comparison
+from recbole_simdiff.experiments.spec import Cited
+from recbole_simdiff.trainer import KEPT, REMOVED
+from tests.experiments.test_results import experiment, measured
+
+CITED = Cited(
+    "paper, Table 2",
+    KEPT,
+    ("hit@5", "ndcg@5", "hit@10", "ndcg@10"),
+    {"toy": {"A": [0.0572, 0.0310, 0.0932, 0.0427], "B": [0.0338, 0.0191, 0.0562, 0.0252]}},
+)
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Any:
+    ranks = {"A": {1: [1, 9], 2: [1, 1]}, "B": {1: [1, 1], 2: [1, 1]}, "C": {1: [9, 9]}}
+    return {Cell(row, "toy", None): measured(tmp_path / row, own) for row, own in ranks.items()}
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+
+
+def test_markdown(cells: Any) -> None:
+    own = experiment(metrics=("hit@5",), cited=(CITED,))
+    text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 3)
+    head, _, a, b, c, cited, impossible, improved = rows_of(text)
+    assert head == ["row", "seeds", "hit@5"]
+    assert a == ["A", "2", "<u>0.750 ± 0.354</u>"]
+    assert b == ["B", "2", "**1.000 ± 0.000**"]
+    assert c == ["C", "1", "0.000"]  # one seed has no deviation
+    assert cited == ["*A [paper, Table 2]*", "-", "0.057"]  # cited rows do not compete
+    assert impossible[0] == "*B [paper, Table 2]* ✗"
+    assert improved == ["best over second", "-", "+33.3 %"]
+
+
+def test_cited_rows_stand_under_their_own_protocol_only(cells: Any) -> None:
+    own = experiment(metrics=("hit@5",), cited=(CITED,))
+    kept, removed = (tables.lines(own, cells, "toy", p) for p in (KEPT, REMOVED))
+    assert [line.label for line in removed] == ["A", "B", "C"]
+    assert len(kept) == 5
+    assert kept[4].faults
+    assert "0.0061" in kept[4].faults[0]
+    assert not kept[3].faults
+
+
+def test_a_metric_that_a_citation_lacks_is_a_dash(cells: Any) -> None:
+    own = experiment(metrics=("hit@5", "mrr@10"), cited=(CITED,))
+    text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 4)
+    assert rows_of(text)[5][2:] == ["0.0572", "-"]
+
+
+def test_ties_share_the_first_place(tmp_path: Path) -> None:
+    same = {row: {1: [1, 9]} for row in "AB"} | {"C": {1: [9, 9]}}
+    cells = {Cell(r, "toy", None): measured(tmp_path / r, own) for r, own in same.items()}
+    own = experiment(metrics=("hit@5",))
+    text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 2)
+    assert [row[2] for row in rows_of(text)[2:5]] == ["**0.50**", "**0.50**", "<u>0.00</u>"]
+    assert "best over second" not in text  # nothing is so many per cent above 0
+
+
+def test_latex(cells: Any) -> None:
+    own = experiment(metrics=("hit@5",), cited=(CITED,))
+    found = tables.lines(own, cells, "toy", KEPT)
+    text = tables.latex(found, own.metrics, 3, "50 % of w/o k_noise")
+    assert r"\caption{50 \% of w/o k\_noise}" in text
+    assert r"B & 2 & \textbf{1.000 $\pm$ 0.000} \\" in text
+    assert r"A & 2 & \underline{0.750 $\pm$ 0.354} \\" in text
+    assert r"\textit{B [paper, Table 2]} $\times$ & -- & 0.034 \\" in text
+    assert r"best over second & -- & +33.3 \% \\" in text
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrr}"):
+        assert part in text
+
+
+def test_csv_keeps_every_digit() -> None:
+    value = 0.1 + 0.2
+    text = tables.as_csv([{"row": "a, b", "value": value}])
+    (back,) = csv.DictReader(io.StringIO(text))
+    assert back["row"] == "a, b"
+    assert float(back["value"]) == value
+    assert tables.as_csv([]) == ""
+
+
+def test_comparisons_as_text() -> None:
+    nan = float("nan")
+    one = Comparison("B", "toy", "hit@5", KEPT, 0.01, 0.1, nan, 0.0001, 0.2, 0.005, 0.015, 1, 9)
+    assert rows_of(tables.comparisons([one], "A"))[2] == [
+        *("B", "hit@5", "+0.0100", "+10.0", "[+0.0050, +0.0150]", "+0.200", "< 0.001", "-")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "args", "protocol", "parts"),
+    [
+        (
+            {},
+            {},
+            KEPT,
+            ["leave-one-out by time,", "history kept (RecBole's protocol)", "seeds 1, 2"],
+        ),
+        ({"seeds": (1,)}, {}, REMOVED, ["history removed (earlier items out", "; seed 1."]),
+        (
+            {"command": {"epochs": 1}},
+            {"split": {"RS": [8, 1, 1]}, "group_by": None},
+            KEPT,
+            ["split {'RS': [8, 1, 1]} by time, of all users together", "With epochs=1."],
+        ),
+    ],
+)
+def test_the_caption_says_how_it_was_measured(
+    changes: Any, args: Any, protocol: str, parts: list[str]
+) -> None:
+    values = {"eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user"} | args}
+    values |= {"valid_metric": "NDCG@10"}
+    text = tables.caption(experiment(**changes), "toy", protocol, values)
+    for part in ["Parts. toy, test", "best epoch by validation NDCG@10", *parts]:
+        assert part in text
