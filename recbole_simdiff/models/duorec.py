@@ -73,7 +73,7 @@ class SameTargetIndex(nn.Module):
     row_length: Tensor  # [rows]
     target: Tensor  # [rows]
     original: Tensor  # [rows]
-    order: Tensor  # [groups' rows]
+    order: Tensor  # [originals]
     rank: Tensor  # [rows]
     start: Tensor  # [n_items]
     count: Tensor  # [n_items]

@@ -379,10 +379,11 @@ def test_gradients_go_where_they_belong(small: Any) -> None:
     found = losses(model)
     assert reached(model, found.discriminator) == {*ENCODER, "detector"}
     assert reached(model, losses(model).generator) == {"item_embedding", "generator"}
-    alone = small(share_discriminator=False)
     # The encoder is reached through the condition, with a discriminator of its own, too.
-    wanted = {*ENCODER, "detector", "discriminator"}
-    assert reached(alone, losses(alone).discriminator) == wanted
+    for condition, more in (("sequence", set()), ("position", set()), ("concatenate", {"combine"})):
+        alone = small(share_discriminator=False, condition=condition)
+        wanted = {*ENCODER, "detector", "discriminator", *more}
+        assert reached(alone, losses(alone).discriminator) == wanted
 
 
 def test_the_contrast_moves_the_encoder_through_both_passes(
