@@ -142,7 +142,9 @@ class EncoderRecommender(SequentialRecommender):
         return self.encode(item_seq, layout, last_only=True)
 
     def labels(self, item_seq: Tensor, layout: TokenLayout, pos_items: Tensor) -> Tensor:
-        """Next item of every real position, [n]: s[i + 1], and the target at the newest position.
+        """Next item of every token, [n]: s[i + 1], and the target at the newest position.
+
+        That of padding is padding, and of a row's last cell its first item.
 
         Args:
             item_seq (LongTensor): items, [B, L].
@@ -150,9 +152,9 @@ class EncoderRecommender(SequentialRecommender):
             pos_items (LongTensor): target of each row, [B].
 
         Returns:
-            LongTensor: labels of the packed tokens, all >= 1, [n].
+            LongTensor: labels of the packed tokens, [n].
         """
-        label = torch.roll(layout.pack(item_seq), -1)
+        label = layout.pack(item_seq.roll(-1, 1))
         label[layout.last] = pos_items
         return label
 

@@ -43,6 +43,21 @@ def require_at_least(config: Any, least: Mapping[str, float]) -> None:
             raise UserError(f"{key}={config[key]} must be at least {bound}")
 
 
+def require_share(config: Any, *keys: str) -> None:
+    """Refuse values outside [0, 1] and NaN.
+
+    Args:
+        config (Config): resolved configuration.
+        *keys (str): keys to check.
+
+    Raises:
+        UserError: naming the key and its value.
+    """
+    for key in keys:
+        if not 0 <= config[key] <= 1:
+            raise UserError(f"{key}={config[key]} must lie in [0, 1]")
+
+
 def require_positive(config: Any, *keys: str) -> None:
     """Refuse values that are not positive and finite.
 

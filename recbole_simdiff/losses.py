@@ -176,7 +176,13 @@ def info_nce(
     return F.cross_entropy(logits / temperature, torch.arange(len(anchor), device=anchor.device))
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float, similarity: str) -> Tensor:
+def nt_xent(
+    first: Tensor,
+    second: Tensor,
+    temperature: float,
+    similarity: str,
+    group: Tensor | None = None,
+) -> Tensor:
     """NT-Xent of two views: each of the 2B rows against all others (SimCLR Eq. 1).
 
     Row b of one view is the right answer of row b of the other; the remaining 2B - 2 rows of both
@@ -187,9 +193,10 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, similarity: str) 
         second (Tensor): the other view, [B, H].
         temperature (float): tau > 0.
         similarity (str): ``cosine``, or ``dot`` for unnormalised vectors.
+        group (LongTensor | None): rows of one group are no wrong answers of each other, [B].
 
     Returns:
-        Tensor: scalar, mean over the 2B rows; 0 for B = 1.
+        Tensor: scalar, mean over the 2B rows; 0 for B = 1, or a single group.
 
     Raises:
         ValueError: if the shapes differ, the temperature is not positive or the similarity is
@@ -206,4 +213,10 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, similarity: str) 
         z = F.normalize(z, dim=-1) if similarity == "cosine" else z
         logits = z @ z.t() / temperature
     rows = torch.arange(len(z), device=z.device)
-    return F.cross_entropy(logits.fill_diagonal_(-torch.inf), rows.roll(len(first)))
+    partner = rows.roll(len(first))
+    logits = logits.fill_diagonal_(-torch.inf)
+    if group is not None:
+        group = group.repeat(2)
+        same = (group == group.unsqueeze(1)) & (rows != partner.unsqueeze(1))
+        logits = logits.masked_fill(same, -torch.inf)
+    return F.cross_entropy(logits, partner)

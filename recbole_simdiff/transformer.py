@@ -20,13 +20,21 @@ class TokenLayout:
         item_seq_len (LongTensor): real length of each row, >= 1, [B].
         length (int): padded length L.
         with_padding (bool): pack the padding cells too; they never serve as attention keys.
+        keys (BoolTensor | None): the attention keys, if not all real tokens are, [B, L].
     """
 
-    def __init__(self, item_seq_len: Tensor, length: int, with_padding: bool = False) -> None:
+    def __init__(
+        self,
+        item_seq_len: Tensor,
+        length: int,
+        with_padding: bool = False,
+        keys: Tensor | None = None,
+    ) -> None:
         self.batch, self.length = len(item_seq_len), length
         self.lengths = item_seq_len
-        self.keys = torch.arange(length, device=item_seq_len.device) < item_seq_len.unsqueeze(1)
-        self.cells = torch.ones_like(self.keys) if with_padding else self.keys  # [B, L]
+        self.real = torch.arange(length, device=item_seq_len.device) < item_seq_len.unsqueeze(1)
+        self.keys = self.real if keys is None else keys
+        self.cells = torch.ones_like(self.real) if with_padding else self.real  # [B, L]
         self.index = self.cells.flatten().nonzero().squeeze(1)  # [n], flat position b * L + i
         self.full = len(self.index) == self.batch * length
         counts = self.cells.sum(1)
@@ -41,6 +49,17 @@ class TokenLayout:
     def position(self) -> Tensor:
         """Position of each token within its row, [n]."""
         return self.index % self.length
+
+    @property
+    def seen(self) -> Tensor:
+        """Keys that each position of a causal pass attends to, [B, L, L].
+
+        Padding, and a token that would see no key, attend to everything: so they do in RecBole,
+        where -10000 on all scores of a row cancels out.
+        """
+        place = torch.arange(self.length, device=self.keys.device)
+        keys = self.keys.unsqueeze(1) & (place <= place.unsqueeze(1)) & self.real.unsqueeze(2)
+        return keys | ~keys.any(2, keepdim=True)
 
     def pack(self, padded: Tensor) -> Tensor:
         """The tokens of a padded tensor: [B, L, ...] -> [n, ...]."""
@@ -117,11 +136,11 @@ class PackedTransformer(TransformerEncoder):
         if only:
             newest = (layout.lengths - 1).view(-1, 1, 1, 1).expand(-1, heads, 1, width)
             q = q.gather(2, newest)
-        # With right padding a causal query never reaches a padding key, so no mask is needed; the
-        # newest token sees all real keys.
-        mask = None if causal and not only else layout.keys[:, None, None, :]
-        if layout.full and layout.cells is layout.keys:
-            mask = None
+        causal = causal and not only  # the newest token sees all keys
+        if layout.cells is layout.keys and (causal or layout.full):
+            mask = None  # with right padding a causal query never reaches a padding key
+        else:
+            mask = layout.seen.unsqueeze(1) if causal else layout.keys[:, None, None, :]
         if place is not None:
             mask = torch.where(layout.keys[:, None, None, :], place.to(q.dtype), -torch.inf)
         context = F.scaled_dot_product_attention(
@@ -130,7 +149,7 @@ class PackedTransformer(TransformerEncoder):
             v,
             attn_mask=mask,
             dropout_p=attention.attn_dropout.p if attention.training else 0.0,
-            is_causal=causal and not only,
+            is_causal=causal and layout.cells is layout.keys,
         )
         if only:
             return context.flatten(1)

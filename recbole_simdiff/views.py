@@ -1,11 +1,10 @@
 """Random views of sequences: crop, mask and reorder (CL4SRec). B batch, L padded length.
 
-Input is right-padded with 0 and is never written to. Random numbers come from torch's global
-generator and do not depend on how far the batch is padded. Counts are floor(ratio * n) of a row's
-real length n, in integers: 0.7 * 90 is 62.99999999999999.
+Input is right-padded with 0 and is never written to. An operator is a function of rows and noise;
+the noise comes from torch's global generator and, on the CPU, does not depend on how far the batch
+is padded. Nothing here waits for the device. Counts are floor(ratio * n) of a row's real length n,
+in integers: 0.7 * 90 is 62.99999999999999.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,60 +12,86 @@ from torch import Tensor
 View = tuple[Tensor, Tensor]
 
 
-def crop(item_seq: Tensor, item_seq_len: Tensor, keep: float) -> View:
+def uniform_noise(item_seq: Tensor) -> Tensor:
+    """What an operator draws: a uniform [0, 1) number a row and one a position, [B, 1 + L].
+
+    Args:
+        item_seq (LongTensor): items, [B, L].
+    """
+    rows, length = item_seq.shape
+    # Position by position, so that the numbers of the padding are drawn last.
+    return torch.rand(1 + length, rows, dtype=torch.float64, device=item_seq.device).t()
+
+
+def crop(item_seq: Tensor, item_seq_len: Tensor, noise: Tensor, keep: float) -> View:
     """One contiguous slice of each row, moved to the front; every start is equally likely.
 
     Args:
         item_seq (LongTensor): items, [B, L].
         item_seq_len (LongTensor): real lengths n, >= 1, [B].
+        noise (Tensor): of ``uniform_noise``.
         keep (float): share of the row that stays, in [0, 1]; at least one item does.
 
     Returns:
         tuple: the slices, [B, L], and their lengths max(1, floor(keep * n)), [B].
     """
     kept = _floor(item_seq_len, keep).clamp(min=1)
-    start = _below(item_seq_len - kept + 1)
+    start = _below(item_seq_len - kept + 1, noise)
     place = torch.arange(item_seq.shape[1], device=item_seq.device)
     index = (start.unsqueeze(1) + place).clamp(max=item_seq.shape[1] - 1)
     return item_seq.gather(1, index).masked_fill(place >= kept.unsqueeze(1), 0), kept
 
 
-def mask(item_seq: Tensor, item_seq_len: Tensor, ratio: float, token: int) -> View:
+def mask(
+    item_seq: Tensor,
+    item_seq_len: Tensor,
+    noise: Tensor,
+    ratio: float,
+    token: int,
+    min_count: int = 0,
+) -> View:
     """Each row with a uniformly drawn subset of floor(ratio * n) items replaced by ``token``.
 
     Args:
         item_seq (LongTensor): items, [B, L].
         item_seq_len (LongTensor): real lengths n, >= 1, [B].
+        noise (Tensor): of ``uniform_noise``.
         ratio (float): share of the items that is replaced, in [0, 1].
         token (int): id written in their place.
+        min_count (int): replace at least so many, or the whole row.
 
     Returns:
         tuple: the masked rows, [B, L], and their unchanged lengths, [B].
     """
-    noise, _ = _token_noise(item_seq, item_seq_len)
+    place = torch.arange(item_seq.shape[1], device=item_seq.device)
+    noise = noise[:, 1:].masked_fill(place >= item_seq_len.unsqueeze(1), 1.0)
+    count = _floor(item_seq_len, ratio).clamp(min=min_count).minimum(item_seq_len)
     # The places of a row in order of their noise are a uniform permutation, padding at its end.
-    chosen = noise.argsort(1) < _floor(item_seq_len, ratio).unsqueeze(1)
-    return item_seq.masked_fill(chosen, token), item_seq_len
+    return item_seq.masked_fill(noise.argsort(1) < count.unsqueeze(1), token), item_seq_len
 
 
-def reorder(item_seq: Tensor, item_seq_len: Tensor, ratio: float) -> View:
+def reorder(
+    item_seq: Tensor, item_seq_len: Tensor, noise: Tensor, ratio: float, min_window: int = 0
+) -> View:
     """Each row with one contiguous window of floor(ratio * n) items uniformly permuted.
 
     Args:
         item_seq (LongTensor): items, [B, L].
         item_seq_len (LongTensor): real lengths n, >= 1, [B].
+        noise (Tensor): of ``uniform_noise``.
         ratio (float): share of the row in the window, in [0, 1]; all its starts are equally likely.
+        min_window (int): items in the window at least, or the whole row.
 
     Returns:
         tuple: the reordered rows, [B, L], and their unchanged lengths, [B].
     """
-    size = _floor(item_seq_len, ratio)
-    start = _below(item_seq_len - size + 1).unsqueeze(1)
+    size = _floor(item_seq_len, ratio).clamp(min=min_window).minimum(item_seq_len)
+    start = _below(item_seq_len - size + 1, noise).unsqueeze(1)
     size = size.unsqueeze(1)
-    noise, place = _token_noise(item_seq, item_seq_len)
+    place = torch.arange(item_seq.shape[1], device=item_seq.device)
     inside = (place >= start) & (place < start + size)
     # Keys of the window stay in [start, start + size): it is permuted, all else keeps its place.
-    key = torch.where(inside, start + size * noise, place)
+    key = torch.where(inside, start + size * noise[:, 1:], place)
     return item_seq.gather(1, key.argsort(dim=1, stable=True)), item_seq_len
 
 
@@ -78,7 +103,9 @@ def two_views(
     reorder_ratio: float,
     mask_token: int,
     replacement: bool = False,
-) -> tuple[View, View]:
+    min_count: int = 0,
+    min_window: int = 0,
+) -> View:
     """Two independent views of each row, by operators drawn for each row.
 
     Args:
@@ -90,27 +117,26 @@ def two_views(
         mask_token (int): id that ``mask`` writes.
         replacement (bool): draw the two operators independently; otherwise each ordered pair of
             different ones is equally likely.
+        min_count (int): see ``mask``.
+        min_window (int): see ``reorder``.
 
     Returns:
-        tuple: the views, each (items [B, L], lengths [B]).
+        tuple: items [2B, L] and lengths [2B]; one view of each row, then the other of each.
     """
-    operators: tuple[Callable[[Tensor, Tensor], View], ...] = (
-        lambda seq, length: crop(seq, length, crop_keep),
-        lambda seq, length: mask(seq, length, mask_ratio, mask_token),
-        lambda seq, length: reorder(seq, length, reorder_ratio),
+    first = torch.randint(3, item_seq_len.shape, device=item_seq.device)
+    step = torch.randint(0 if replacement else 1, 3, item_seq_len.shape, device=item_seq.device)
+    seq, length = item_seq.repeat(2, 1), item_seq_len.repeat(2)
+    noise = uniform_noise(seq)  # a view is made by one operator, so they may share it
+    candidates = (
+        crop(seq, length, noise, crop_keep),
+        mask(seq, length, noise, mask_ratio, mask_token, min_count),
+        reorder(seq, length, noise, reorder_ratio, min_window),
+        (seq, length),
     )
-    n = len(operators)
-    first = torch.randint(n, item_seq_len.shape, device=item_seq.device)
-    step = torch.randint(0 if replacement else 1, n, item_seq_len.shape, device=item_seq.device)
-
-    def apply(choice: Tensor) -> View:
-        view, view_len = item_seq.clone(), item_seq_len.clone()
-        for number, operator in enumerate(operators):
-            rows = ((choice == number) & (item_seq_len > 1)).nonzero().squeeze(1)
-            view[rows], view_len[rows] = operator(item_seq[rows], item_seq_len[rows])
-        return view, view_len
-
-    return apply(first), apply((first + step) % n)
+    choice = torch.where(length > 1, torch.cat([first, (first + step) % 3]), 3)
+    row = torch.arange(len(seq), device=seq.device)
+    items, lengths = (torch.stack(parts)[choice, row] for parts in zip(*candidates, strict=True))
+    return items, lengths
 
 
 def _floor(length: Tensor, ratio: float) -> Tensor:
@@ -118,15 +144,6 @@ def _floor(length: Tensor, ratio: float) -> Tensor:
     return length * round(ratio * 1e6) // 1_000_000
 
 
-def _below(bound: Tensor) -> Tensor:
-    """A uniform integer in [0, bound) for each bound."""
-    return (torch.rand(bound.shape, dtype=torch.float64, device=bound.device) * bound).long()
-
-
-def _token_noise(item_seq: Tensor, item_seq_len: Tensor) -> View:
-    """Uniform [0, 1) at every real token and 1 on padding, [B, L]; and the positions, [L]."""
-    place = torch.arange(item_seq.shape[1], device=item_seq.device)
-    real = place < item_seq_len.unsqueeze(1)
-    noise = torch.ones(item_seq.shape, dtype=torch.float64, device=item_seq.device)
-    noise[real] = torch.rand(int(real.sum()), dtype=torch.float64, device=item_seq.device)
-    return noise, place
+def _below(bound: Tensor, noise: Tensor) -> Tensor:
+    """A uniform integer in [0, bound) for each row, [B]."""
+    return (noise[:, 0] * bound).long()

@@ -405,6 +405,36 @@ def test_nt_xent_excludes_a_row_from_its_own_choices():
     assert loss.item() == pytest.approx((large + small) / 2, rel=1e-4)
 
 
+@EVERY_SIMILARITY
+def test_nt_xent_within_groups(similarity):
+    """Rows of one group are no wrong answers of each other; the partner stays the right one."""
+    first, second, _ = views(4)
+    group = torch.tensor([5, 2, 5, 5])
+    alone = nt_xent(first[:2], second[:2], 0.5, similarity)  # rows 0 and 1 are of two groups
+    pair = nt_xent(first[:2], second[:2], 0.5, similarity, group[:2])
+    torch.testing.assert_close(pair, alone)
+    # Rows 0, 2 and 3 are left with row 1 only, and row 1 with all of them.
+    z = torch.cat([first, second])
+    z = torch.nn.functional.normalize(z, dim=-1) if similarity == "cosine" else z
+    s = z @ z.t() / 0.5
+    terms = []
+    for i in range(8):
+        wrong = [j for j in range(8) if group[j % 4] != group[i % 4]]
+        choices = s[i, [(i + 4) % 8, *wrong]]
+        terms.append(choices.logsumexp(0) - choices[0])
+    loss = nt_xent(first, second, 0.5, similarity, group)
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+    assert loss < nt_xent(first, second, 0.5, similarity)
+
+
+def test_nt_xent_of_one_group_has_no_wrong_answer():
+    first, second, _ = (v.clone().requires_grad_() for v in views(4))
+    loss = nt_xent(first, second, 0.5, "dot", torch.full((4,), 3))
+    grads = torch.autograd.grad(loss, [first, second])
+    assert loss.item() == 0
+    assert not any(g.any() for g in grads)
+
+
 def test_nt_xent_by_cosine_does_not_depend_on_the_length_of_vectors():
     first, second, _ = views(5)
     loss = nt_xent(first, second, 0.5, "cosine")

@@ -202,6 +202,49 @@ def test_padding_cells_that_are_kept_are_never_keys():
     )
 
 
+HIDDEN_KEYS = {  # row -> real cells that nothing attends to; lengths are 3, 1, 5, 2
+    "the middle": [(0, 1), (2, 1), (2, 3)],
+    "the oldest": [(0, 0), (2, 0), (2, 1), (3, 0)],
+    "the newest": [(0, 2), (2, 4), (3, 1)],
+}
+
+
+@pytest.mark.parametrize("cells", HIDDEN_KEYS)
+@pytest.mark.parametrize("last_only", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_hidden_keys_are_those_of_an_explicit_mask(cells, last_only, causal):
+    """RecBole's mask by item 0. A token that sees no key is nobody's key; its state is finite."""
+    ours, theirs = pair()
+    keys = torch.arange(L) < LENGTHS.unsqueeze(1)
+    for cell in HIDDEN_KEYS[cells]:
+        keys[cell] = False
+    layout, x = TokenLayout(LENGTHS, L, keys=keys), padded_input()
+    allowed = keys[:, None, None, :].expand(-1, -1, L, -1)
+    mask = torch.where(allowed.tril() if causal else allowed, 0.0, -10000.0)
+    expected = layout.pack(theirs(x, mask, output_all_encoded_layers=True)[-1])
+    out = ours(layout.pack(x), layout, causal=causal, last_only=last_only)
+    out.sum().backward()
+    if last_only:
+        expected = expected[layout.last]
+    elif causal:
+        sees = layout.pack((mask.squeeze(1) == 0).any(2))
+        assert sees.all() == (cells != "the oldest")
+        out, expected = out[sees], expected[sees]
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.isfinite(p.grad).all() for p in ours.parameters())
+
+
+def test_kept_padding_of_a_causal_pass_sees_everything():
+    """As the padding before left-padded rows does, whose mask of -10000 cancels out."""
+    ours, theirs = pair()
+    layout, x = TokenLayout(LENGTHS, L, with_padding=True), padded_input()
+    allowed = layout.keys[:, None, None, :].expand(-1, -1, L, -1).tril()
+    allowed = allowed & layout.keys[:, None, :, None]
+    expected = theirs(x, torch.where(allowed, 0.0, -10000.0), output_all_encoded_layers=True)[-1]
+    out = layout.unpack(ours(layout.pack(x), layout, causal=True))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
 # ---------------------------------------------------------------- dropout
 
 

@@ -9,10 +9,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from torch import Tensor
 
-from recbole_simdiff.views import crop, mask, reorder, two_views
+from recbole_simdiff import views
+from recbole_simdiff.views import uniform_noise
 
 TOKEN = 99
 RATIOS = [0.1, 0.25, 0.3, 0.5, 0.6, 0.7, 0.9]
@@ -43,6 +44,24 @@ def plausible(found: Counter, expected: dict) -> bool:
     return chisquare(counts, [p * total for p in expected.values()]).pvalue > 1e-3
 
 
+def crop(seq: Tensor, length: Tensor, *settings: float) -> views.View:
+    return views.crop(seq, length, uniform_noise(seq), *settings)
+
+
+def mask(seq: Tensor, length: Tensor, *settings: float) -> views.View:
+    return views.mask(seq, length, uniform_noise(seq), *settings)
+
+
+def reorder(seq: Tensor, length: Tensor, *settings: float) -> views.View:
+    return views.reorder(seq, length, uniform_noise(seq), *settings)
+
+
+def two_views(seq: Tensor, length: Tensor, *settings: float, **more: float) -> list[views.View]:
+    """The two views apart."""
+    parts = (part.chunk(2) for part in views.two_views(seq, length, *settings, **more))
+    return list(zip(*parts, strict=True))
+
+
 def outcomes(seq: Tensor) -> Counter:
     return Counter(map(tuple, seq.tolist()))
 
@@ -50,6 +69,23 @@ def outcomes(seq: Tensor) -> Counter:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------- noise
+
+
+def test_noise_is_uniform_and_padding_comes_last():
+    seq, _ = rows(4, 2, 3)
+    noise = uniform_noise(torch.zeros(2000, 4))
+    assert noise.shape == (2000, 5)
+    assert noise.min() >= 0
+    assert noise.max() < 1
+    for column in noise.t():
+        assert kstest(column.numpy(), "uniform").pvalue > 1e-3
+    torch.manual_seed(3)
+    narrow = uniform_noise(seq)
+    torch.manual_seed(3)
+    assert torch.equal(uniform_noise(torch.nn.functional.pad(seq, (0, 7)))[:, :5], narrow)
 
 
 # ---------------------------------------------------------------- crop
@@ -96,6 +132,17 @@ def test_every_subset_is_equally_likely():
     assert plausible(hit, dict.fromkeys(itertools.combinations(range(5), 2), 1 / 10))
 
 
+@pytest.mark.parametrize("least", [0, 1, 2, 5])
+def test_mask_replaces_a_least_number_of_items(least):
+    """Short rows are not left as they are; no more than the row, and no padding."""
+    seq, length = rows(*range(1, 21))
+    view, _ = mask(seq, length, 0.3, TOKEN, least)
+    masked = view == TOKEN
+    wanted = [min(n, max(floor(0.3, n), least)) for n in range(1, 21)]
+    assert masked.sum(1).tolist() == wanted
+    assert (seq[masked] > 0).all()
+
+
 # ---------------------------------------------------------------- reorder
 
 
@@ -126,15 +173,28 @@ def test_every_window_and_order_is_equally_likely():
     assert len(found) == len(expected) > 6
 
 
+def test_a_least_window_moves_the_shortest_rows():
+    """Of two items, and of three, each pair of neighbours; a window of one would move none."""
+    assert outcomes(reorder(*many(2, width=4), 0.6)[0]) == {(1, 2, 0, 0): N_DRAWS}
+    found = outcomes(reorder(*many(2, width=4), 0.6, 2)[0])
+    assert plausible(found, {(1, 2, 0, 0): 0.5, (2, 1, 0, 0): 0.5})
+    found = outcomes(reorder(*many(3), 0.6, 2)[0])
+    assert plausible(found, {(1, 2, 3): 0.5, (2, 1, 3): 0.25, (1, 3, 2): 0.25})
+    seq, length = rows(1, 2, 3, 20)
+    view, _ = reorder(seq, length, 0.6, 30)  # the whole row
+    assert torch.equal(view.sort(1).values, seq.sort(1).values)
+    assert not (view == 0)[torch.arange(20) < length.unsqueeze(1)].any()
+
+
 # ---------------------------------------------------------------- two views
 
 RATES = {"crop_keep": 0.5, "mask_ratio": 0.4, "reorder_ratio": 0.8, "mask_token": TOKEN}
 
 
-def operators(views) -> list[tuple[str, str]]:
+def operators(pair: list[views.View]) -> list[tuple[str, str]]:
     """Which operator made each of the two views, of rows 1, 2, ..., 10."""
     names = []
-    for view, length in views:
+    for view, length in pair:
         names.append(
             [
                 "crop" if n == 5 else "mask" if TOKEN in row else "reorder"
@@ -160,9 +220,9 @@ def test_with_replacement_the_two_operators_are_independent():
 def test_both_views_start_from_the_row_itself():
     """What an operator did to one view does not show in the other; each keeps its own law."""
     seq, length = many(10, width=12)
-    views = two_views(seq, length, **RATES)
-    made = operators(views)
-    for number, (view, view_len) in enumerate(views):
+    both = two_views(seq, length, **RATES)
+    made = operators(both)
+    for number, (view, view_len) in enumerate(both):
         for row, n, pair in zip(view.tolist(), view_len.tolist(), made, strict=True):
             if pair[number] == "crop":
                 assert row == [*range(row[0], row[0] + 5), *[0] * 7]
@@ -207,8 +267,7 @@ def test_the_batch_is_never_written_to(replacement):
     seq, length = rows(1, 9, 5, 3, 8)
     before, before_len = seq.clone(), length.clone()
     for _ in range(50):
-        views = two_views(seq, length, **RATES, replacement=replacement)
-        for view, view_len in views:
+        for view, view_len in two_views(seq, length, **RATES, replacement=replacement):
             view.fill_(7)
             view_len.fill_(7)
     for view, view_len in (mask(seq, length, 0.5, TOKEN), reorder(seq, length, 0.8)):
@@ -230,3 +289,23 @@ def test_padding_changes_no_view():
             assert torch.equal(wide[:, :9], view)
             assert not wide[:, 9:].any()
             assert torch.equal(wide_len, view_len)
+
+
+def test_least_numbers_reach_the_operators():
+    """Rows of two, which floor(0.3 n) masks and floor(0.6 n) items in a window leave alone."""
+    seq, length = many(2)
+    rates = {"crop_keep": 1.0, "mask_ratio": 0.3, "reorder_ratio": 0.6, "mask_token": TOKEN}
+    for view, _ in two_views(seq, length, **rates):
+        assert torch.equal(view, seq)
+    for view, _ in two_views(seq, length, **rates, min_count=1):
+        assert set(outcomes(view)) == {(1, 2), (1, TOKEN), (TOKEN, 2)}
+    for view, _ in two_views(seq, length, **rates, min_window=2):
+        assert set(outcomes(view)) == {(1, 2), (2, 1)}
+
+
+def test_nothing_waits_for_the_device():
+    """Tensors without content have no value to look at, and no shape may depend on one."""
+    seq, length = rows(1, 9, 5, 3, 8)
+    view, view_len = views.two_views(seq.to("meta"), length.to("meta"), **RATES)
+    assert view.shape == (10, 9)
+    assert view_len.shape == (10,)

@@ -8,7 +8,7 @@ RecBole-DA and RuihongQiu/DuoRec (at 73eff25) share as CL4SRec. Equations have n
     E            item_embedding        [N+1, H]  item table; row 0 is padding, items are 1..N-1
     [mask]       mask_token = N        scalar    row N of the table, never scored
     H(s), h      encode(...)           [n, H], [B, H]  encoder states; state of the newest item
-    a_i, a_j     two_views             [B, L]    two random views of each row
+    a_i, a_j     two_views             [2B, L]   two random views of each row
     z_i, z_j     contrastive_loss      [B, H]    their states h(a_i(s)), h(a_j(s))
     eta          crop_ratio            scalar    share of a row that crop keeps
     gamma, beta  mask_ratio, reorder_ratio       share that is masked; share in the permuted window
@@ -26,23 +26,35 @@ Differences, tagged where they are made: Paper / Code / Here.
     * rows: every prefix with the target at its end; `train_sampling: user_all` is one row a user
       with a target at every position, as in the paper.
     * operators: two different ones a row; `operators: independent` lets them coincide.
+    * short rows: floor(gamma n) and floor(beta n) leave the shortest ones as they are, as in Code;
+      `min_count` and `min_window` are lower bounds.
     * views are copies: Code corrupts the batch, and with it the stored training set, in place.
-    * other rows of the same user or target stay wrong answers, as in Code.
+    * other rows of the same user stay wrong answers, as in Code, which has one row a prefix, too;
+      in the paper a user has one row. `fn_mask` takes them out.
     * batches hold rows of similar length (see BucketLoader), so the wrong answers do, too.
 """
 
 from typing import Any, NamedTuple
 
 from recbole.data.interaction import Interaction
-from torch import Tensor, cat
+from torch import Tensor
 
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.errors import (
+    require_at_least,
+    require_choice,
+    require_positive,
+    require_share,
+)
 from recbole_simdiff.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.transformer import TokenLayout
 from recbole_simdiff.views import two_views
 
-OPTIONS = {"operators": ("distinct", "independent"), "cl_similarity": SIMILARITIES}
+OPTIONS = {
+    "operators": ("distinct", "independent"),
+    "cl_similarity": SIMILARITIES,
+    "fn_mask": ("none", "user", "target"),
+}
 
 
 class CL4SRecLoss(NamedTuple):
@@ -67,10 +79,17 @@ class CL4SRec(EncoderRecommender):
         self.cl_weight: float = config["cl_weight"]
         self.tau: float = config["tau"]
         self.cl_similarity: str = config["cl_similarity"]
+        self.group_field: str | None = {
+            "none": None,
+            "user": self.USER_ID,
+            "target": self.POS_ITEM_ID,
+        }[config["fn_mask"]]
         self.operators: str = config["operators"]
         self.crop_ratio: float = config["crop_ratio"]
         self.mask_ratio: float = config["mask_ratio"]
         self.reorder_ratio: float = config["reorder_ratio"]
+        self.min_count: int = config["min_count"]
+        self.min_window: int = config["min_window"]
         self.mask_token: int = self.n_items
 
     @staticmethod
@@ -82,46 +101,38 @@ class CL4SRec(EncoderRecommender):
         """
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
-        require_at_least(config, {"cl_weight": 0})
-        for key in ("crop_ratio", "mask_ratio", "reorder_ratio"):
-            if not 0 <= config[key] <= 1:
-                raise UserError(f"{key}={config[key]} must lie in [0, 1]")
+        require_at_least(config, {"cl_weight": 0, "min_count": 0, "min_window": 0})
+        require_share(config, "crop_ratio", "mask_ratio", "reorder_ratio")
         require_positive(config, "tau")
 
     def calculate_loss(self, interaction: Interaction) -> CL4SRecLoss:
         """The next-item loss and the weighted contrastive loss, which is skipped at weight 0."""
-        item_seq, item_seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        layout = TokenLayout(item_seq_len, item_seq.shape[1])
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         # Paper: log-softmax over the next item and sampled ones, at every position of one row a
         # user. Code, Here: over all items, at the end of every prefix; `train_sampling` decides.
         rec = self.recommendation_loss(hidden, layout, interaction)
         contrastive = rec.new_zeros(())
         if self.cl_weight > 0:
-            contrastive = self.cl_weight * self.contrastive_loss(item_seq, item_seq_len)
+            contrastive = self.cl_weight * self.contrastive_loss(interaction)
         return CL4SRecLoss(rec, contrastive)
 
-    def contrastive_loss(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """NT-Xent of the states of two random views of each row.
-
-        Args:
-            item_seq (LongTensor): items, [B, L].
-            item_seq_len (LongTensor): real lengths, [B].
-
-        Returns:
-            Tensor: scalar, mean over the 2B views.
-        """
+    def contrastive_loss(self, interaction: Interaction) -> Tensor:
+        """NT-Xent of the states of two random views of each row, mean over the 2B views."""
         # Paper: both operators come from one set, whether different is not said. Code: different.
         # Here: different, with a switch.
-        first, second = two_views(
-            item_seq,
-            item_seq_len,
+        items, lengths = two_views(
+            interaction[self.ITEM_SEQ],
+            interaction[self.ITEM_SEQ_LEN],
             self.crop_ratio,
             self.mask_ratio,
             self.reorder_ratio,
             self.mask_token,
             replacement=self.operators == "independent",
+            min_count=self.min_count,
+            min_window=self.min_window,
         )
-        items, lengths = (cat(pair) for pair in zip(first, second, strict=True))
         z_i, z_j = self(items, lengths).chunk(2)
-        return nt_xent(z_i, z_j, self.tau, self.cl_similarity)
+        group = None if self.group_field is None else interaction[self.group_field]
+        return nt_xent(z_i, z_j, self.tau, self.cl_similarity, group)

@@ -22,6 +22,8 @@ contrasted. The gradient flows into all three passes. At inference the model is 
 Differences, tagged where they are made: Paper / Code / Here.
     * `contrast` also offers the other pairs of Code: `un` (h, h'), `su` (h, h_s'), `us` both.
     * same-target rows: Code reads them from a file made beforehand. Here: an index in memory.
+    * rows of an augmenter: views are made of real items, so a row with invented ones in front and
+      the same row without them count as one, and are never views of each other.
     * other rows with the same target stay wrong answers, as in the paper and Code.
     * batches hold rows of similar length (see BucketLoader), so the wrong answers do, too; the
       supervised views are of any length.
@@ -30,6 +32,7 @@ The released settings are `preset: official`.
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
@@ -55,6 +58,9 @@ class SameTargetIndex(nn.Module):
     Rows are grouped by target: those of target t are ``order[start[t]:start[t] + count[t]]``, and
     ``rank`` is the place of each row within its group. Nothing of this is saved in checkpoints.
 
+    Rows with the same real items (``pseudo_mix: both`` of an augmenter makes such twins) are one:
+    only ``original``, the first of them, is in a group and is drawn.
+
     Args:
         dataset (FlatDataset): the training part, one target a row.
 
@@ -66,7 +72,8 @@ class SameTargetIndex(nn.Module):
     row_start: Tensor  # [rows]
     row_length: Tensor  # [rows]
     target: Tensor  # [rows]
-    order: Tensor  # [rows]
+    original: Tensor  # [rows]
+    order: Tensor  # [originals]
     rank: Tensor  # [rows]
     start: Tensor  # [n_items]
     count: Tensor  # [n_items]
@@ -83,16 +90,21 @@ class SameTargetIndex(nn.Module):
         if PSEUDO_LENGTH in rows.interaction:  # a view is made of real items
             length = length - rows[PSEUDO_LENGTH]
         target = rows[dataset.iid_field]
-        order = target.argsort(stable=True)
-        count = target.bincount(minlength=dataset.item_num)
+        newest = (rows[ROW_START] + length).numpy()  # a place in the flat array that twins share
+        _, first, of_row = np.unique(newest, return_index=True, return_inverse=True)
+        original = torch.from_numpy(first)[of_row]
+        order = torch.from_numpy(np.sort(first))
+        order = order[target[order].argsort(stable=True)]
+        count = target[order].bincount(minlength=dataset.item_num)
         start = count.cumsum(0) - count
-        rank = torch.empty_like(order)
+        rank = torch.zeros_like(target)
         rank[order] = torch.arange(len(order)) - start[target[order]]
         for name, value in (
             ("items", dataset.flat[dataset.iid_field]),
             ("row_start", rows[ROW_START]),
             ("row_length", length),
             ("target", target),
+            ("original", original),
             ("order", order),
             ("rank", rank),
             ("start", start),
@@ -101,7 +113,11 @@ class SameTargetIndex(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def draw(self, row: Tensor) -> Tensor:
-        """Another row with the same target for each row, [B] -> [B]; itself if there is none."""
+        """Another row with the same target for each row, [B] -> [B]; itself if there is none.
+
+        Rows come as their originals.
+        """
+        row = self.original[row]
         target = self.target[row]
         count = self.count[target]
         u = torch.rand(len(row), dtype=torch.float64, device=row.device)

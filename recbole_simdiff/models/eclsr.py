@@ -27,7 +27,8 @@ Differences, tagged where they are made: Paper / Code / Here.
     * condition: the paper speaks of the sequence's representation; Code adds the state of each
       position, which has seen the item in question.
     * rows: every prefix with the target at its end, as Code does for one data set; for the others
-      it has one row a user (`train_sampling: user_all`), and padding counts in the mean there.
+      it has one row a user (`train_sampling: user_all`), and padding counts in the mean there:
+      `pad_in_loss`.
     * stages: two are meant by Code and cannot run as released; default one.
     * generator loss: a mean over the batch's masked tokens, all of them; guesses are never padding.
     * means over the last k states take real tokens only.
@@ -43,7 +44,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.errors import (
+    UserError,
+    require_at_least,
+    require_choice,
+    require_positive,
+    require_share,
+)
 from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks
 from recbole_simdiff.plan import Phase
 from recbole_simdiff.transformer import PackedTransformer, TokenLayout
@@ -53,6 +60,13 @@ OPTIONS = {
     "masking": ("probability", "count"),
     "condition": ("sequence", "position", "concatenate"),
     "guess": ("argmax", "sample"),
+}
+# What the released loss over padding belongs to.
+PAD_IN_LOSS = {
+    "train_sampling": "user_all",
+    "align": "left",
+    "sr_loss": "CE",
+    "mask_pad_in_softmax": False,
 }
 ALL_TERMS, WITHOUT_DISCRIMINATOR = "all_terms", "without_discriminator"  # names of the phases
 
@@ -103,6 +117,10 @@ class ECLSR(EncoderRecommender):
         self.condition: str = config["condition"]
         self.disc_bidirectional: bool = config["disc_bidirectional"]
         self.align: str = config["align"]
+        self.pad_in_loss: bool = config["pad_in_loss"]
+        if self.pad_in_loss and self.targets_per_batch is not None:
+            rows = min(config["train_batch_size"], len(dataset))
+            self.targets_per_batch = rows * self.max_seq_length
         self.mask_token: int = self.n_items
 
         def tower() -> Tower:
@@ -146,10 +164,16 @@ class ECLSR(EncoderRecommender):
         require_choice(config, OPTIONS)
         require_positive(config, "tau")
         require_at_least(config, {"cl_weight": 0, "disc_weight": 0, "gen_weight": 0, "last_k": 1})
-        if not 0 <= config["mask_ratio"] <= 1:
-            raise UserError(f"mask_ratio={config['mask_ratio']} must lie in [0, 1]")
+        require_share(config, "mask_ratio")
         if config["stages"] not in (1, 2):
             raise UserError(f"stages={config['stages']} must be 1 or 2")
+        wrong = [f"{k}={config[k]}" for k, needed in PAD_IN_LOSS.items() if config[k] != needed]
+        if config["pad_in_loss"] and wrong:
+            needs = ", ".join(f"{key}={value}" for key, value in PAD_IN_LOSS.items())
+            raise UserError(
+                f"pad_in_loss=True, the released loss of left-padded rows with a target at every "
+                f"position, needs {needs}; got {', '.join(wrong)}"
+            )
 
     def training_plan(self) -> list[Phase]:
         """One phase or, with two stages, a second one that refines the best of the first."""
@@ -163,36 +187,66 @@ class ECLSR(EncoderRecommender):
 
     def calculate_loss(self, interaction: Interaction) -> ECLSRLoss:
         """The four weighted terms; a term of weight 0 is not computed."""
-        item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        if self.pad_in_loss:
+            interaction = self.padded(interaction)
+        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        layout = TokenLayout(lengths, item_seq.shape[1])
         n_passes = 2 if self.cl_weight > 0 else 1
-        passes = TokenLayout(layout.lengths.repeat(n_passes), layout.length)
+        passes = TokenLayout(lengths.repeat(n_passes), layout.length, self.pad_in_loss)
         hidden, *again = self.encode(item_seq.repeat(n_passes, 1), passes).chunk(n_passes)
 
+        # Code: padding, too, is to predict what comes next. Here: real items only, with a switch.
+        cells = (
+            TokenLayout(lengths, layout.length, with_padding=True) if self.pad_in_loss else layout
+        )
         state = hidden[layout.last] if self.last_target_only else hidden
-        rec = self.recommendation_loss(state, layout, interaction)
+        rec = self.recommendation_loss(state, cells, interaction)
+        if self.pad_in_loss:
+            hidden, *again = (states[layout.index] for states in (hidden, *again))
         contrastive = discriminator = generator = rec.new_zeros(())
         self.monitor = {}
         if self.cl_weight > 0:
             contrastive = self.cl_weight * self.contrastive_loss(hidden, again[0], layout)
-        in_use = self.disc_weight > 0 or self.gen_weight > 0
-        if in_use and self.train_stage == ALL_TERMS:
+        if self.train_stage == ALL_TERMS and (self.disc_weight > 0 or self.gen_weight > 0):
             items = layout.pack(item_seq)
-            masked = self.choose_positions(layout)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.gen_weight > 0):
-                states = self.generate(items, masked, layout)
-            if self.gen_weight > 0:
-                generator = self.gen_weight * self.generator_loss(states, items[masked])
-            if self.disc_weight > 0:
-                guesses = self.guesses(states)
-                replaced = items.index_copy(0, masked, guesses)
-                logit = self.discriminate(replaced, hidden, layout)
-                discriminator = self.disc_weight * self.discriminator_loss(logit, replaced != items)
-                self.monitor = {
-                    "guessed": (guesses == items[masked]).sum() / max(len(masked), 1),
-                    "noticed": ((logit > 0) == (replaced != items)).float().mean(),
-                }
+            discriminator, generator = self.replacement_losses(items, hidden, layout)
         return ECLSRLoss(rec, contrastive, discriminator, generator)
+
+    def padded(self, interaction: Interaction) -> Interaction:
+        """The batch with its items padded to the maximum length, [B, L]."""
+        item_seq = interaction[self.ITEM_SEQ]
+        item_seq = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
+        return Interaction({**interaction.interaction, self.ITEM_SEQ: item_seq})
+
+    def replacement_losses(
+        self, items: Tensor, hidden: Tensor, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted losses of discriminator and generator, for freshly drawn masks.
+
+        Args:
+            items (LongTensor): items of all tokens, [n].
+            hidden (Tensor): encoder states of all tokens, [n, H].
+            layout (TokenLayout): where the n tokens sit.
+
+        Returns:
+            tuple: two scalars; a loss of weight 0 is not computed.
+        """
+        discriminator = generator = hidden.new_zeros(())
+        masked = self.choose_positions(layout)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.gen_weight > 0):
+            states = self.generate(items, masked, layout)
+        if self.gen_weight > 0:
+            generator = self.gen_weight * self.generator_loss(states, items[masked])
+        if self.disc_weight > 0:
+            guesses = self.guesses(states)
+            replaced = items.index_copy(0, masked, guesses)
+            logit = self.discriminate(replaced, hidden, layout)
+            discriminator = self.disc_weight * self.discriminator_loss(logit, replaced != items)
+            self.monitor = {
+                "guessed": (guesses == items[masked]).sum() / max(len(masked), 1),
+                "noticed": ((logit > 0) == (replaced != items)).float().mean(),
+            }
+        return discriminator, generator
 
     @torch.no_grad()
     def substituted(self, interaction: Interaction) -> dict[str, Tensor]:
@@ -209,7 +263,8 @@ class ECLSR(EncoderRecommender):
         """Row of the position table for each token, [n]."""
         if self.align == "right":
             return layout.position
-        return layout.position + (self.max_seq_length - layout.lengths)[layout.row]
+        # Padding comes before the oldest item then.
+        return (layout.position - layout.lengths[layout.row]) % self.max_seq_length
 
     def run(
         self, tower: Any, vectors: Tensor, layout: TokenLayout, causal: bool, **which: Any

@@ -28,7 +28,8 @@ Differences, tagged where they are made: Paper / Code / Here.
     * R: Code has a threshold a row and three pairs instead of one threshold and (z1, z2).
     * contrast: the paper sums the losses of both directions; Code and all published weights belong
       to their mean.
-    * mask: Code writes the padding id and hides the position from attention; here a mask token.
+    * mask: Code writes the padding id, which hides the position from attention; here a mask token
+      or, with `mask_id: pad`, as Code.
     * extractors are part of the model and of its checkpoints; Code keeps them in the trainer.
     * the second step encodes without gradient and without the loss of h1 and h2: same gradients.
 The released behaviour is `preset: official`.
@@ -42,13 +43,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.errors import (
+    UserError,
+    require_at_least,
+    require_choice,
+    require_positive,
+    require_share,
+)
 from recbole_simdiff.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.plan import Phase, Update
 from recbole_simdiff.transformer import TokenLayout
 from recbole_simdiff.views import View, two_views
 
-OPTIONS = {"regularizer": ("batch", "row"), "cl_similarity": SIMILARITIES}
+OPTIONS = {
+    "regularizer": ("batch", "row"),
+    "cl_similarity": SIMILARITIES,
+    "mask_id": ("new", "pad"),
+}
 
 
 class MCLRecLoss(NamedTuple):
@@ -91,7 +102,8 @@ class MCLRec(EncoderRecommender):
         self.crop_ratio: float = config["crop_ratio"]
         self.mask_ratio: float = config["mask_ratio"]
         self.reorder_ratio: float = config["reorder_ratio"]
-        self.mask_token: int = self.n_items
+        # Code: padding masks. Here: a token of its own, as in CL4SRec, or padding.
+        self.mask_token: int = self.n_items if config["mask_id"] == "new" else 0
         # Initial weights are torch's own, as in Code, not those of ``init_weights``.
         self.extractors = nn.ModuleList([self._extractor(), self._extractor()])
         self.views: View | None = None  # of the batch that is being trained on
@@ -118,10 +130,10 @@ class MCLRec(EncoderRecommender):
         require_at_least(
             config, {"cl_weight": 0, "meta_weight": 0, "regularizer_weight": 0, "hidden_size": 4}
         )
-        for key in ("crop_ratio", "mask_ratio", "reorder_ratio"):
-            if not 0 <= config[key] <= 1:
-                raise UserError(f"{key}={config[key]} must lie in [0, 1]")
+        require_share(config, "crop_ratio", "mask_ratio", "reorder_ratio")
         require_positive(config, "tau")
+        if config["mask_id"] == "pad" and config["mask_ratio"] == 1:
+            raise UserError("mask_ratio=1 hides whole rows; with mask_id=pad it must be below 1")
         if config["encoder_steps"] not in (1, 2):
             raise UserError(f"encoder_steps={config['encoder_steps']} must be 1 or 2")
         if config["joint"] and config["encoder_steps"] == 2:
@@ -184,7 +196,7 @@ class MCLRec(EncoderRecommender):
 
     def draw_views(self, interaction: Interaction) -> View:
         """Two random views of each row by different operators: items [2B, L], lengths [2B]."""
-        first, second = two_views(
+        return two_views(
             interaction[self.ITEM_SEQ],
             interaction[self.ITEM_SEQ_LEN],
             self.crop_ratio,
@@ -192,11 +204,14 @@ class MCLRec(EncoderRecommender):
             self.reorder_ratio,
             self.mask_token,
         )
-        return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
 
     def encode_views(self, views: View) -> tuple[Tensor, Tensor]:
         """States h1 and h2 of the two views, each [B, H]."""
-        h1, h2 = self(*views).chunk(2)
+        items, lengths = views
+        # Items masked by padding keep their place, but nothing attends to them.
+        keys = items > 0 if self.mask_token == 0 else None
+        layout = TokenLayout(lengths, items.shape[1], keys=keys)
+        h1, h2 = self.encode(items, layout, last_only=True).chunk(2)
         return h1, h2
 
     def extract(self, h1: Tensor, h2: Tensor) -> tuple[Tensor, Tensor]:

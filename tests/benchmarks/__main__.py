@@ -11,9 +11,11 @@ import contextlib
 import gc
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from recbole_simdiff.config import Config
 from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
 from recbole_simdiff.losses import full_softmax_loss
 from recbole_simdiff.trainer import PROTOCOLS, PlanTrainer
+from recbole_simdiff.transformer import PackedTransformer
 
 PLAIN = {"cl_weight": 0.0, "diff_weight": 0.0}
 
@@ -72,6 +75,55 @@ class Bench:
             trainer._train_epoch(train, 0)
             self.seconds[name] = time.perf_counter() - started
         self._report(name, memory)
+
+    def contrastive(self, plain: str, n_batches: int = 40, rounds: int = 5) -> None:
+        """The contrastive models beside the plain encoder, all on the same batches, in turn.
+
+        One encoder pass is the tokens x layers that the plain encoder's Transformer runs on for
+        these batches. Every run of a Transformer counts by its own tokens x layers: of encoder,
+        generator or discriminator, on any view, with gradient or without; nothing else counts.
+        """
+        models = {plain: "SimDiffRec", "(f) CL4SRec": "CL4SRec", "(g) DuoRec": "DuoRec"}
+        models |= {"(h) MCLRec": "MCLRec", "(i) ECLSR": "ECLSR"}
+        trainers: dict[str, PlanTrainer] = {}
+        for name, model_name in models.items():
+            weights = PLAIN if name == plain else {}
+            config = self.config(model_name, train_sampling="prefix_last", **weights)
+            if not trainers:
+                train, _, _ = create_loaders(config, create_dataset(config))
+            init_seed(config["seed"], True)
+            model = config.model_class(config, train._dataset)
+            trainers[name] = PlanTrainer(config, model, Path(self.folder))
+        order = sorted(train.batches(), key=lambda rows: int(train._lengths[rows].sum()))
+        step = len(order) // n_batches
+        batches = [train.collate(rows) for rows in order[step // 2 :: step]]
+
+        def steps(trainer: PlanTrainer) -> None:
+            for batch in batches:
+                trainer._step(batch, trainer._updates())
+
+        work: dict[str, Counter[bool]] = {}
+        for name, trainer in trainers.items():
+            with token_layers(trainer.model) as work[name]:
+                steps(trainer)  # and to warm up
+        seconds: dict[str, list[float]] = {name: [] for name in trainers}
+        for _ in range(rounds):
+            for name, trainer in trainers.items():
+                seconds[name].append(timed(lambda trainer=trainer: steps(trainer)))
+
+        print(
+            f"contrastive models: {len(batches)} of {len(order)} batches of prefix_last, "
+            f"evenly spaced by size, scaled to an epoch; medians of {rounds} rounds in turn"
+        )
+        one = work[plain].total()
+        for name, each in seconds.items():
+            text = f"    {name:<36} {median(each) * len(order) / len(batches):7.1f} s an epoch"
+            if name != plain:
+                ratio = median(a / b for a, b in zip(each, seconds[plain], strict=True))
+                passes, free = work[name].total() / one, work[name][False] / one
+                text += f", {ratio:.2f} x {plain[:3]}, limit {1.3 * passes:.2f} = 1.3 x "
+                text += f"{passes:.2f} encoder passes ({free:.2f} without gradient)"
+            print(text, flush=True)
 
     def stock(self, name: str) -> None:
         """One epoch of RecBole's SASRec with its own data set, loader, model and trainer."""
@@ -204,6 +256,23 @@ def synthetic_batch(
     )
 
 
+@contextlib.contextmanager
+def token_layers(model: torch.nn.Module) -> Iterator[Counter[bool]]:
+    """Tokens x layers that a model's Transformers run on in the block; True: with gradient."""
+    found: Counter[bool] = Counter()
+
+    def count(transformer: Any, inputs: Any) -> None:
+        found[torch.is_grad_enabled()] += len(inputs[0]) * len(transformer.layer)
+
+    transformers = [m for m in model.modules() if isinstance(m, PackedTransformer)]
+    hooks = [transformer.register_forward_pre_hook(count) for transformer in transformers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def timed(work: Callable[[], Any]) -> float:
     """Seconds that ``work`` takes."""
     started = time.perf_counter()
@@ -244,8 +313,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", default="dataset")
     parser.add_argument("--threads", type=int, default=0)
-    parts = ["loss", "plain", "simdiffrec", "bf16", "cadirec", "dreamrec", "generation"]
-    parts += ["growth", "evaluation", "stock"]
+    parts = ["loss", "plain", "simdiffrec", "bf16", "cadirec", "dreamrec", "contrastive"]
+    parts += ["generation", "growth", "evaluation", "stock"]
     parser.add_argument("--parts", default=",".join(parts), help=f"of {','.join(parts)}")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -267,6 +336,7 @@ def main() -> None:
         ),
         "cadirec": lambda: bench.ours("(d) CaDiRec", "CaDiRec"),
         "dreamrec": lambda: bench.ours("(e) DreamRec", "DreamRec"),
+        "contrastive": lambda: bench.contrastive(f"{plain}, prefix_last"),
         "generation": bench.generation,
         "growth": bench.growth,
         "evaluation": bench.evaluation,

@@ -95,7 +95,7 @@ def test_nt_xent_of_equal_vectors_is_a_guess(batch, value):
 def test_nt_xent_of_one_row_is_zero(small):
     """Invariant 5: no wrong answers; the gradient exists."""
     model = small()
-    loss = model.contrastive_loss(SEQ[:1], LEN[:1])
+    loss = model.contrastive_loss(rows(SEQ[:1], LEN[:1], POS[:1]))
     loss.backward()
     assert loss.item() == 0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -108,7 +108,7 @@ def test_nt_xent_of_one_row_is_zero(small):
 def test_the_contrastive_loss_is_nt_xent_of_the_views_states(monkeypatch, small, similarity):
     """With known views, encoded one at a time; with its weight, temperature and similarity."""
     model = small(cl_weight=0.3, tau=0.7, cl_similarity=similarity)
-    views = ((SEQ, LEN), (SEQ.flip(0), LEN.flip(0)))
+    views = (torch.cat([SEQ, SEQ.flip(0)]), torch.cat([LEN, LEN.flip(0)]))
     asked: list[Any] = []
 
     def known(*args: Any, **kwargs: Any) -> Any:
@@ -117,15 +117,17 @@ def test_the_contrastive_loss_is_nt_xent_of_the_views_states(monkeypatch, small,
 
     monkeypatch.setattr(cl4srec, "two_views", known)
     loss = model.calculate_loss(rows()).contrastive
-    expected = 0.3 * nt_xent(model(*views[0]), model(*views[1]), 0.7, similarity)
+    expected = 0.3 * nt_xent(model(SEQ, LEN), model(SEQ.flip(0), LEN.flip(0)), 0.7, similarity)
     torch.testing.assert_close(loss, expected)
     ((args, kwargs),) = asked
     assert args[2:] == (0.6, 0.3, 0.6, N_ITEMS)
-    assert kwargs == {"replacement": False}
+    assert kwargs == {"replacement": False, "min_count": 0, "min_window": 0}
 
 
-def test_operators_may_coincide_on_demand(monkeypatch, small):
-    model = small(operators="independent", crop_ratio=0.5, mask_ratio=0.4, reorder_ratio=0.8)
+def test_settings_reach_the_views(monkeypatch, small):
+    """Operators may coincide, and change a least number of items, on demand."""
+    ratios = {"crop_ratio": 0.5, "mask_ratio": 0.4, "reorder_ratio": 0.8}
+    model = small(operators="independent", **ratios, min_count=1, min_window=2)
     asked: list[Any] = []
     draw = cl4srec.two_views
 
@@ -135,7 +137,34 @@ def test_operators_may_coincide_on_demand(monkeypatch, small):
 
     monkeypatch.setattr(cl4srec, "two_views", spy)
     model.calculate_loss(rows())
-    assert asked == [((0.5, 0.4, 0.8, N_ITEMS), {"replacement": True})]
+    least = {"min_count": 1, "min_window": 2}
+    assert asked == [((0.5, 0.4, 0.8, N_ITEMS), {"replacement": True, **least})]
+
+
+@pytest.mark.parametrize(
+    ("fn_mask", "wrong"),
+    [
+        ("none", {(i, j) for i in range(4) for j in range(4) if i != j}),
+        ("user", {(i, j) for i in range(4) for j in range(4) if i != j and {i, j} != {0, 3}}),
+        ("target", {(i, j) for i in range(4) for j in range(4) if i != j and {i, j} != {1, 2}}),
+    ],
+)
+def test_rows_of_one_user_or_target_may_be_left_out(monkeypatch, small, fn_mask, wrong):
+    """By a loop: each view against its partner and both views of the rows that are wrong."""
+    model = small(fn_mask=fn_mask, cl_weight=1.0)
+    batch = rows(pos=torch.tensor([10, 3, 3, 6]))
+    batch.update(Interaction({"user_id": torch.tensor([7, 5, 9, 7])}))
+    views = recorded_views(monkeypatch)
+    loss = model.calculate_loss(batch).contrastive
+    z = torch.stack(views)  # [2, 4, H]
+    terms = []
+    for i in range(4):
+        for view in range(2):
+            own = z[view, i]
+            right = own @ z[1 - view, i]
+            others = [own @ z[v, j] for j in range(4) for v in range(2) if (i, j) in wrong]
+            terms.append(torch.logsumexp(torch.stack([right, *others]), 0) - right)
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
 
 
 @pytest.mark.parametrize("sampling", ["prefix_last", "user_all"])
@@ -214,7 +243,7 @@ def test_each_view_has_its_own_dropout(monkeypatch, small):
     model = small(crop_ratio=1.0, mask_ratio=0.0, reorder_ratio=0.0, hidden_dropout_prob=0.5)
     views = recorded_views(monkeypatch)
     for training in (True, False):
-        model.train(training).contrastive_loss(SEQ, LEN)
+        model.train(training).contrastive_loss(rows())
     assert (views[0] != views[1]).any(1).all()
     torch.testing.assert_close(views[2], views[3])
 
@@ -291,6 +320,9 @@ def test_scores_do_not_depend_on_the_padding(small):
         ({"tau": float("nan")}, "tau=nan must be positive"),
         ({"cl_similarity": "cos"}, "cl_similarity='cos' is not one of cosine, dot"),
         ({"operators": "same"}, "operators='same' is not one of distinct, independent"),
+        ({"fn_mask": "item"}, "fn_mask='item' is not one of none, user, target"),
+        ({"min_count": -1}, "min_count=-1 must be at least 0"),
+        ({"min_window": -1}, "min_window=-1 must be at least 0"),
         ({"crop_ratio": 1.1}, r"crop_ratio=1.1 must lie in \[0, 1\]"),
         ({"mask_ratio": -0.1}, r"mask_ratio=-0.1 must lie in \[0, 1\]"),
         ({"reorder_ratio": float("nan")}, r"reorder_ratio=nan must lie in \[0, 1\]"),

@@ -186,6 +186,33 @@ def test_views_hold_real_items_only(build):
     assert torch.equal(length, plain[1])
 
 
+def test_a_row_and_its_lengthened_twin_are_one(build):
+    """Neither is drawn for the other; rows that have a twin are not drawn more often."""
+    config, train, _, _, plain = build("DuoRec")
+    dataset, n_rows = train.dataset, len(train.dataset)
+    pseudo = torch.full((dataset.user_num, 2), 12)
+    pseudo[1:3] = 0  # users without, whose rows have no twin
+    dataset.prepend(pseudo, keep_rows=True)
+    index = DuoRec(config, dataset).same_target
+    invented = dataset.inter_feat[PSEUDO_LENGTH]
+    assert 0 < (invented > 0).sum() == len(dataset) - n_rows < n_rows
+    place = dataset.inter_feat["_target"]
+    twin = [(place[:n_rows] == place[row]).nonzero().item() for row in range(len(dataset))]
+    items, length = index.sequences(torch.arange(len(dataset)))
+    assert torch.equal(items, items[twin])
+    assert torch.equal(length, length[twin])
+    torch.manual_seed(0)
+    sizes = set()
+    for row in range(len(dataset)):
+        found = Counter(index.draw(torch.full((2000,), row)).tolist())
+        others = [j for j in group(plain.same_target, twin[row]) if j != twin[row]]
+        assert set(found) == set(others or [twin[row]])
+        if len(others) > 1:
+            assert chisquare([found[j] for j in others]).pvalue > 1e-3
+        sizes.add((len(others), row >= n_rows))
+    assert sizes >= {(0, True), (1, True), (2, True), (0, False)}
+
+
 def test_the_index_is_not_saved(toy, build):
     """Invariant 13: copies work, and weights fit a model of another split."""
     _, batch, model = toy()

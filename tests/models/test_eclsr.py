@@ -379,10 +379,11 @@ def test_gradients_go_where_they_belong(small: Any) -> None:
     found = losses(model)
     assert reached(model, found.discriminator) == {*ENCODER, "detector"}
     assert reached(model, losses(model).generator) == {"item_embedding", "generator"}
-    alone = small(share_discriminator=False)
     # The encoder is reached through the condition, with a discriminator of its own, too.
-    wanted = {*ENCODER, "detector", "discriminator"}
-    assert reached(alone, losses(alone).discriminator) == wanted
+    for condition, more in (("sequence", set()), ("position", set()), ("concatenate", {"combine"})):
+        alone = small(share_discriminator=False, condition=condition)
+        wanted = {*ENCODER, "detector", "discriminator", *more}
+        assert reached(alone, losses(alone).discriminator) == wanted
 
 
 def test_the_contrast_moves_the_encoder_through_both_passes(
@@ -458,6 +459,61 @@ def test_a_target_at_every_position(small: Any) -> None:
             logits = model.item_embedding.weight[:N_ITEMS] @ padded[row, i]
             terms.append(F.cross_entropy(logits, torch.tensor(target)))
     torch.testing.assert_close(losses(model).rec, torch.stack(terms).mean())
+
+
+PADDED = {"train_sampling": "user_all", "align": "left", "pad_in_loss": True}
+
+
+def left_padded_states(model: Any, left: Tensor) -> Tensor:
+    """RecBole's layers over left-padded rows with the released mask, [B, L, H]."""
+    hidden = model.LayerNorm(model.item_embedding(left) + model.position_embedding.weight)
+    seen = (left != 0).unsqueeze(1) & torch.ones(left.shape[1], left.shape[1]).tril().bool()
+    mask = torch.where(seen, 0.0, -1e4).unsqueeze(1)
+    for layer in model.trm_encoder.layer:
+        hidden = layer(hidden, mask)
+    return hidden
+
+
+@pytest.mark.parametrize("width", [4, MAX_LENGTH])
+@pytest.mark.parametrize("cl_weight", [0.0, 1.0])
+def test_padding_in_the_loss_is_that_of_left_padded_rows(
+    small: Any, width: int, cl_weight: float
+) -> None:
+    """Invariant 11: a mean over B L cells, of which padding is to predict what comes next."""
+    model = small(**PADDED, **(dict.fromkeys(TERMS, 0.0) | {"cl_weight": cl_weight}))
+    left = torch.zeros(4, MAX_LENGTH, dtype=torch.long)
+    target = torch.zeros(4, MAX_LENGTH, dtype=torch.long)
+    for row, n in enumerate(LEN.tolist()):
+        left[row, MAX_LENGTH - n :] = SEQ[row, :n]
+        target[row, MAX_LENGTH - n - 1 :] = torch.tensor([*SEQ[row, :n].tolist(), POS[row].item()])
+    logits = left_padded_states(model, left) @ model.item_table.t()
+    wanted = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+    found = losses(model, seq=SEQ[:, :width])
+    torch.testing.assert_close(found.rec, wanted)
+    found.rec.backward()
+    ours = model.item_embedding.weight.grad.clone()
+    model.zero_grad()
+    wanted.backward()
+    torch.testing.assert_close(ours, model.item_embedding.weight.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_padding_in_the_loss_leaves_the_other_terms_alone(small: Any) -> None:
+    """They are about real tokens; also for a row without padding."""
+    full = torch.tensor([[1, 2, 3, 4, 5, 6], [5, 6, 0, 0, 0, 0]])
+    for seq, length in ((SEQ, LEN), (full, torch.tensor([6, 2]))):
+        found = losses(small(**PADDED), seq=seq, length=length)
+        plain = losses(small(**PADDED | {"pad_in_loss": False}), seq=seq, length=length)
+        torch.testing.assert_close(found[1:], plain[1:])
+        assert not torch.isclose(found.rec, plain.rec)
+
+
+@pytest.mark.parametrize("batch_size", [4, 512])
+def test_padding_weighs_as_much_in_every_batch(build: Any, batch_size: int) -> None:
+    """The sum is over the L cells of each row of a full batch, or of all rows if fewer."""
+    _, train, _, _, model = build("ECLSR", **PADDED, train_batch_size=batch_size)
+    n_rows = len(train.dataset)
+    assert 4 < n_rows < 512
+    assert model.targets_per_batch == min(batch_size, n_rows) * 4
 
 
 @pytest.mark.parametrize(
@@ -601,6 +657,10 @@ def test_generator_and_discriminator_rest_in_the_second_stage(build: Any, tmp_pa
         ({"mask_ratio": 1.5}, r"mask_ratio=1.5 must lie in \[0, 1\]"),
         ({"tau": 0.0}, "tau=0.0 must be positive"),
         ({"stages": 3}, "stages=3 must be 1 or 2"),
+        (PADDED | {"align": "right"}, "pad_in_loss=True, .* needs .*align=left.*; got align=right"),
+        (PADDED | {"train_sampling": "prefix_last"}, "pad_in_loss.* got train_sampling=prefix_l"),
+        (PADDED | {"sr_loss": "BCE"}, "pad_in_loss=True.* got sr_loss=BCE"),
+        (PADDED | {"mask_pad_in_softmax": True}, "pad_in_loss=True.* got mask_pad_in_softmax=True"),
     ],
 )
 def test_impossible_settings_are_refused(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.sequential_recommender import SASRec
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -446,6 +447,35 @@ def test_views_leave_the_batch_alone(small: Any) -> None:
         assert torch.equal(lengths[cropped], (LEN.repeat(2)[cropped] // 2).clamp(min=1))
 
 
+def test_masks_are_tokens_or_padding(small: Any) -> None:
+    """Half of a row's items, unless cropped or reordered."""
+    for mask_id, token in (("new", 13), ("pad", 0)):
+        model = small(mask_id=mask_id)
+        torch.manual_seed(0)
+        items, lengths = model.draw_views(rows())
+        inside = torch.arange(MAX_LENGTH) < lengths.unsqueeze(1)
+        masked = ((items == token) & inside).sum(1)
+        assert masked.any()
+        assert torch.equal(masked[masked > 0], lengths[masked > 0] // 2)
+
+
+PAD_VIEWS = torch.tensor([[0, 2, 0, 4, 0, 0], [5, 0, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0]])
+PAD_LENGTHS = torch.tensor([4, 2, 1])  # masked: the oldest and a middle item; the newest; none
+
+
+def test_padding_hides_an_item_from_attention(small: Any, make_config: Any) -> None:
+    """Invariant 12: as RecBole's mask does, by item 0; the place stays."""
+    model = small(mask_id="pad").eval()
+    model.item_embedding.weight.data.normal_()
+    config = make_config("MCLRec", MAX_ITEM_LIST_LENGTH=MAX_LENGTH)
+    theirs = SASRec(config, SimpleNamespace(num=lambda field: 13)).eval()
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("extractors.")}
+    theirs.load_state_dict(state | {"item_embedding.weight": model.item_table})
+    h1, h2 = model.encode_views((PAD_VIEWS.repeat(2, 1), PAD_LENGTHS.repeat(2)))
+    torch.testing.assert_close(h1, h2)
+    torch.testing.assert_close(h1, theirs(PAD_VIEWS, PAD_LENGTHS), atol=1e-5, rtol=1e-5)
+
+
 def test_the_mask_token_is_no_item(small: Any) -> None:
     model = small()
     assert model.mask_token == 13
@@ -499,6 +529,8 @@ def test_a_checkpoint_holds_extractors_and_both_optimisers(build: Any, tmp_path:
         ({"encoder_steps": 2, "joint": True}, "joint=True makes one step a batch"),
         ({"crop_ratio": 1.5}, r"crop_ratio=1.5 must lie in \[0, 1\]"),
         ({"tau": 0.0}, "tau=0.0 must be positive"),
+        ({"mask_id": 0}, "mask_id=0 is not one of new, pad"),
+        ({"mask_id": "pad", "mask_ratio": 1.0}, "mask_ratio=1 hides whole rows; with mask_id=pad"),
     ],
 )
 def test_impossible_settings_are_refused(
@@ -533,7 +565,7 @@ def test_the_released_behaviour() -> None:
         Config("MCLRec", "toy", overrides={"preset": preset}) for preset in ("paper", "official")
     )
     differing = {k: v for k, v in official.final_config_dict.items() if plain[k] != v}
-    steps = {"encoder_steps": 2, "regularizer": "row"}
+    steps = {"encoder_steps": 2, "regularizer": "row", "mask_id": "pad"}
     stopping = {"epochs": 100, "valid_metric": "MRR@10"}
     assert differing == {"preset": "official", **steps, **stopping}
 
