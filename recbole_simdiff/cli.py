@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
         arguments.insert(0, "train")
-    namespace, rest = build_parser().parse_known_args(arguments)
+    namespace, rest = build_parser().parse_known_args(command.name_first(arguments))
     handler = {
         "train": _train,
         "evaluate": _evaluate,

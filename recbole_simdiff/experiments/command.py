@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def add_parsers(commands: Any) -> None:
             name,
             allow_abbrev=False,
             help=text,
+            usage="%(prog)s [NAME] [options] [--key=value ...]",
             description=f"{text[0].upper()}{text[1:]}. An experiment is a file under "
             "properties/experiment/, named without .yaml, or any .yaml file; other --key=value "
             "override the settings of all its runs. Each run leaves a line in "
@@ -43,7 +45,7 @@ def add_parsers(commands: Any) -> None:
         alone = "; or give --models" if name == "benchmark" else ""
         alone = "; or give --runs" if name in READERS else alone
         parser.add_argument(
-            "experiment", nargs="?" if alone else None, help=f"name or .yaml file{alone}"
+            "--experiment", required=not alone, metavar="NAME", help=f"name or .yaml file{alone}"
         )
         for option, metavar, text in (
             ("--models", "A,B", "only these rows"),
@@ -75,6 +77,16 @@ def add_parsers(commands: Any) -> None:
             parser.add_argument(
                 "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default 1)"
             )
+
+
+def name_first(arguments: Sequence[str]) -> list[str]:
+    """``ablate NAME ...`` as ``ablate --experiment NAME ...``.
+
+    As a positional argument, argparse would take an unknown ``--key=value`` with a space in it.
+    """
+    if len(arguments) > 1 and arguments[0] in COMMANDS and not arguments[1].startswith("-"):
+        return [arguments[0], "--experiment", *arguments[1:]]
+    return list(arguments)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from recbole_simdiff.experiments.execute import (
 )
 from recbole_simdiff.run import RANKS, RESULT
 from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED
-from tests.experiments.conftest import CONTENT, TINY
+from tests.experiments.conftest import CONTENT, tiny
 
 
 @pytest.fixture
@@ -190,7 +190,9 @@ def test_stopped_and_continued_it_ends_as_if_it_had_not_been(
 ) -> None:
     """SIGTERM in the midst of a run; the same command goes on with it, to the last bit."""
     path = write(rows={"SimDiffRec": {}}, seeds=[1])
-    values = {k: v for k, v in TINY.items() if k != "load_col"} | {"data_path": str(data_path)}
+    values = {k: v for k, v in tiny("SimDiffRec").items() if k != "load_col"} | {
+        "data_path": str(data_path)
+    }
 
     def command(folder: str) -> list[str]:
         options = values | {"checkpoint_dir": str(tmp_path / folder), "epochs": 400}

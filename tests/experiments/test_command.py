@@ -1,0 +1,276 @@
+"""The commands end to end: files, text, exit codes."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_simdiff import cli
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.experiments import analysis, execute
+from recbole_simdiff.experiments.embeddings import Sequences, sequences
+from recbole_simdiff.experiments.execute import LINES
+from recbole_simdiff.experiments.plots import FORMATS
+from recbole_simdiff.run import LISTS, RANKS, RESULT, read_result
+from recbole_simdiff.trainer import KEPT, REMOVED
+from tests.experiments.conftest import tiny
+
+MAGIC = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
+
+
+@pytest.fixture
+def main(data_path: Path, tmp_path: Path, capsys: Any) -> Any:
+    """main(argument, ..., models, key=value) -> (exit code, output, errors), on toy, in seconds."""
+
+    def start(
+        *arguments: str, models: tuple[str, ...] = ("SimDiffRec",), **values: Any
+    ) -> tuple[int, str, str]:
+        own = {"data_path": str(data_path), "checkpoint_dir": str(tmp_path / "saved")}
+        given = [f"--{k}={json.dumps(v)}" for k, v in (tiny(*models) | own | values).items()]
+        code = cli.main([*arguments, f"--output={tmp_path / 'results'}", *given])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return start
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Where main leaves what it writes."""
+    return tmp_path / "results" / "parts"
+
+
+def drawn(folder: Path, name: str) -> None:
+    """The figure is there in every format, and not empty."""
+    for suffix in FORMATS:
+        content = (folder / f"{name}.{suffix}").read_bytes()
+        assert content.startswith(MAGIC[suffix])
+        assert len(content) > 3000
+
+
+def test_an_ablation(main: Any, write: Any, files: Path) -> None:
+    code, out, _ = main("ablate", write(figures=["curves", "cost", "embeddings"]))
+    assert code == 0
+    assert (files / "table.md").read_text().strip() in out
+    for protocol in (KEPT, REMOVED):
+        assert f"**Parts. toy, test, leave-one-out by time, all items ranked, {protocol}" in out
+        assert f"**toy, {protocol}: against SimDiffRec.**" in out
+    assert r"\begin{tabular}" in (files / "table.tex").read_text()
+    rows = list(csv.DictReader((files / "table.csv").open()))
+    lines = [json.loads(line) for line in (files / LINES).read_text().splitlines()]
+    for line in lines:
+        for protocol, metrics in line["test"].items():
+            for metric, value in metrics.items():
+                (row,) = (
+                    r
+                    for r in rows
+                    if (r["row"], r["seed"], r["split"], r["protocol"], r["metric"])
+                    == (line["row"], str(line["seed"]), "test", protocol, metric)
+                )
+                assert float(row["value"]) == value
+    compared = list(csv.DictReader((files / "significance.csv").open()))
+    assert {r["metric"] for r in compared} == {"hit@5", "ndcg@5"}
+    assert {r["users"] for r in compared} == {"5"}
+    for name in ("curves", "cost", "embeddings"):
+        drawn(files, f"parts-toy-{name}")
+
+
+def test_a_sweep(main: Any, write: Any, files: Path) -> None:
+    path = write(
+        kind="sweep",
+        rows={"SimDiffRec": {}},
+        sweep={"k_sample": [2, 3], "aug_position": ["confidence", "random"]},
+    )
+    code, out, _ = main("sweep", path)
+    assert code == 0
+    for swept in ("k_sample=2", "k_sample=3", "aug_position=random"):
+        assert f"| SimDiffRec, {swept} | 2 |" in out
+    for protocol in ("history-kept", "history-removed"):
+        drawn(files, f"parts-toy-{protocol}")
+    assert not (files / "significance.csv").exists()
+
+
+def test_a_benchmark_without_a_file(main: Any, tmp_path: Path) -> None:
+    models = ("SASRec", "CL4SRec")
+    arguments = ["benchmark", f"--models={','.join(models)}", "--datasets=toy", "--seeds=1"]
+    code, out, err = main(*arguments, models=models, topk=[5, 10])
+    assert code == 0, err
+    assert "against SASRec" in out
+    lines = (tmp_path / "results" / "benchmark" / LINES).read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [*models]
+
+
+def test_statistics(main: Any, write: Any, files: Path, data_path: Path) -> None:
+    path = write(kind="statistics", rows=None, metrics=None, datasets=["toy", "nowhere"])
+    code = cli.main(["benchmark", path, f"--output={files.parent}", f"--data_path={data_path}"])
+    assert code == 0
+    text = (files / "table.md").read_text()
+    assert "| toy | here | 6 | 12 | 30 | 5.00 | 58.33 |" in text
+    assert "| nowhere | here | " in text
+
+
+def test_a_failed_run_shows_in_the_report_and_in_the_exit_code(main: Any, write: Any) -> None:
+    rows = {"SimDiffRec": {}, "bad": {"model": "SimDiffRec", "learning_rate": 1e30}}
+    code, out, _ = main("ablate", write(rows=rows, seeds=[1]), epochs=3)
+    assert code == 1
+    assert "1 runs failed, 0 were not run." in out
+    assert "- bad on toy, seed 1: TrainingDiverged" in out
+    assert "| SimDiffRec | 1 |" in out
+
+
+def test_part_of_an_experiment(main: Any, write: Any, files: Path) -> None:
+    code, out, _ = main("ablate", write(), "--models=w/o both", "--seeds=5")
+    assert code == 0
+    (line,) = (files / LINES).read_text().splitlines()
+    assert (json.loads(line)["row"], json.loads(line)["seed"]) == ("w/o both", 5)
+    assert "With " in out
+
+
+def test_figures_and_analyses_of_what_is_there(main: Any, write: Any, files: Path) -> None:
+    """Neither trains anything."""
+    path = write(seeds=[1])
+    assert main("ablate", path)[0] == 0
+    code, out, _ = main("plot", path, "--figures=curves")
+    assert code == 0
+    assert out.split() == [str(files / f"parts-toy-curves.{suffix}") for suffix in FORMATS]
+    code, out, _ = main("analyze", path, "--by=length,train_count,views", "--models=SimDiffRec")
+    assert code == 0
+    assert "**SimDiffRec on toy: test by length, history kept**" in out
+    assert "| hard negative, random |" in out
+    code, _, err = main("plot", path, "--seeds=9")
+    assert code == 2
+    assert "has no finished run of parts" in err
+
+
+def test_figures_of_single_runs(main: Any, write: Any, tmp_path: Path, capsys: Any) -> None:
+    assert main("ablate", write(seeds=[1]))[0] == 0
+    runs = ",".join(str(path.parent) for path in (tmp_path / "saved").glob(f"*/{RESULT}"))
+    code = cli.main(["plot", f"--runs={runs}", f"--output={tmp_path / 'figures'}"])
+    assert code == 0
+    written = capsys.readouterr().out.split()
+    assert len(written) == 6
+    assert all(Path(path).stat().st_size > 3000 for path in written)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["benchmark"], "benchmark needs the name of an experiment, or --models"),
+        (["plot"], "plot needs the name of an experiment, or --models"),
+        (["sweep", "table3"], "table3 is of kind ablation: ablate table3"),
+        (["ablate", "table3", "--jobs=0"], "--jobs=0 must be at least 1"),
+        (["ablate", "table3", "--seeds=a"], "--seeds: seeds=['a'] must be"),
+        (["ablate", "tabel3"], "neither a .yaml file nor one of"),
+        (["ablate", "table3", "--modles=SASRec"], "unknown key 'modles'"),
+        (["analyze", "table3", "--by=colour"], "--by=colour is not one of length"),
+        (["plot", "table3", "--figures=pie"], "--figures: 'pie' is not one of"),
+        (["plot", "--runs=nowhere"], "is not the result of a finished run"),
+        (["analyze", "--runs=nowhere"], "train with --save_rankings=True"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys: Any, tmp_path: Path) -> None:
+    """One message, exit code 2, and nothing is written."""
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------- analyses
+
+
+@pytest.fixture
+def finished(experiment: Any, tmp_path: Path) -> Any:
+    """finished(model, key=value, ...) -> folder of a run."""
+
+    def make(model: str, **settings: Any) -> Path:
+        (one,) = execute.plan(experiment(rows={model: settings}, seeds=[1]))
+        execute.execute([one], tmp_path / LINES, show_progress=False)
+        return one.run_dir
+
+    return make
+
+
+def test_rankings_give_the_metrics_of_the_run(finished: Any) -> None:
+    folder = finished("SimDiffRec")
+    result = read_result(folder)
+    for protocol in (KEPT, REMOVED):
+        (whole,) = (
+            {m: sum(g["rows"] * g[m] for g in found.values()) / 5 for m in ("hit@5", "ndcg@5")}
+            for found in [analysis.by_group([folder], "length", ("hit@5", "ndcg@5"), protocol)]
+        )
+        assert whole == pytest.approx({m: result.test[protocol][m] for m in whole})
+
+
+def test_rankings_are_in_the_ids_of_the_data_set(finished: Any) -> None:
+    folder = finished("SimDiffRec")
+    rows = {row["user"]: row for row in csv.DictReader((folder / RANKS).open())}
+    # User -> last item, how many come before (at most four are read), and in how many training
+    # histories it is.
+    wanted = {"a": ("i9", 4, 1), "b": ("i10", 4, 1), "c": ("i1", 4, 2), "d": ("i11", 3, 1)}
+    wanted |= {"e": ("i7", 2, 2)}
+    assert rows.keys() == wanted.keys()
+    for user, (item, length, count) in wanted.items():
+        assert rows[user]["item"] == item
+        assert int(rows[user]["length"]) == length
+        assert int(rows[user]["train_count"]) == count, user
+        assert 1 <= int(rows[user]["rank_removed"]) <= int(rows[user]["rank_kept"]) <= 12
+    lists = list(csv.DictReader((folder / LISTS).open()))
+    for user, row in rows.items():
+        for history in ("kept", "removed"):
+            first = [r["item"] for r in lists if (r["user"], r["history"]) == (user, history)]
+            assert len(first) == len(set(first)) == 5
+            rank = int(row[f"rank_{history}"])
+            assert (first[rank - 1] == row["item"]) if rank <= 5 else row["item"] not in first
+
+
+@pytest.mark.parametrize("model", ["SimDiffRec", "CaDiRec", "ECLSR"])
+def test_quality_of_views(finished: Any, model: str) -> None:
+    folder = finished(model)
+    found = analysis.views(folder)
+    own = {name: values for name, values in found.items() if not name.endswith(", random")}
+    assert len(found) == 2 * len(own) > 0
+    for name, values in found.items():
+        assert 0 <= values["replaced"] <= 1
+        assert 0 <= values["same row"] <= 1
+        assert -1.001 <= values["to original"] <= 1.001
+        if name in own:  # random items stand in the same places, but may be the source's
+            assert found[f"{name}, random"]["replaced"] <= values["replaced"]
+    assert analysis.views(folder, folder) == found  # its own table is the default
+
+
+def test_views_by_hand() -> None:
+    """Two rows: one item replaced by its opposite, none replaced."""
+    table = torch.tensor([[0.0, 0], [1, 0], [0, 1], [-1, 0]])
+    source = torch.tensor([[1, 2, 0], [2, 2, 2]])
+    view = torch.tensor([[3, 2, 0], [2, 2, 2]])
+    found = analysis._means(analysis._sums(source, view, table).double())
+    assert found == pytest.approx(
+        {"replaced": 1 / 5, "same row": 1 / 2, "to original": -1.0, "to context": 0.0}
+    )
+
+
+def test_a_model_without_substituted_views_is_refused(finished: Any) -> None:
+    with pytest.raises(UserError, match="model=CL4SRec replaces no items"):
+        analysis.views(finished("CL4SRec"))
+
+
+def test_similarity_within_sequences_by_hand() -> None:
+    table = np.array([[0, 0], [1, 0], [0, 1], [-1, 0]], dtype=np.float32)
+    number = {"x": 1, "y": 2, "z": 3}
+    found = Sequences(table, number, {"u": ["x", "y", "z"], "v": ["x", "y"], "w": ["x"]})
+    # u: pairs 0, -1, 0; v: 0; w has no pair.
+    assert found.similarity() == pytest.approx((-1 / 3 + 0) / 2)
+    assert found.shuffled(0).histories.keys() == found.histories.keys()
+    assert found.shuffled(0).similarity() == found.shuffled(0).similarity()
+
+
+def test_sequences_of_a_run(finished: Any) -> None:
+    found = sequences(finished("SimDiffRec"))
+    assert found.histories["b"] == ["i2", "i3", "i5", "i1", "i10"]
+    assert np.linalg.norm(found.vectors([["i1", "i2"]]), axis=1) == pytest.approx([1, 1])
+    assert found.sample(3, seed=0) == found.sample(3, seed=0)
+    assert set(found.sample(9, seed=0)) == {"a", "b", "c"}  # those with five items
