@@ -35,6 +35,7 @@ def test_every_file_is_seen() -> None:
     assert {path.stem for path in MODEL_FILES} >= set(MODELS)
     seen = {FOLDER / "overall.yaml", FOLDER / "statistics.yaml", *MODEL_FILES, *TUNED, *PRESETS}
     seen |= {FOLDER / "dataset" / f"{name}.yaml" for name in DATASETS}
+    seen |= {*(FOLDER / "experiment").glob("*.yaml")}  # see tests/experiments/test_spec.py
     assert seen == {path for path in FOLDER.rglob("*") if path.is_file()}
     assert len(seen) >= 19
 
