@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,11 +63,21 @@ class Measured:
         column = f"rank_{protocol.removeprefix('history ')}"
         parts = []
         for seed in self.lines:
-            ranks = pd.read_csv(self.folders[seed] / RANKS, dtype={"user": str, "item": str})
-            own = ranks.groupby(["user", "item"]).cumcount()  # a user's rows may share a target
-            index = pd.MultiIndex.from_arrays([ranks["user"], ranks["item"], own])
-            parts.append(pd.Series(metric_of_rank(ranks[column].to_numpy(), metric), index))
+            ranks = read_ranks(self.folders[seed] / RANKS)[column]
+            parts.append(pd.Series(metric_of_rank(ranks.to_numpy(), metric), ranks.index))
         return pd.concat(parts, axis=1).mean(axis=1)
+
+
+@lru_cache(maxsize=256)  # every metric, protocol and comparison asks for the same files
+def read_ranks(path: Path) -> pd.DataFrame:
+    """``rank_kept`` and ``rank_removed`` of a run, indexed by user, target, and a number.
+
+    The number tells rows of one user with the same target apart.
+    """
+    ranks = pd.read_csv(path, dtype={"user": str, "item": str})
+    own = ranks.groupby(["user", "item"]).cumcount()
+    ranks.index = pd.MultiIndex.from_arrays([ranks["user"], ranks["item"], own])
+    return ranks[["rank_kept", "rank_removed"]]
 
 
 def metric_of_rank(rank: NDArray[np.int64], metric: str) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from recbole_simdiff.experiments.results import (
     interval,
     metric_of_rank,
     paired_p,
+    read_ranks,
 )
 from recbole_simdiff.experiments.spec import Experiment
 from recbole_simdiff.run import RANKS
@@ -79,6 +80,7 @@ def test_users_are_averaged_over_seeds_and_matched_by_name(tmp_path: Path) -> No
     assert runs.by_user("hit@5", KEPT).tolist() == [0.5, 0.5]
     lines = (tmp_path / "2" / RANKS).read_text().splitlines()
     (tmp_path / "2" / RANKS).write_text("\n".join([lines[0], lines[2], lines[1]]) + "\n")
+    read_ranks.cache_clear()
     again = Measured(runs.lines, runs.folders).by_user("hit@5", KEPT)
     assert again.loc[("u0", "i0", 0)] == 0.5
 
