@@ -17,6 +17,7 @@ from recbole.data.dataset import SequentialDataset
 
 from recbole_simdiff.config import Config, properties_dir, read_yaml
 from recbole_simdiff.data import (
+    TARGET,
     BucketLoader,
     HostFixes,
     create_dataset,
@@ -36,6 +37,7 @@ LONG = {
     "d": ["i1", "i2", "i3"],
     "e": ["i4", "i6"],
 }
+HEADER = "user_id:token,item_id:token,timestamp:float"
 LOAD = {"inter": ["user_id", "item_id", "timestamp"]}
 
 
@@ -200,6 +202,76 @@ def test_user_all_refuses_a_split_that_is_not_by_time(make_config: Any) -> None:
     with_a_hole = train.copy(train.inter_feat[torch.tensor([0, 2])])
     with pytest.raises(UserError, match=r"beginning of the history.*Use train_sampling=prefix_l"):
         with_a_hole._windows()
+
+
+# user -> (item, time); the times of users interleave, and fit float32 exactly.
+TIMED = {
+    "a": [(f"i{k}", 10 * k) for k in range(1, 9)],
+    "b": [(f"i{k}", 10 * k + 45) for k in range(1, 6)],
+    "c": [(f"i{k}", k + 60) for k in range(1, 8)],
+}
+
+
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+def test_a_global_split_trains_on_nothing_later_than_what_it_evaluates(
+    make_config: Any, data_path: Path, style: str
+) -> None:
+    """Whoever it is of; and every later interaction but a user's first is evaluated once."""
+    rows = [f"{u},{i},{t}" for u, own in TIMED.items() for i, t in own]
+    write_atomic(data_path / "timed" / "timed.inter", HEADER, rows)
+    split = {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": None, "order": "TO", "mode": "full"}
+    config = make_config("SimDiffRec", "timed", eval_args=split, train_sampling=style)
+    dataset = create_dataset(config)
+    train, valid, test = dataset.build()
+
+    def times(part: Any) -> list[float]:
+        """Of all targets: of a window, as many as it has items."""
+        last = part.inter_feat[TARGET]
+        n = part.inter_feat[part.item_list_length_field] if part is train else last * 0 + 1
+        whole = style == "user_all" and part is train
+        first = last - n + 1 if whole else last
+        flat = dataset.flat["timestamp"]
+        places = [
+            k for a, b in zip(first.tolist(), last.tolist(), strict=True) for k in range(a, b + 1)
+        ]
+        return sorted(flat[torch.tensor(places)].tolist())
+
+    found = [times(part) for part in (train, valid, test)]
+    wanted = sorted(float(t) for own in TIMED.values() for _, t in own[1:])
+    assert list(itertools.chain(*found)) == wanted
+    assert list(map(len, found)) == [11, 3, 3]
+    assert max(found[0]) <= min(found[1])
+    assert max(found[1]) <= min(found[2])
+
+
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+def test_a_share_of_the_users_is_trained_on_and_all_are_evaluated(
+    make_config: Any, data_path: Path, style: str
+) -> None:
+    sequences = {f"u{n}": [f"i{(n + k) % 15}" for k in range(3 + n % 6)] for n in range(40)}
+    write_inter(data_path, "forty", sequences)
+
+    def users(share: float, seed: int = 1) -> tuple[set[int], list[int]]:
+        config = make_config(
+            "SimDiffRec", "forty", train_sampling=style, train_fraction=share, seed=seed
+        )
+        train, valid, test = create_dataset(config).build()
+        return set(train.inter_feat["user_id"].tolist()), [len(valid), len(test)]
+
+    whole, evaluated = users(1.0)
+    smaller, larger = users(0.25), users(0.5)
+    assert smaller[0] < larger[0] < whole
+    assert len(smaller[0]) <= 10
+    assert len(larger[0]) <= 20
+    assert smaller[1] == larger[1] == evaluated
+    assert users(0.5, seed=2)[0] != larger[0]
+    assert users(0.5)[0] == larger[0]
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_share_outside_0_and_1_is_refused(make_config: Any, share: float) -> None:
+    with pytest.raises(UserError, match=r"train_fraction=.* must lie in \(0, 1\]"):
+        make_config(train_fraction=share)
 
 
 def test_users_with_one_to_four_items(make_config: Any, data_path: Path) -> None:
