@@ -1,4 +1,4 @@
-"""The command line: train (the default), evaluate, recommend, experiments, augment, list."""
+"""The command line: train (the default), evaluate, recommend, experiments, tune, augment, list."""
 
 import argparse
 import csv
@@ -23,7 +23,7 @@ from recbole_simdiff.config import (
     read_yaml,
 )
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.experiments import execute, report, spec
+from recbole_simdiff.experiments import execute, report, space, spec, tuning
 from recbole_simdiff.models import plugin_models, recbole_models
 from recbole_simdiff.run import (
     RESUMABLE_KEYS,
@@ -31,6 +31,7 @@ from recbole_simdiff.run import (
     evaluate,
     format_table,
     run,
+    start_logging,
     stored_config,
 )
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
@@ -42,7 +43,7 @@ EXPERIMENTS = {
     "sweep": "a metric over the values of a setting: curves and a table",
 }
 KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "sweep": ("sweep",)}
-COMMANDS = ("train", "evaluate", "recommend", *EXPERIMENTS, "augment", "list")
+COMMANDS = ("train", "evaluate", "recommend", *EXPERIMENTS, "tune", "augment", "list")
 EPILOG = """\
 examples:
   %(prog)s --model=SimDiffRec --dataset=ml-100k                       train, select, test, save
@@ -55,6 +56,7 @@ examples:
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
   %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
   %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
+  %(prog)s tune --model=SimDiffRec --dataset=amazon-beauty --trials=50   the best setting
   %(prog)s augment --dataset=ml-100k --output=FILE.inter            DiffuASR's data as a file
   %(prog)s list --explain --model=SimDiffRec --dataset=ml-100k        every value and its file
 """
@@ -119,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, text in EXPERIMENTS.items():
         _add_experiment(commands, name, text)
+    _add_tune(commands)
 
     augment = commands.add_parser(
         "augment",
@@ -166,6 +169,31 @@ def _add_experiment(commands: Any, name: str, text: str) -> None:
     )
 
 
+def _add_tune(commands: Any) -> None:
+    text = "search the best setting of a model by its validation score, then test it once"
+    parser = commands.add_parser(
+        "tune",
+        allow_abbrev=False,
+        help=text,
+        description=f"{text.capitalize()}. The space is a RecBole parameter file, by default "
+        "properties/tuning/<Model>.hyper; a key given here as --key=value is fixed and not "
+        "searched. The same command continues what was interrupted; started several times, or on "
+        "several machines with one --storage, the trials are shared. <output>/tune-<model>-"
+        "<dataset>/ holds trials.csv and best.yaml.",
+    )
+    _add_model_arguments(parser)
+    parser.add_argument("--space", metavar="FILE", help="RecBole parameter file")
+    parser.add_argument("--engine", default="optuna", help="optuna (default), hyperopt or ray")
+    parser.add_argument("--algo", help="bayes, random or exhaustive; default bayes, of ray random")
+    parser.add_argument("--trials", type=int, default=50, metavar="N", help="default 50")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at the same time")
+    parser.add_argument("--storage", metavar="URL", help="Optuna's data base, default in <output>")
+    parser.add_argument("--output", default="results", metavar="DIR", help="default results")
+    parser.add_argument(
+        "--no_pruning", action="store_true", help="let trials that look bad run to their end"
+    )
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -189,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "recommend": _recommend,
         **dict.fromkeys(EXPERIMENTS, _experiment),
+        "tune": _tune,
         "augment": _augment,
         "list": _list,
     }
@@ -220,8 +249,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _files(namespace: argparse.Namespace) -> list[str]:
+    return [part for text in namespace.config_files for part in text.split(",") if part]
+
+
 def _config(namespace: argparse.Namespace, overrides: dict[str, Any]) -> Config:
-    files = [part for text in namespace.config_files for part in text.split(",") if part]
+    files = _files(namespace)
     named: dict[str, Any] = {}
     for file in files:
         named |= {key: value for key, value in read_yaml(file).items() if key in DEFAULTS}
@@ -411,6 +444,29 @@ def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int
     print(report.report(experiment, collected, len(planned), folder))
     print(f"\ntables, figures and records: {folder}")
     return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
+
+
+def _tune(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    start_logging(None)
+    config = _config(namespace, overrides)
+    place = Path(namespace.space) if namespace.space else space.find_space(config.name)
+    search = tuning.plan(
+        config,
+        space.read_space(place),
+        _files(namespace),
+        overrides,
+        engine=namespace.engine,
+        algo=namespace.algo,
+        trials=namespace.trials,
+        jobs=namespace.jobs,
+        pruning=not namespace.no_pruning,
+        storage=namespace.storage,
+        output=Path(namespace.output),
+    )
+    trials = tuning.tune(search)
+    print(tuning.summary(search, trials))
+    _print_result(tuning.test(search, search.ranked(trials)[0]))
+    return 0
 
 
 def _augment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:

@@ -70,6 +70,18 @@ ALLOWED = {
         "trainer",
     ],
     "experiments.results": ["experiments.execute", "experiments.spec", "run"],
+    "experiments.space": ["config", "errors"],
+    "experiments.tuning": [
+        "augmentation",
+        "checkpoint",
+        "config",
+        "data",
+        "errors",
+        "experiments",
+        "experiments.*",
+        "run",
+        "trainer",
+    ],
     "experiments.tables": ["experiments.results", "experiments.spec", "trainer"],
     "experiments.plots": ["checkpoint", "errors", "experiments.results", "experiments.spec"],
     "experiments.report": [

@@ -31,8 +31,9 @@ def test_every_file_is_seen() -> None:
     assert len(DATASETS) >= 6
     assert len(TUNED) >= 7
     assert len(PRESETS) >= 4
+    experiments, spaces = FOLDER.glob("experiment/*.yaml"), FOLDER.glob("tuning/*.hyper")
     assert {path.stem for path in MODEL_FILES} >= set(MODELS)
-    seen = {FOLDER / "overall.yaml", *MODEL_FILES, *TUNED, *PRESETS}
+    seen = {FOLDER / "overall.yaml", *MODEL_FILES, *TUNED, *PRESETS, *experiments, *spaces}
     seen |= {FOLDER / "dataset" / f"{name}.yaml" for name in DATASETS}
     assert seen == {path for path in FOLDER.rglob("*") if path.is_file()}
     assert len(seen) >= 19
