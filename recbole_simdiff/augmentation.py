@@ -15,7 +15,7 @@ chosen on validation, as in any run.
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,7 @@ from recbole_simdiff.trainer import (
     KEPT,
     LAST,
     Interrupted,
+    Progress,
     StopRequest,
     TrainingDiverged,
     load_model_state,
@@ -86,13 +87,22 @@ class Augmented(NamedTuple):
     notes: dict[str, Any]
 
 
-def run_augmented(config: Config, run_dir: Path | None = None) -> RunResult:
+def run_augmented(
+    config: Config,
+    resume: Path | None = None,
+    run_dir: Path | None = None,
+    report: Callable[[Progress], None] | None = None,
+    test: bool = True,
+) -> RunResult:
     """All stages.
 
     Args:
         config (Config): of ``--model=DiffuASR``.
+        resume (Path | None): a ``last`` checkpoint of the final stage to continue from.
         run_dir (Path | None): folder of the final stage; a fresh one under ``checkpoint_dir`` by
             default.
+        report (Callable | None): for the final stage, see ``PlanTrainer``.
+        test (bool): whether the test part is read, by any stage.
 
     Returns:
         RunResult: of the final stage; ``augmentation`` holds the rest.
@@ -101,16 +111,17 @@ def run_augmented(config: Config, run_dir: Path | None = None) -> RunResult:
         UserError: if data or settings cannot be used.
         Interrupted: after a signal; finished stages and the state of this one are kept.
     """
-    _, pseudo, notes = augment(config)
+    _, pseudo, notes = augment(config, test)
     logger.info(f"final: {config.model} on augmented data")
-    return run(config, run_dir=run_dir, pseudo=pseudo, augmentation=notes)
+    return run(config, resume, run_dir, pseudo, notes, report, test)
 
 
-def augment(config: Config) -> Augmented:
+def augment(config: Config, test: bool = True) -> Augmented:
     """The stages before the last, each from the cache where it is there.
 
     Args:
         config (Config): of ``--model=DiffuASR``.
+        test (bool): whether the test part is read, by the baseline.
 
     Raises:
         UserError: if data or settings cannot be used.
@@ -118,13 +129,13 @@ def augment(config: Config) -> Augmented:
     """
     start_logging(None, config["state"])
     try:
-        return _augment(config)
+        return _augment(config, test)
     except Interrupted as stop:
         stop.same_command = True
         raise
 
 
-def _augment(config: Config) -> Augmented:
+def _augment(config: Config, test: bool) -> Augmented:
     cache = Path(config["augmentation_cache"])
     dataset = create_dataset(config)
     train = create_loaders(config, dataset)[0]._dataset
@@ -136,7 +147,7 @@ def _augment(config: Config) -> Augmented:
     data = checkpoint.digest({"items": items, "ends": ends})
 
     width = _check_backbone(config, train, ends)
-    baseline = train_baseline(config, cache, dataset)
+    baseline = train_baseline(config, cache, dataset, test)
     start_logging(None, config["state"])  # the baseline's log has ended
     weights, _ = checkpoint.load(checkpoint.find(baseline.run_dir, BEST))
     guide = checkpoint.digest(checkpoint.split(weights, "model"))
@@ -224,13 +235,16 @@ def _invent(
 # ---------------------------------------------------------------------- baseline
 
 
-def train_baseline(config: Config, cache: Path, dataset: FlatDataset) -> RunResult:
+def train_baseline(
+    config: Config, cache: Path, dataset: FlatDataset, test: bool = True
+) -> RunResult:
     """The backbone alone on the raw data, from ``baseline_checkpoint`` or the cache, or trained.
 
     Args:
         config (Config): of ``--model=DiffuASR``.
         cache (Path): folder of the cache.
         dataset (FlatDataset): all interactions.
+        test (bool): whether the test part is read.
 
     Returns:
         RunResult: its ``run_dir`` holds the checkpoint.
@@ -254,13 +268,14 @@ def train_baseline(config: Config, cache: Path, dataset: FlatDataset) -> RunResu
             )
         values = {k: config[k] for k in ("metrics", "topk", "valid_metric", "length_groups")}
         values |= {"use_gpu": config["use_gpu"], "show_progress": config["show_progress"]}
-        return evaluate(place, {**values, "data_path": config.plain()["values"]["data_path"]})
+        values["data_path"] = config.plain()["values"]["data_path"]
+        return evaluate(place, values, test)
     alone = config.backbone()
     fields = (dataset.uid_field, dataset.iid_field)
     data = checkpoint.digest({field: dataset.flat[field] for field in fields})
     run_dir = cache / f"{alone.name}-{config['dataset']}-{fingerprint(alone, data)}"
     logger.info(f"baseline: {alone.name} on the raw data, {run_dir}")
-    return run_once(alone, run_dir)
+    return run_once(alone, run_dir, test=test)
 
 
 def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResult) -> Any:
@@ -559,7 +574,7 @@ def format_report(result: RunResult) -> str:
     notes = result.augmentation
     baseline = notes["baseline"]
     other = "" if baseline["model"] == notes["backbone"] else f" ({baseline['model']})"
-    parts = {"all": (baseline["test"][KEPT], result.test[KEPT])}
+    parts = {"all": (baseline["test"].get(KEPT, {}), result.test[KEPT])}
     for group, values in result.by_length.items():
         parts[f"{group} ({values['rows']:.0f})"] = baseline["by_length"].get(group, {}), values
     tables = {}

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from recbole_simdiff import augmentation, checkpoint, inference, prepare
 from recbole_simdiff.config import AUGMENTED, Config, parse_overrides, properties_dir, read_yaml
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.experiments import command
+from recbole_simdiff.experiments import command, space, tuning
 from recbole_simdiff.models import plugin_models, recbole_models
 from recbole_simdiff.run import (
     RESUMABLE_KEYS,
@@ -24,12 +24,22 @@ from recbole_simdiff.run import (
     evaluate,
     format_table,
     run,
+    start_logging,
     stored_config,
 )
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
-COMMANDS = ("train", "evaluate", "recommend", *command.COMMANDS, "augment", "prepare", "list")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "recommend",
+    *command.COMMANDS,
+    "tune",
+    "augment",
+    "prepare",
+    "list",
+)
 EPILOG = """\
 examples:
   %(prog)s --model=SimDiffRec --dataset=ml-100k                       train, select, test, save
@@ -42,6 +52,7 @@ examples:
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
   %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
   %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
+  %(prog)s tune --model=SimDiffRec --dataset=amazon-beauty --trials=50   the best setting
   %(prog)s augment --dataset=ml-100k --output=FILE.inter            DiffuASR's data as a file
   %(prog)s prepare --source=movielens --input=ratings.dat --output=dataset/ml-1m
   %(prog)s list --explain --model=SimDiffRec --dataset=ml-100k        every value and its file
@@ -106,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument("--use_gpu", choices=("true", "false"), default="true")
 
     command.add_parsers(commands)
+    _add_tune(commands)
 
     augment = commands.add_parser(
         "augment",
@@ -136,6 +148,31 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_arguments(listing)
     listing.add_argument("--explain", action="store_true", help="each effective value and its file")
     return parser
+
+
+def _add_tune(commands: Any) -> None:
+    text = "search the best setting of a model by its validation score, then test it once"
+    parser = commands.add_parser(
+        "tune",
+        allow_abbrev=False,
+        help=text,
+        description=f"{text.capitalize()}. The space is a RecBole parameter file, by default "
+        "properties/tuning/<Model>.hyper; a key given here as --key=value is fixed and not "
+        "searched. The same command continues what was interrupted; started several times, or on "
+        "several machines with one --storage, the trials are shared. <output>/tune-<model>-"
+        "<dataset>/ holds trials.csv and best.yaml.",
+    )
+    _add_model_arguments(parser)
+    parser.add_argument("--space", metavar="FILE", help="RecBole parameter file")
+    parser.add_argument("--engine", default="optuna", help="optuna (default), hyperopt or ray")
+    parser.add_argument("--algo", help="bayes, random or exhaustive; default bayes, of ray random")
+    parser.add_argument("--trials", type=int, default=50, metavar="N", help="default 50")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at the same time")
+    parser.add_argument("--storage", metavar="URL", help="Optuna's data base, default in <output>")
+    parser.add_argument("--output", default="results", metavar="DIR", help="default results")
+    parser.add_argument(
+        "--no_pruning", action="store_true", help="let trials that look bad run to their end"
+    )
 
 
 def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "recommend": _recommend,
         **dict.fromkeys(command.COMMANDS, command.handle),
+        "tune": _tune,
         "augment": _augment,
         "prepare": _prepare,
         "list": _list,
@@ -235,8 +273,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _files(namespace: argparse.Namespace) -> list[str]:
+    return [part for text in namespace.config_files for part in text.split(",") if part]
+
+
 def _config(namespace: argparse.Namespace, overrides: dict[str, Any]) -> Config:
-    files = [part for text in namespace.config_files for part in text.split(",") if part]
+    files = _files(namespace)
     named: dict[str, Any] = {}
     for file in files:
         named |= {key: value for key, value in read_yaml(file).items() if key in DEFAULTS}
@@ -389,6 +431,29 @@ def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
             raise UserError(f'{source}, line {number}: expected [...] or {{"items": [...]}}')
         name = str(value.get("user", name)) if isinstance(value, dict) else name
         yield _Request(name, [str(item) for item in items])
+
+
+def _tune(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    start_logging(None)
+    config = _config(namespace, overrides)
+    place = Path(namespace.space) if namespace.space else space.find_space(config.name)
+    search = tuning.plan(
+        config,
+        space.read_space(place),
+        _files(namespace),
+        overrides,
+        engine=namespace.engine,
+        algo=namespace.algo,
+        trials=namespace.trials,
+        jobs=namespace.jobs,
+        pruning=not namespace.no_pruning,
+        storage=namespace.storage,
+        output=Path(namespace.output),
+    )
+    trials = tuning.tune(search)
+    print(tuning.summary(search, trials))
+    _print_result(tuning.test(search, search.ranked(trials)[0]))
+    return 0
 
 
 def _augment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ DiffuASR's after those of its backbone.
 """
 
 import difflib
+import functools
 import inspect
 import math
 import os
@@ -279,7 +280,7 @@ class Config(RecBoleConfig):
         sampled = final.get("loss_type") == "BPR" or "PAIRWISE" in str(
             getattr(self.model_class, "input_type", "")
         )
-        sampled = sampled or "LABEL_FIELD" in inspect.getsource(self.model_class)
+        sampled = sampled or "LABEL_FIELD" in _source(self.model_class)
         if sampled and final.get("train_neg_sample_args") is None:
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
             self.origin["train_neg_sample_args"] = "the loss of the model"
@@ -310,7 +311,7 @@ class Config(RecBoleConfig):
     def _check_keys(self) -> None:
         known = {key for keys in self.parameters.values() for key in keys}
         known |= set(self.internal_config_dict) | _UNLISTED_KEYS
-        known |= set(re.findall(r"config\[\"(\w+)\"\]", inspect.getsource(self.model_class)))
+        known |= set(re.findall(r"config\[\"(\w+)\"\]", _source(self.model_class)))
         for key, source in self._given.items():
             if key in ("model", "dataset"):
                 chosen = self.name if key == "model" else self.dataset
@@ -435,6 +436,12 @@ class Config(RecBoleConfig):
             for key in sorted(self.final_config_dict)
             if key in self.origin
         ]
+
+
+@functools.cache
+def _source(model_class: type) -> str:
+    """The text of a class."""
+    return inspect.getsource(model_class)
 
 
 def _interval(key: str, value: Any, source: str) -> Any:

@@ -95,6 +95,7 @@ class RunResult:
         config (dict): model, dataset and every value.
         versions (dict): of the libraries.
         run_dir (str): folder of the checkpoints.
+        tested (bool): whether the test part was read; in a search it is not.
         by_length (dict): input length, such as "6-20", -> test metrics with the history kept, and
             ``rows``, how many there are.
         sampling (dict): for models that draw when they score: metric -> mean and standard deviation
@@ -112,6 +113,7 @@ class RunResult:
     config: dict[str, Any]
     versions: dict[str, str]
     run_dir: str
+    tested: bool = True
     by_length: dict[str, Metrics] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
@@ -167,6 +169,8 @@ def run(
     run_dir: Path | None = None,
     pseudo: Tensor | None = None,
     augmentation: dict[str, Any] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    test: bool = True,
 ) -> RunResult:
     """Train, select on validation, test once, save.
 
@@ -176,6 +180,8 @@ def run(
         run_dir (Path | None): folder of this run; a fresh one under ``checkpoint_dir`` by default.
         pseudo (LongTensor | None): invented items of each user, [users, M]; kept in the checkpoint.
         augmentation (dict | None): what is known about them, for the result.
+        report (Callable | None): see ``PlanTrainer``.
+        test (bool): False leaves the test part unread, as a search over settings must.
 
     Returns:
         RunResult: also written to ``result.json`` in the run's folder.
@@ -191,7 +197,7 @@ def run(
         checkpoint.load(resume) if resume else ({}, {})
     )
     pseudo = stored[0].get(PSEUDO, pseudo)
-    augmentation = stored[1].get("augmentation", augmentation) or {}
+    augmentation = augmentation or stored[1].get("augmentation", {})
     if config.name == AUGMENTED and pseudo is None:
         raise UserError(f"model={AUGMENTED} has stages before this one: call run_augmented(config)")
     dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
@@ -203,7 +209,7 @@ def run(
         f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{config['device']}, run folder {run_dir}"
     )
-    trainer = PlanTrainer(config, model, run_dir, payload, data)
+    trainer = PlanTrainer(config, model, run_dir, payload, data, report)
     if resume:
         check_same_data(resume, *stored, dataset)
         trainer.resume(resume)
@@ -211,36 +217,47 @@ def run(
     with trainer.stoppable():
         progress = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
         trainer.load_weights(run_dir / BEST)
-        found = evaluate_splits(trainer, valid_data, test_data)
+        found = evaluate_splits(trainer, valid_data, test_data if test else None)
     if found.rankings:
         save_rankings(found.rankings, dataset, train_data._dataset, run_dir)
-    result = _result(config, dataset, found, progress, run_dir, augmentation)
+    result = _result(config, dataset, found, progress, run_dir, augmentation, test)
     text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
     checkpoint.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
     return result
 
 
 def run_once(
-    config: Config, run_dir: Path, begin: Callable[..., RunResult] | None = None
+    config: Config,
+    run_dir: Path,
+    begin: Callable[..., RunResult] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    test: bool = True,
 ) -> RunResult:
     """The run of this folder: its result where it is finished, continued where it is not.
+
+    A run that was finished without its test is tested now, and not trained again.
 
     Args:
         config (Config): resolved configuration, always the same one for the same folder.
         run_dir (Path): see ``fingerprint`` for a name.
-        begin (Callable | None): what starts it, called as ``begin(config, run_dir=run_dir)``; by
-            default ``run``.
+        begin (Callable | None): what starts it, called as ``run``, which it is by default.
+        report (Callable | None): see ``PlanTrainer``.
+        test (bool): whether the test part is read.
 
     Raises:
         UserError, TrainingDiverged, Interrupted: as ``run``.
     """
     with checkpoint.turn(run_dir):
+        begin = begin or run
+        last = run_dir / LAST if (run_dir / LAST).is_file() else None
         if (run_dir / RESULT).is_file():
-            logger.info(f"finished before: {run_dir}")
-            return read_result(run_dir)
-        if (run_dir / LAST).is_file():
-            return run(config, run_dir / LAST)
-        return (begin or run)(config, run_dir=run_dir)
+            result = read_result(run_dir)
+            if result.tested or not test:
+                logger.info(f"finished before: {run_dir}")
+                return result
+        elif last:
+            begin = run
+        return begin(config, resume=last, run_dir=run_dir, report=report, test=test)
 
 
 def fingerprint(config: Config, data: str) -> str:
@@ -424,12 +441,15 @@ def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Re
     return Restored(path, config, dataset, tuple(loaders), model, content)
 
 
-def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> RunResult:
+def evaluate(
+    place: str | Path, overrides: Mapping[str, Any] | None = None, test: bool = True
+) -> RunResult:
     """Evaluate a checkpoint on the validation and test parts of its data set.
 
     Args:
         place (str | Path): a run folder (its best epoch) or a checkpoint file.
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
+        test (bool): whether the test part is read.
 
     Returns:
         RunResult: the run's folder is left as it is.
@@ -442,10 +462,10 @@ def evaluate(place: str | Path, overrides: Mapping[str, Any] | None = None) -> R
     )
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
-    found = evaluate_splits(trainer, valid_data, test_data)
+    found = evaluate_splits(trainer, valid_data, test_data if test else None)
     progress = Progress(**content["progress"])
     augmentation = content.get("augmentation", {})
-    return _result(config, dataset, found, progress, path.parent, augmentation)
+    return _result(config, dataset, found, progress, path.parent, augmentation, test)
 
 
 def _result(
@@ -455,6 +475,7 @@ def _result(
     progress: Progress,
     run_dir: Path,
     augmentation: dict[str, Any],
+    tested: bool,
 ) -> RunResult:
     return RunResult(
         valid=found.splits.get("valid", {}),
@@ -467,6 +488,7 @@ def _result(
         config=config.plain(),
         versions=versions(),
         run_dir=str(run_dir),
+        tested=tested,
         by_length=found.by_length,
         sampling=found.sampling,
         augmentation=augmentation,

@@ -5,7 +5,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -203,6 +203,8 @@ class PlanTrainer(Trainer):
         run_dir (Path): folder of this run's checkpoints.
         payload (dict): JSON content that every checkpoint carries, e.g. configuration and id maps.
         data (dict): tensors that every checkpoint carries, e.g. users' histories.
+        report (Callable | None): called with the progress after every evaluation, once the state is
+            saved; what it raises ends the training.
     """
 
     def __init__(
@@ -212,9 +214,11 @@ class PlanTrainer(Trainer):
         run_dir: Path,
         payload: dict[str, Any] | None = None,
         data: dict[str, Tensor] | None = None,
+        report: Callable[[Progress], None] | None = None,
     ) -> None:
         super().__init__(config, model)
         self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}
+        self.report = report
         self.saved_model_file = str(run_dir / BEST)
         self.progress = Progress()
         self.stop = StopRequest()
@@ -319,6 +323,8 @@ class PlanTrainer(Trainer):
             if better or not (phase.evaluate and valid_data):
                 self.save_state(BEST)
             self.save_state(LAST)
+            if self.report is not None and "valid" in entry:
+                self.report(progress)
 
     def _enter_stage(self, name: str) -> None:
         """What RecBole's two-stage model does when it is constructed for that stage."""

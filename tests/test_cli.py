@@ -108,6 +108,10 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
             ],
         ),
         (["augment", "--help"], ["--output", "--dataset", "--config_files", "--key=value"]),
+        (
+            ["tune", "--help"],
+            ["--space", "--engine", "--algo", "--trials", "--jobs", "--storage", "--no_pruning"],
+        ),
         (["list", "--help"], ["--explain", "--model", "--dataset"]),
     ],
 )

@@ -32,10 +32,11 @@ def test_every_file_is_seen() -> None:
     assert len(DATASETS) >= 6
     assert len(TUNED) >= 7
     assert len(PRESETS) >= 4
+    experiments, spaces = FOLDER.glob("experiment/*.yaml"), FOLDER.glob("tuning/*.hyper")
     assert {path.stem for path in MODEL_FILES} >= set(MODELS)
     seen = {FOLDER / "overall.yaml", FOLDER / "statistics.yaml", *MODEL_FILES, *TUNED, *PRESETS}
+    seen |= {*experiments, *spaces}  # see tests/experiments
     seen |= {FOLDER / "dataset" / f"{name}.yaml" for name in DATASETS}
-    seen |= {*(FOLDER / "experiment").glob("*.yaml")}  # see tests/experiments/test_spec.py
     assert seen == {path for path in FOLDER.rglob("*") if path.is_file()}
     assert len(seen) >= 19
 

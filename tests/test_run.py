@@ -14,7 +14,7 @@ from recbole_simdiff import __version__ as version
 from recbole_simdiff import config as config_module
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.simdiffrec import SimDiffRec
-from recbole_simdiff.run import RESULT, evaluate_splits, format_table, read_result
+from recbole_simdiff.run import RESULT, evaluate_splits, format_table, read_result, run_once
 from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED, PlanTrainer
 from tests.conftest import SMALL
 
@@ -99,6 +99,55 @@ def test_the_test_part_is_read_once_and_last(go: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(PlanTrainer, "_collect", record)
     go(epochs=3, stopping_step=99)
     assert order == ["4 rows"] * 4 + ["5 rows"]
+
+
+def test_a_run_without_its_test_is_tested_later_and_not_trained_again(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = make_config("SASRec")
+    wanted = run(config)
+    reports: list[Path] = []
+    untested = run_once(
+        config, tmp_path / "one", report=lambda _: reports.append(tmp_path), test=False
+    )
+    assert len(reports) == 2
+    assert (untested.tested, untested.test, untested.by_length) == (False, {}, {})
+    assert untested.valid == wanted.valid
+    assert run_once(config, tmp_path / "one", test=False) == untested
+    with monkeypatch.context() as patch:
+        patch.setattr(PlanTrainer, "_train_epoch", None)
+        tested = run_once(config, tmp_path / "one")
+        assert run_once(config, tmp_path / "one") == tested
+        assert run_once(config, tmp_path / "one", test=False) == tested
+    assert (tested.tested, tested.test) == (True, wanted.test)
+    assert (tested.epochs, tested.best_epoch) == (wanted.epochs, wanted.best_epoch)
+    stored = json.loads((tmp_path / "one" / RESULT).read_text())
+    assert [entry["epoch"] for entry in stored["log"]] == [0, 1]
+    assert not evaluate(tmp_path / "one", test=False).tested
+    assert evaluate(tmp_path / "one", test=False).test == {}
+
+
+def test_each_evaluation_is_reported_once_its_state_is_saved(
+    make_config: Any, tmp_path: Path
+) -> None:
+    """What the report raises ends the training; it can be continued."""
+    config = make_config("SASRec", epochs=5, eval_step=2, stopping_step=9)
+    seen: list[tuple[int, int]] = []
+
+    def report(progress: Any) -> None:
+        _, stored = checkpoint.load(tmp_path / "one" / LAST)
+        assert stored["progress"]["epoch"] == progress.epoch == len(progress.log)
+        assert progress.log[-1]["valid"].keys() == progress.best_result.keys()
+        seen.append((progress.epoch, progress.misses))
+        if len(seen) == 1:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        run_once(config, tmp_path / "one", report=report)
+    assert [epoch for epoch, _ in seen] == [2]
+    result = run_once(config, tmp_path / "one", report=report)
+    assert [epoch for epoch, _ in seen] == [2, 4]
+    assert result.valid == run(config).valid
 
 
 def test_the_best_epoch_is_tested_and_not_the_last(go: Any, monkeypatch: Any) -> None:

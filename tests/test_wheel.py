@@ -23,10 +23,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_wheel_ships_every_yaml(installed: Path) -> None:
-    inside = {p.relative_to(installed / "recbole_simdiff") for p in installed.rglob("*.yaml")}
-    ours = {p.relative_to(ROOT) for p in (ROOT / "properties").rglob("*.yaml")}
-    assert len(ours) >= 15
+@pytest.mark.parametrize(("kind", "least"), [("yaml", 15), ("hyper", 12)])
+def test_wheel_ships_every_property_file(installed: Path, kind: str, least: int) -> None:
+    inside = {p.relative_to(installed / "recbole_simdiff") for p in installed.rglob(f"*.{kind}")}
+    ours = {p.relative_to(ROOT) for p in (ROOT / "properties").rglob(f"*.{kind}")}
+    assert len(ours) >= least
     assert inside == ours
 
 
