@@ -192,6 +192,7 @@ def _augment(config: Config, test: bool) -> Augmented:
         "quality": _compared(pseudo, items, ends, model, config["seed"]),
         "pseudo": str(path),
         "log": log,
+        "seconds": baseline.seconds + sum(v for k, v in log.items() if k.endswith("_seconds")),
     }
     logger.info(format_quality(notes["quality"]))
     return Augmented(dataset, pseudo, notes)
@@ -319,7 +320,9 @@ def generate(
     init_seed(config["seed"], config["reproducibility"])
     guide = Guide(recommender, device)
     model = DiffuASR(config, n_items, guide).to(device)
+    started = time.monotonic()
     log = _train(config, model, pairs, held_out, place)
+    log["training_seconds"] = time.monotonic() - started  # since the last resume
     logger.info(f"diffuser: writing {size} items for {int((lengths > 0).sum()):,} users")
     users = (lengths > 0).nonzero().squeeze(1)
     newest = ends[users]

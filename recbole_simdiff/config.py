@@ -7,6 +7,7 @@ Later layers win: RecBole's defaults, ``properties/overall.yaml``,
 DiffuASR's after those of its backbone.
 """
 
+import copy
 import difflib
 import functools
 import inspect
@@ -422,6 +423,12 @@ class Config(RecBoleConfig):
         if values["train_neg_sample_args"].get("distribution") == "none":
             values["train_neg_sample_args"] = None
         return {"model": self.name, "dataset": self.dataset, "values": values}
+
+    def with_seed(self, seed: int) -> "Config":
+        """The same configuration with another seed."""
+        other = copy.copy(self)
+        other.final_config_dict = self.final_config_dict | {"seed": seed}
+        return other
 
     def backbone(self) -> "Config":
         """Of a DiffuASR configuration, that of its backbone alone, every value as it is here."""

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ from recbole_simdiff.trainer import (
 )
 
 RESULT = "result.json"
-RANKS, LISTS = "ranks.csv", "lists.csv"
+RANKS, LISTS = "ranks.csv", "lists.csv.gz"
 PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
 # What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
 RESUMABLE_KEYS = (
@@ -60,6 +60,7 @@ EVALUATION_KEYS = (
     "topk",
     "valid_metric",
     "length_groups",
+    "save_rankings",
 )
 # Keys that change where a run happens or what is shown, not what it computes.
 ELSEWHERE_KEYS = {
@@ -254,6 +255,9 @@ def run_once(
             result = read_result(run_dir)
             if result.tested or not test:
                 logger.info(f"finished before: {run_dir}")
+                if test and config["save_rankings"] and not (run_dir / RANKS).is_file():
+                    here = {k: config[k] for k in ("use_gpu", "show_progress", "save_rankings")}
+                    evaluate(run_dir, here | {"data_path": config.plain()["values"]["data_path"]})
                 return result
         elif last:
             begin = run
@@ -261,7 +265,7 @@ def run_once(
 
 
 def fingerprint(config: Config, data: str) -> str:
-    """A short name of a run's result: of all settings that shape it, the data and the version.
+    """A short name of a run's result: of all settings that shape it, the data and the code.
 
     Args:
         config (Config): resolved configuration.
@@ -269,7 +273,19 @@ def fingerprint(config: Config, data: str) -> str:
     """
     plain = config.plain()
     values = {k: v for k, v in plain["values"].items() if k not in ELSEWHERE_KEYS}
-    return short_key(plain | {"values": values, "data": data, "version": __version__})
+    return short_key(plain | {"values": values, "data": data, "code": code()})
+
+
+@cache
+def code() -> str:
+    """Checksum of the package's source, but for what only reads results."""
+    package = Path(__file__).parent
+    total = hashlib.blake2b(digest_size=8)
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in ("experiments", "cli.py", "prepare.py", "inference.py"):
+            total.update(str(name).encode() + path.read_bytes())
+    return total.hexdigest()
 
 
 def short_key(values: Mapping[str, Any]) -> str:
@@ -285,8 +301,8 @@ def save_rankings(
 
     ``ranks.csv`` has a line for each test row: ``user``, ``item`` (the target), ``length`` (items
     of the input), ``train_count`` (training interactions of the target), ``rank_kept`` and
-    ``rank_removed`` (rank of the target, from 1, by protocol). ``lists.csv`` has the items ranked
-    first: ``user``, ``history`` (kept or removed), ``rank``, ``item``.
+    ``rank_removed`` (rank of the target, from 1, by protocol). ``lists.csv.gz`` has the items
+    ranked first: ``user``, ``history`` (kept or removed), ``rank``, ``item``.
 
     Args:
         rows (Mapping): ``Evaluation.rows``.
@@ -297,11 +313,13 @@ def save_rankings(
     values = {name: tensor.numpy() for name, tensor in rows.items()}
     items = np.array(item_ids(dataset), dtype=object)
     user = np.array(user_ids(dataset), dtype=object)[values["user"]]
-    counts = torch.bincount(train.training_items()[0], minlength=dataset.item_num).numpy()
+    rows_alone = not train.list_fields  # ready-made rows: their targets are all there is to count
+    trained = train.inter_feat[train.iid_field] if rows_alone else train.training_items()[0]
+    counts = torch.bincount(trained, minlength=dataset.item_num).numpy()
     ranks = {"user": user, "item": items[values["item"]], "length": values["length"]}
     ranks |= {"train_count": counts[values["item"]]}
     lists = []
-    for protocol in PROTOCOLS:
+    for protocol in (p for p in PROTOCOLS if ("rank", p) in rows):
         name, first = protocol.removeprefix("history "), values["list", protocol]
         ranks[f"rank_{name}"] = values["rank", protocol]
         n, k = first.shape
@@ -309,7 +327,9 @@ def save_rankings(
         columns |= {"rank": np.tile(np.arange(1, k + 1), n), "item": items[first.reshape(-1)]}
         lists.append(pd.DataFrame(columns))
     for name, table in ((RANKS, pd.DataFrame(ranks)), (LISTS, pd.concat(lists))):
-        checkpoint.write_atomically(folder / name, partial(table.to_csv, index=False))
+        packed = "gzip" if name == LISTS else None
+        write = partial(table.to_csv, index=False, compression=packed)
+        checkpoint.write_atomically(folder / name, write)
 
 
 def read_result(run_dir: Path) -> RunResult:
@@ -452,7 +472,7 @@ def evaluate(
         test (bool): whether the test part is read.
 
     Returns:
-        RunResult: the run's folder is left as it is.
+        RunResult: the run's folder is left as it is, unless ``save_rankings`` asks for rankings.
 
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
@@ -463,6 +483,8 @@ def evaluate(
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
     found = evaluate_splits(trainer, valid_data, test_data if test else None)
+    if found.rankings:
+        save_rankings(found.rankings, dataset, train_data._dataset, path.parent)
     progress = Progress(**content["progress"])
     augmentation = content.get("augmentation", {})
     return _result(config, dataset, found, progress, path.parent, augmentation, test)

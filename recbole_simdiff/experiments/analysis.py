@@ -24,7 +24,7 @@ GROUPS = {"length": (5, 20), "train_count": (0, 5, 10, 20, 50)}
 def by_group(
     folders: Sequence[Path], column: str, metrics: Sequence[str], protocol: str
 ) -> dict[str, dict[str, float]]:
-    """Test metrics of similar rows, mean over several runs.
+    """Test metrics of similar rows of several runs together.
 
     Args:
         folders (Sequence): of the runs, each with ``ranks.csv``.
@@ -39,21 +39,24 @@ def by_group(
     Raises:
         UserError: if a run has no rankings.
     """
-    found: list[pd.DataFrame] = []
+    parts: list[pd.DataFrame] = []
     for folder in folders:
         path = folder / RANKS
         if not path.is_file():
-            raise UserError(f"{path} does not exist; train with --save_rankings=True")
+            raise UserError(
+                f"{path} does not exist; evaluate --checkpoint={folder} --save_rankings=True "
+                "writes it"
+            )
         ranks = pd.read_csv(path)
         rank = ranks[f"rank_{protocol.removeprefix('history ')}"].to_numpy()
         values = pd.DataFrame({m: metric_of_rank(rank, m) for m in metrics})
         edges = [-1, *GROUPS[column], np.inf]
         values["group"] = pd.cut(ranks[column], edges, labels=_names(GROUPS[column]))
-        means = values.groupby("group", observed=True).mean()
-        means.insert(0, "rows", values.groupby("group", observed=True).size())
-        found.append(means)
-    mean = sum(found[1:], found[0]) / len(found)
-    return {str(group): dict(row) for group, row in mean.iterrows()}
+        parts.append(values)
+    grouped = pd.concat(parts).groupby("group", observed=True)
+    means = grouped.mean()
+    means.insert(0, "rows", grouped.size())
+    return {str(group): dict(row) for group, row in means.iterrows()}
 
 
 def _names(bounds: Sequence[int]) -> list[str]:

@@ -11,7 +11,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import analysis, execute, plots, report, spec
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.results import Cell, Measured, measured
-from recbole_simdiff.run import RESULT, read_result
+from recbole_simdiff.run import ELSEWHERE_KEYS, RESULT, read_result, short_key
 from recbole_simdiff.trainer import PROTOCOLS
 
 COMMANDS = {
@@ -122,12 +122,18 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if experiment.kind == "statistics":
         print(report.statistics(experiment, folder))
         return 0
+    if experiment.sweep or experiment.figures:
+        plots.pyplot()  # if figures cannot be drawn, say so before days of training
     planned = execute.plan(experiment)
     path = folder / execute.LINES
     execute.execute(planned, path, namespace.jobs)
     collected = execute.collect(planned, path)
+    changed = overrides.keys() - ELSEWHERE_KEYS
+    if namespace.models or namespace.datasets or namespace.seeds or changed:
+        # The whole experiment's tables stay; the file of records is one.
+        folder /= f"part-{short_key({'spec': repr(experiment)})[:8]}"
     print(report.report(experiment, collected, len(planned), folder))
-    print(f"\ntables, figures and records: {folder}")
+    print(f"\ntables and figures: {folder}; records: {path}")
     return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
 
 
@@ -152,26 +158,41 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             raise UserError(f"--by={name} is not one of {', '.join(ANALYSES)}")
     metrics: tuple[str, ...] = spec.METRICS
     if namespace.runs:
-        folders = {Path(run).name: [Path(run)] for run in namespace.runs}
+        _only_runs(namespace, overrides)
+        folders = {run: [Path(run)] for run in namespace.runs}
     else:
         experiment, cells, _ = _finished(namespace, overrides)
         metrics = experiment.metrics
         folders = {
-            f"{report.label(cell)} on {cell.dataset}": list(runs.folders.values())
+            f"{spec.label(cell.row, cell.swept)} on {cell.dataset}": list(runs.folders.values())
             for cell, runs in cells.items()
         }
     table = Path(namespace.table) if namespace.table else None
     for label, own in folders.items():
         for name in namespace.by:
             if name == "views":
-                print(f"**{label}: augmented views**\n")
-                print(analysis.as_table(analysis.views(own[0], table), "view"), end="\n\n")
+                print(f"**{label}: augmented views of {own[0].name}**\n")
+                try:
+                    print(analysis.as_table(analysis.views(own[0], table), "view"), end="\n\n")
+                except UserError as error:
+                    if len(folders) == 1:
+                        raise
+                    print(error, end="\n\n")
                 continue
             for protocol in PROTOCOLS:
                 found = analysis.by_group(own, name, metrics, protocol)
                 print(f"**{label}: test by {name}, {protocol}**\n")
                 print(analysis.as_table(found, name), end="\n\n")
     return 0
+
+
+def _only_runs(namespace: argparse.Namespace, overrides: dict[str, Any]) -> None:
+    """Refuse what has no meaning for single runs."""
+    for name in ("experiment", "models", "datasets", "seeds"):
+        if getattr(namespace, name):
+            raise UserError(f"--{name} cannot be given with --runs")
+    if overrides:
+        raise UserError(f"{namespace.command} --runs does not know --{next(iter(overrides))}")
 
 
 def _finished(
@@ -190,6 +211,7 @@ def _finished(
 def _plot(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     names = spec.figures(namespace.figures, "--figures")
     if namespace.runs:
+        _only_runs(namespace, overrides)
         written = _plot_runs([Path(run) for run in namespace.runs], names, Path(namespace.output))
     else:
         experiment, cells, folder = _finished(namespace, overrides)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from recbole_simdiff import checkpoint
 from recbole_simdiff.augmentation import run_augmented
 from recbole_simdiff.config import AUGMENTED, Config
 from recbole_simdiff.data import create_dataset
@@ -105,8 +106,7 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
     """Add a line; what a crash left of an unfinished one is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    with checkpoint.turn(path), open(path, "a+b") as file:
         file.seek(0)
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
@@ -187,7 +187,8 @@ class _Pool:
 
     def _start(self, planned: Planned) -> None:
         receiver, sender = self.context.Pipe(duplex=False)
-        threads = max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else None
+        share = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = share if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ else None
         plain = planned.config.plain()
         work = (plain["model"], plain["dataset"], plain["values"], planned.run_dir, threads, sender)
         process = self.context.Process(target=_work, args=work)
@@ -226,6 +227,8 @@ class _Pool:
             "seed": planned.spec.seed,
             "row": planned.spec.row,
             "swept": planned.spec.swept,
+            "jobs": self.jobs,
+            "device": str(planned.config["device"]),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         if kind == DONE:

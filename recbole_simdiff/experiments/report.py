@@ -1,4 +1,4 @@
-"""What an experiment leaves: tables and figures made of its records, and of nothing else."""
+"""What an experiment leaves: tables and figures of its records, and of its runs' rankings."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from recbole_simdiff.experiments import plots, tables
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.execute import FAILED, Planned
 from recbole_simdiff.experiments.results import Cell, Measured, compare, measured
-from recbole_simdiff.experiments.spec import Experiment
+from recbole_simdiff.experiments.spec import Experiment, label
 from recbole_simdiff.prepare import published
 from recbole_simdiff.trainer import KEPT, PROTOCOLS
 
@@ -42,37 +42,34 @@ def report(
         str: the tables as Markdown, which is also the content of ``table.md``.
     """
     cells = measured(collected)
-    parts, printed, rows = [], [], []
-    values: Any = collected[0][0].config if collected else {}
+    parts, printed, rows, compared = [], [], [], []
     for dataset in experiment.datasets:
+        configs: list[Any] = [p.config for p, _ in collected if p.spec.dataset == dataset]
         for protocol in PROTOCOLS:
             found = tables.lines(experiment, cells, dataset, protocol)
             if not any(line.seeds for line in found):
                 continue
-            caption = tables.caption(experiment, dataset, protocol, values)
-            digits = values["metric_decimal_place"]
+            caption = tables.caption(experiment, dataset, protocol, configs)
+            digits = configs[0]["metric_decimal_place"]
             table = tables.markdown(found, experiment.metrics, digits)
             faults = [f"- {line.label}: {text}" for line in found for text in line.faults]
             if faults:
                 faults = [f"\n{tables.IMPOSSIBLE} arithmetically impossible:\n", *faults]
             parts.append("\n".join([f"**{caption}**\n", table, *faults]))
             printed.append(tables.latex(found, experiment.metrics, digits, caption))
+            if experiment.sweep:
+                continue
+            own = compare(experiment, cells, dataset, protocol)
+            compared += own
+            if own:
+                parts.append(
+                    f"**{dataset}, {protocol}: against {experiment.reference}.** Two-sided paired "
+                    f"t-tests over {own[0].users:,} users (metrics averaged over seeds) and over "
+                    "seeds, Holm-corrected over the rows; d: Cohen's d of paired differences; "
+                    "bootstrap interval over users.\n\n"
+                    + tables.comparisons(own, experiment.reference)
+                )
         rows += _values(cells, dataset)
-    compared = []
-    if len(experiment.rows) > 1 and not experiment.sweep:
-        for protocol in PROTOCOLS:
-            part = compare(experiment, cells, protocol)
-            compared += part
-            for dataset in experiment.datasets:
-                own = [c for c in part if c.dataset == dataset]
-                if own:
-                    parts.append(
-                        f"**{dataset}, {protocol}: against {experiment.reference}.** Two-sided "
-                        f"paired t-tests over {own[0].users:,} users (metrics averaged over seeds) "
-                        "and over seeds, Holm-corrected over the rows; d: Cohen's d of paired "
-                        "differences; bootstrap interval over users.\n\n"
-                        + tables.comparisons(own, experiment.reference)
-                    )
     failed = [f"- {p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
     if failed or len(collected) < planned:
         missing = planned - len(collected)
@@ -81,6 +78,7 @@ def report(
     _write(folder / TABLE, text + "\n")
     _write(folder / LATEX, "\n\n".join(printed) + "\n")
     _write(folder / VALUES, tables.as_csv(rows))
+    (folder / SIGNIFICANCE).unlink(missing_ok=True)
     if compared:
         _write(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
     for path in figures(experiment, cells, folder):
@@ -104,16 +102,18 @@ def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path
         for protocol in PROTOCOLS:
             written += plots.sweep(experiment, cells, protocol, folder)
     for dataset in experiment.datasets:
-        own = {label(cell): runs for cell, runs in cells.items() if cell.dataset == dataset}
+        own = {
+            label(cell.row, cell.swept): runs
+            for cell, runs in cells.items()
+            if cell.dataset == dataset
+        }
         for name in experiment.figures if own else ():
             path = folder / f"{experiment.name}-{dataset}-{name}"
-            written += _figure(name, experiment, own, path)
+            try:
+                written += _figure(name, experiment, own, path)
+            except UserError as error:  # the tables, and other figures, are there all the same
+                logger.warning(f"{path}: {error}")
     return written
-
-
-def label(cell: Cell) -> str:
-    """Row and swept value."""
-    return cell.row if cell.swept is None else f"{cell.row}, {cell.swept[0]}={cell.swept[1]}"
 
 
 def _figure(
@@ -127,13 +127,18 @@ def _figure(
     if kind == "cost":
         metric = experiment.metrics[-1]
         points = {
-            name: [(one.lines[s]["seconds"], v) for s, v in one.values(metric, KEPT).items()]
+            name: [(_seconds(one.lines[s]), v) for s, v in one.values(metric, KEPT).items()]
             for name, one in runs.items()
         }
         return plots.cost(points, f"{metric}, {KEPT}", path)
     tables = {name: sequences(next(iter(one.folders.values()))) for name, one in runs.items()}
     users = next(iter(tables.values())).sample(USERS, seed=0)
     return plots.embeddings(tables, users, path)
+
+
+def _seconds(line: Mapping[str, Any]) -> float:
+    """Of training and validation, earlier stages included."""
+    return float(line["seconds"] + line["augmentation"].get("seconds", 0.0))
 
 
 def _values(cells: Mapping[Cell, Measured], dataset: str) -> list[dict[str, Any]]:
@@ -168,7 +173,8 @@ def statistics(experiment: Experiment, folder: Path) -> str:
     names = ("users", "items", "actions", "average length", "sparsity %")
     rows = []
     for dataset in experiment.datasets:
-        config = Config("SASRec", dataset, (), experiment.command, f"experiment {experiment.name}")
+        values = {**experiment.settings, **experiment.command}
+        config = Config("SASRec", dataset, (), values, f"experiment {experiment.name}")
         try:
             found = create_dataset(config).statistics
         except UserError as error:

@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from recbole_simdiff.experiments.execute import DONE, Planned
 from recbole_simdiff.experiments.spec import Experiment
 from recbole_simdiff.run import RANKS
 
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 1000  # of the bootstrap
 
 
 class Cell(NamedTuple):
@@ -58,7 +58,12 @@ class Measured:
         values = list(self.values(metric, protocol).values())
         return statistics.stdev(values) if len(values) > 1 else math.nan
 
-    def by_user(self, metric: str, protocol: str) -> pd.Series:
+    def only(self, seeds: Iterable[int]) -> "Measured":
+        """The runs of these seeds."""
+        kept = list(seeds)
+        return Measured({s: self.lines[s] for s in kept}, {s: self.folders[s] for s in kept})
+
+    def by_row(self, metric: str, protocol: str) -> pd.Series:
         """The metric of each test row, mean over the seeds; indexed by user and target."""
         column = f"rank_{protocol.removeprefix('history ')}"
         parts = []
@@ -68,7 +73,9 @@ class Measured:
         return pd.concat(parts, axis=1).mean(axis=1)
 
 
-@lru_cache(maxsize=256)  # every metric, protocol and comparison asks for the same files
+@lru_cache(
+    maxsize=64
+)  # of a data set: every metric, protocol and comparison asks for the same files
 def read_ranks(path: Path) -> pd.DataFrame:
     """``rank_kept`` and ``rank_removed`` of a run, indexed by user, target, and a number.
 
@@ -76,7 +83,8 @@ def read_ranks(path: Path) -> pd.DataFrame:
     """
     ranks = pd.read_csv(path, dtype={"user": str, "item": str})
     own = ranks.groupby(["user", "item"]).cumcount()
-    ranks.index = pd.MultiIndex.from_arrays([ranks["user"], ranks["item"], own])
+    names = ["user", "item", "number"]
+    ranks.index = pd.MultiIndex.from_arrays([ranks["user"], ranks["item"], own], names=names)
     return ranks[["rank_kept", "rank_removed"]]
 
 
@@ -120,7 +128,8 @@ class Comparison:
         difference, relative (float): of the means; relative to the reference, NaN if that is 0.
         p_seeds (float): paired t-test over the seeds both have, two-sided, Holm-corrected over the
             rows; NaN for fewer than two seeds.
-        p_users (float): the same over users, each user's metric averaged over the seeds.
+        p_users (float): the same over users, each user's metric averaged over the seeds and, where
+            a user has several test rows, over them.
         effect (float): Cohen's d of the paired differences of users.
         low, high (float): 95 % bootstrap interval of the difference, over users.
         seeds, users (int): how many were compared.
@@ -142,47 +151,51 @@ class Comparison:
 
 
 def compare(
-    experiment: Experiment, cells: Mapping[Cell, Measured], protocol: str
+    experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
 ) -> list[Comparison]:
-    """Every row against the reference.
+    """Every row against the reference, on one data set.
 
     Args:
         experiment (Experiment): which one the reference is, and the metrics.
         cells (Mapping): finished runs of an experiment without a sweep.
+        dataset (str): the data set.
         protocol (str): one of ``PROTOCOLS``.
     """
+    reference = cells.get(Cell(experiment.reference, dataset, None))
+    rivals = {
+        row: cells[cell]
+        for row in experiment.rows
+        if row != experiment.reference and (cell := Cell(row, dataset, None)) in cells
+    }
     found: list[Comparison] = []
-    for dataset in experiment.datasets:
-        reference = cells.get(Cell(experiment.reference, dataset, None))
-        rivals = {
-            row: cells[cell]
-            for row in experiment.rows
-            if row != experiment.reference and (cell := Cell(row, dataset, None)) in cells
-        }
-        if reference is None or not rivals:
-            continue
-        for metric in experiment.metrics:
-            part = [
-                _compare(row, dataset, metric, protocol, rival, reference)
-                for row, rival in rivals.items()
-            ]
-            by_seed = holm([one.p_seeds for one in part])
-            by_user = holm([one.p_users for one in part])
-            found += [
-                Comparison(**{**vars(one), "p_seeds": s, "p_users": u})
-                for one, s, u in zip(part, by_seed, by_user, strict=True)
-            ]
+    if reference is None:
+        return found
+    for metric in experiment.metrics:
+        part = [
+            one
+            for row, rival in rivals.items()
+            if (one := _compare(row, dataset, metric, protocol, rival, reference))
+        ]
+        by_seed = holm([one.p_seeds for one in part])
+        by_user = holm([one.p_users for one in part])
+        found += [
+            replace(one, p_seeds=s, p_users=u)
+            for one, s, u in zip(part, by_seed, by_user, strict=True)
+        ]
     return found
 
 
 def _compare(
     row: str, dataset: str, metric: str, protocol: str, rival: Measured, reference: Measured
-) -> Comparison:
+) -> Comparison | None:
+    """Over the seeds both have; None if they share none."""
+    both = sorted(rival.lines.keys() & reference.lines.keys())
+    if not both:
+        return None
+    rival, reference = rival.only(both), reference.only(both)
     ours, theirs = (m.values(metric, protocol) for m in (rival, reference))
-    both = sorted(ours.keys() & theirs.keys())
-    p_seeds = paired_p([ours[s] - theirs[s] for s in both])
-    users = rival.by_user(metric, protocol).sub(reference.by_user(metric, protocol)).dropna()
-    differences = users.to_numpy()
+    by_row = rival.by_row(metric, protocol).sub(reference.by_row(metric, protocol))
+    differences = by_row.groupby(level="user").mean().to_numpy()
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     low, high = interval(differences)
     base = reference.mean(metric, protocol)
@@ -194,7 +207,7 @@ def _compare(
         protocol=protocol,
         difference=difference,
         relative=difference / base if base else math.nan,
-        p_seeds=p_seeds,
+        p_seeds=paired_p([ours[s] - theirs[s] for s in both]),
         p_users=paired_p(differences),
         effect=float(differences.mean()) / spread if spread else math.nan,
         low=low,
@@ -205,12 +218,15 @@ def _compare(
 
 
 def paired_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
-    """Two-sided p of a paired t-test; 1 where no pair differs, NaN for fewer than two pairs."""
+    """Two-sided p of a paired t-test; 1 where no pair differs.
+
+    NaN for fewer than two pairs, and where all differ by the same: their spread is no estimate.
+    """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return math.nan
-    if not np.ptp(values):  # a t of 0 / 0, or without bound
-        return 0.0 if values[0] else 1.0
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return math.nan if values.any() else 1.0
     return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 

@@ -33,6 +33,15 @@ from recbole_simdiff.trainer import PROTOCOLS
 
 KINDS = ("benchmark", "ablation", "sweep", "statistics")
 FIGURES = ("curves", "cost", "embeddings")
+RANKED = ("hit", "recall", "ndcg", "mrr")  # metrics that follow from the rank of the one target
+UNRANKED = {"gauc", "auc", "logloss", "mae", "rmse"}  # for which RecBole collects no top items
+# Keys that would contradict what an experiment says elsewhere, and where it says it.
+ELSEWHERE = {
+    "model": "rows, or --models to keep some of them",
+    "dataset": "datasets, or --datasets",
+    "seed": "seeds, or --seeds",
+    "save_rankings": "nowhere: experiments always save them",
+}
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 
 
@@ -57,13 +66,17 @@ class RunSpec:
     settings: Mapping[str, Any]
 
     def __str__(self) -> str:
-        swept = f" {self.swept[0]}={self.swept[1]}" if self.swept else ""
-        return f"{self.row}{swept} on {self.dataset}, seed {self.seed}"
+        return f"{label(self.row, self.swept)} on {self.dataset}, seed {self.seed}"
 
     def overrides(self) -> dict[str, Any]:
         """The settings of the run, seed and swept value included."""
         swept = dict([self.swept]) if self.swept else {}
         return {**self.settings, **swept, "seed": self.seed}
+
+
+def label(row: str, swept: tuple[str, Any] | None) -> str:
+    """Row and swept value, as tables and legends name them."""
+    return row if swept is None else f"{row}, {swept[0]}={swept[1]}"
 
 
 @dataclass(frozen=True)
@@ -127,18 +140,6 @@ class Experiment:
                         found.append(RunSpec(row, model, dataset, swept, seed, settings))
         return found
 
-    def config(self, spec: RunSpec) -> Config:
-        """The resolved configuration of a run.
-
-        Raises:
-            UserError: naming the run, if it cannot be made.
-        """
-        overrides = {**spec.overrides(), "save_rankings": True}
-        try:
-            return Config(spec.model, spec.dataset, (), overrides, f"experiment {self.name}")
-        except UserError as error:
-            raise UserError(f"{spec}: {error}") from None
-
 
 def load_experiment(place: str) -> Experiment:
     """An experiment by the name of a file under ``properties/experiment/``, or by path.
@@ -178,10 +179,18 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
         str(row): _mapping(own, f"{source}: row {row}")
         for row, own in content.get("rows", {}).items()
     }
+    for row, own in rows.items():
+        if "," in row:  # it could not be named in --models
+            raise UserError(f"{source}: row {row!r} must have no comma in its label")
+        _refuse({k for k in own if k != "model"} | content.get("sweep", {}).keys(), source)
+    _refuse(_mapping(content.get("settings"), f"{source}: settings"), source)
     sweep = {
         key: _list(values, f"{source}: sweep of {key}")
         for key, values in content.get("sweep", {}).items()
     }
+    for key, values in sweep.items():
+        if any(isinstance(value, list | dict) for value in values):
+            raise UserError(f"{source}: values of a sweep are numbers or text, not {key}={values}")
     reference = str(content.get("reference", next(iter(rows), "")))
     if rows and reference not in rows:
         raise UserError(f"{source}: reference={reference!r} is not one of {', '.join(rows)}")
@@ -195,9 +204,11 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
         settings=_mapping(content.get("settings"), f"{source}: settings"),
         sweep=sweep,
         reference=reference,
-        metrics=tuple(_list(content.get("metrics", METRICS), f"{source}: metrics")),
+        metrics=_metrics(content.get("metrics", METRICS), source),
         figures=figures(content.get("figures", ()), f"{source}: figures"),
-        cited=tuple(_cited(part, source) for part in content.get("cited") or ()),
+        cited=tuple(
+            _cited(part, source) for part in _list(content.get("cited") or [None], source) if part
+        ),
     )
 
 
@@ -206,7 +217,7 @@ def plain_experiment(
 ) -> Experiment:
     """A benchmark of models at their defaults, without a file."""
     return Experiment(
-        name="benchmark",
+        name="-".join(["benchmark", *models])[:100],
         kind="benchmark",
         title=f"{', '.join(models)} at their defaults",
         datasets=tuple(datasets),
@@ -241,6 +252,7 @@ def select(
             raise UserError(
                 f"--models: {model!r} is not a row of {experiment.name}; it has {', '.join(rows)}"
             )
+    _refuse(command or (), "the command line")
     swept = set(command or ()) & set(experiment.sweep)
     if swept:
         raise UserError(f"--{swept.pop()} is swept by {experiment.name} and cannot be fixed")
@@ -268,7 +280,9 @@ def seeds(value: Any, source: str) -> tuple[int, ...]:
         UserError: if they are not different whole numbers.
     """
     listed = _list(value, f"{source}: seeds")
-    if any(type(seed) is not int or seed < 0 for seed in listed) or len(set(listed)) < len(listed):
+    if any(type(seed) is not int or not 0 <= seed < 2**32 for seed in listed) or len(
+        set(listed)
+    ) < len(listed):
         raise UserError(f"{source}: seeds={listed} must be different whole numbers")
     return tuple(listed)
 
@@ -308,12 +322,33 @@ def _cited(part: Any, source: str) -> Cited:
         raise UserError(
             f"{source}: protocol={part['protocol']!r} is not one of {', '.join(PROTOCOLS)}"
         )
-    metrics = tuple(part["metrics"])
-    for dataset, rows in part["values"].items():
-        for row, values in rows.items():
-            if len(values) != len(metrics):
-                raise UserError(f"{source}: {row} on {dataset} has not one value for each metric")
+    metrics = _metrics(part["metrics"], source)
+    for dataset, rows in _mapping(part["values"], f"{source}: values").items():
+        for row, values in _mapping(rows, f"{source}: values of {dataset}").items():
+            numbers = isinstance(values, list) and len(values) == len(metrics)
+            if not numbers or any(not isinstance(v, int | float | None) for v in values):
+                raise UserError(f"{source}: {row} on {dataset} has not one number for each metric")
     return Cited(str(part["source"]), part["protocol"], metrics, part["values"])
+
+
+def _metrics(value: Any, source: str) -> tuple[str, ...]:
+    """Names such as ndcg@10, of metrics that one rank a row decides."""
+    listed = _list(value, f"{source}: metrics")
+    for metric in listed:
+        name, _, k = str(metric).partition("@")
+        if name not in RANKED or not k.isdigit():
+            raise UserError(
+                f"{source}: metric {metric!r} must be one of {', '.join(RANKED)} at a cutoff, such "
+                "as ndcg@10"
+            )
+    return tuple(listed)
+
+
+def _refuse(keys: Iterable[str], source: str) -> None:
+    """Refuse keys that an experiment has another place for."""
+    for key in keys:
+        if key in ELSEWHERE:
+            raise UserError(f"{source}: {key} belongs to {ELSEWHERE[key]}")
 
 
 def check(experiment: Experiment) -> Iterable[tuple[RunSpec, Config]]:
@@ -322,13 +357,46 @@ def check(experiment: Experiment) -> Iterable[tuple[RunSpec, Config]]:
     Raises:
         UserError: for the first that is impossible, or a metric that is not computed.
     """
-    found = [(spec, experiment.config(spec)) for spec in experiment.runs()]
-    for spec, config in found:
-        names = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
-        for metric in experiment.metrics:
-            if metric not in names:
-                raise UserError(
-                    f"{spec}: {metric} is not computed; metrics={config['metrics']}, "
-                    f"topk={config['topk']}"
-                )
+    made: dict[str, Config] = {}  # they differ by the seed alone
+    found = []
+    for spec in experiment.runs():
+        key = repr((spec.model, spec.dataset, spec.settings, spec.swept))
+        if key not in made:
+            made[key] = _config(experiment, spec)
+        found.append((spec, made[key].with_seed(spec.seed)))
+    _check_protocol(experiment, found)
     return found
+
+
+def _config(experiment: Experiment, spec: RunSpec) -> Config:
+    overrides = {**spec.overrides(), "save_rankings": True}
+    try:
+        config = Config(spec.model, spec.dataset, (), overrides, f"experiment {experiment.name}")
+    except UserError as error:
+        raise UserError(f"{spec}: {error}") from None
+    names = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
+    for metric in experiment.metrics:
+        if metric not in names:
+            raise UserError(
+                f"{spec}: {metric} is not computed; metrics={config['metrics']}, "
+                f"topk={config['topk']}"
+            )
+    modes = config["eval_args"]["mode"]  # RecBole's config says it for each part
+    if set(modes.values()) != {"full"} or UNRANKED & {m.lower() for m in config["metrics"]}:
+        raise UserError(
+            f"{spec}: experiments compare ranks among all items: eval_args needs mode=full, not "
+            f"{modes}, and metrics={config['metrics']} must be of ranked lists"
+        )
+    return config
+
+
+def _check_protocol(experiment: Experiment, found: Sequence[tuple[RunSpec, Config]]) -> None:
+    """Refuse to put side by side what is split in different ways."""
+    splits: dict[str, tuple[RunSpec, Any]] = {}
+    for spec, config in found:
+        first, split = splits.setdefault(spec.dataset, (spec, config["eval_args"]))
+        if config["eval_args"] != split:
+            raise UserError(
+                f"{experiment.name}: {first} has eval_args={split}, {spec} has "
+                f"{config['eval_args']}; their metrics cannot be compared"
+            )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from recbole_simdiff.experiments.results import Cell, Comparison, Measured, impossible
-from recbole_simdiff.experiments.spec import Experiment
+from recbole_simdiff.experiments.spec import Experiment, label
 from recbole_simdiff.trainer import KEPT
 
 IMPOSSIBLE = "✗"
@@ -39,12 +39,11 @@ def lines(
     for cell, runs in cells.items():
         if cell.dataset != dataset or not runs.values(experiment.metrics[0], protocol):
             continue
-        swept = f", {cell.swept[0]}={cell.swept[1]}" if cell.swept else ""
         all_metrics = next(iter(runs.lines.values()))["test"][protocol]
         faults = impossible({m: runs.mean(m, protocol) for m in all_metrics})
         found.append(
             Line(
-                f"{cell.row}{swept}",
+                label(cell.row, cell.swept),
                 len(runs.lines),
                 {m: runs.mean(m, protocol) for m in experiment.metrics},
                 {m: runs.deviation(m, protocol) for m in experiment.metrics},
@@ -121,9 +120,9 @@ def latex(rows: Sequence[Line], metrics: Sequence[str], digits: int, caption: st
 
 def _improved(best: Mapping[str, tuple[float, float]]) -> list[str]:
     """How much the best is above the second, in per cent; nothing where there is no second."""
-    if any(math.isnan(second) or not second for _, second in best.values()):
+    if any(math.isnan(second) for _, second in best.values()):
         return []
-    return [f"{100 * (first / second - 1):+.1f} %" for first, second in best.values()]
+    return [f"{100 * (a / b - 1):+.1f} %" if b else "-" for a, b in best.values()]
 
 
 def _value(row: Line, metric: str, digits: int, plus_minus: str) -> str:
@@ -175,15 +174,19 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def caption(experiment: Experiment, dataset: str, protocol: str, values: Mapping[str, Any]) -> str:
+def caption(
+    experiment: Experiment, dataset: str, protocol: str, configs: Sequence[Mapping[str, Any]]
+) -> str:
     """What was measured and how.
 
     Args:
         experiment (Experiment): the experiment.
         dataset (str): the data set.
         protocol (str): one of ``PROTOCOLS``.
-        values (Mapping): configuration of one of its runs.
+        configs (Sequence): configurations of its runs there, which share a split.
     """
+    values = configs[0]
+    chosen = " or ".join(dict.fromkeys(str(config["valid_metric"]) for config in configs))
     n = len(experiment.seeds)
     numbers = ", ".join(map(str, experiment.seeds))
     seeds = f"mean ± standard deviation over seeds {numbers}" if n > 1 else f"seed {numbers}"
@@ -194,6 +197,5 @@ def caption(experiment: Experiment, dataset: str, protocol: str, values: Mapping
     changed = ", ".join(f"{k}={v}" for k, v in experiment.command.items())
     return (
         f"{experiment.title}. {dataset}, test, {rule}, all items ranked, {protocol} ({primary}); "
-        f"best epoch by validation {values['valid_metric']}; {seeds}."
-        + (f" With {changed}." if changed else "")
+        f"best epoch by validation {chosen}; {seeds}." + (f" With {changed}." if changed else "")
     )

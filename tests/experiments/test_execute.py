@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from recbole_simdiff.config import Config
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import execute
 from recbole_simdiff.experiments.execute import (
@@ -22,7 +23,7 @@ from recbole_simdiff.experiments.execute import (
     plan,
     read_lines,
 )
-from recbole_simdiff.run import RANKS, RESULT
+from recbole_simdiff.run import LISTS, RANKS, RESULT, evaluate, run
 from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED
 from tests.experiments.conftest import CONTENT, tiny
 
@@ -56,16 +57,14 @@ def test_each_run_leaves_a_line_that_says_all(done: Any) -> None:
         assert len(line["data"]) == 16
         stored = json.loads((one.run_dir / RESULT).read_text())
         assert line["test"] == stored["test"]
-        assert {p.name for p in one.run_dir.iterdir()} >= {BEST, RANKS, "lists.csv"}
+        assert {p.name for p in one.run_dir.iterdir()} >= {BEST, RANKS, LISTS}
         assert not (one.run_dir / LAST).exists()
 
 
-def test_a_run_equals_one_by_the_train_command(done: Any, experiment: Any) -> None:
+def test_a_run_equals_one_by_the_train_command(done: Any) -> None:
     """Whatever process it is made in."""
-    from recbole_simdiff.run import run
-
     (one, line), *_ = done(seeds=[1])[2]
-    alone = run(experiment(seeds=[1]).config(one.spec))
+    alone = run(one.config)
     assert line["test"] == alone.test
 
 
@@ -150,6 +149,27 @@ def test_several_at_a_time(done: Any, experiment: Any, tmp_path: Path) -> None:
 def test_a_data_set_that_is_not_there(experiment: Any) -> None:
     with pytest.raises(UserError, match="nowhere"):
         plan(experiment(datasets=["nowhere"]))
+
+
+def test_lost_rankings_are_made_again_without_training(done: Any) -> None:
+    planned, _, _ = done(seeds=[1])
+    folder = planned[0].run_dir
+    text, best = (folder / RANKS).read_text(), (folder / BEST).stat().st_mtime_ns
+    (folder / RANKS).unlink()
+    done(seeds=[1])
+    assert (folder / RANKS).read_text() == text
+    assert (folder / BEST).stat().st_mtime_ns == best
+
+
+def test_rankings_of_any_checkpoint(experiment: Any) -> None:
+    """Of a run that was made without them."""
+    (one, *_) = plan(experiment(seeds=[1]))
+    plain = one.config.plain()
+    values = plain["values"] | {"save_rankings": False}
+    folder = Path(run(Config(plain["model"], plain["dataset"], (), values)).run_dir)
+    assert not (folder / RANKS).exists()
+    evaluate(folder, {"save_rankings": True})
+    assert len((folder / RANKS).read_text().splitlines()) == 1 + 5
 
 
 # ---------------------------------------------------------------------- the file of lines

@@ -77,11 +77,11 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_users_are_averaged_over_seeds_and_matched_by_name(tmp_path: Path) -> None:
     runs = measured(tmp_path, {1: [1, 6], 2: [6, 1]})
-    assert runs.by_user("hit@5", KEPT).tolist() == [0.5, 0.5]
+    assert runs.by_row("hit@5", KEPT).tolist() == [0.5, 0.5]
     lines = (tmp_path / "2" / RANKS).read_text().splitlines()
     (tmp_path / "2" / RANKS).write_text("\n".join([lines[0], lines[2], lines[1]]) + "\n")
     read_ranks.cache_clear()
-    again = Measured(runs.lines, runs.folders).by_user("hit@5", KEPT)
+    again = Measured(runs.lines, runs.folders).by_row("hit@5", KEPT)
     assert again.loc[("u0", "i0", 0)] == 0.5
 
 
@@ -89,7 +89,7 @@ def test_two_rows_of_one_user_and_target_stay_two(tmp_path: Path) -> None:
     runs = measured(tmp_path, {1: [1, 9]})
     text = (tmp_path / "1" / RANKS).read_text().replace("u1,i1", "u0,i0")
     (tmp_path / "1" / RANKS).write_text(text)
-    assert runs.by_user("hit@5", KEPT).tolist() == [1.0, 0.0]
+    assert runs.by_row("hit@5", KEPT).tolist() == [1.0, 0.0]
 
 
 def test_comparison_against_scipy(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_comparison_against_scipy(tmp_path: Path) -> None:
         for i, row in enumerate("ABC")
     }
     cells = {Cell(row, "toy", None): measured(tmp_path / row, ranks[row]) for row in "ABC"}
-    found = {c.row: c for c in compare(experiment(), cells, KEPT)}
+    found = {c.row: c for c in compare(experiment(), cells, "toy", KEPT)}
     assert list(found) == ["B", "C"]
     raw = {}
     for row, one in found.items():
@@ -134,13 +134,33 @@ def test_only_seeds_that_both_have_are_compared(tmp_path: Path) -> None:
         Cell("A", "toy", None): measured(tmp_path / "A", {1: [1, 2], 2: [3, 4], 3: [1, 1]}),
         Cell("B", "toy", None): measured(tmp_path / "B", {2: [1, 2], 3: [4, 4]}),
     }
-    (one,) = compare(experiment(rows={"A": {}, "B": {}}), cells, REMOVED)
+    own = experiment(rows={"A": {}, "B": {}}, metrics=("mrr@10",))
+    (one,) = compare(own, cells, "toy", KEPT)
     assert one.seeds == 2
+    # Seeds 2 and 3 of both: 1, 1/2, 1/4, 1/4 against 1/3, 1/4, 1, 1.
+    assert one.difference == pytest.approx(2 / 4 - (1 / 3 + 1 / 4 + 2) / 4)
+    cells[Cell("B", "toy", None)] = measured(tmp_path / "C", {9: [1, 2]})
+    assert compare(own, cells, "toy", KEPT) == []
+
+
+def test_a_user_counts_once_however_many_rows_there_are(tmp_path: Path) -> None:
+    """As under a global split: the rows of a user are no independent samples."""
+    cells = {
+        Cell("A", "toy", None): measured(tmp_path / "A", {1: [9, 9, 9, 9, 1]}),
+        Cell("B", "toy", None): measured(tmp_path / "B", {1: [1, 1, 1, 9, 1]}),
+    }
+    for row in "AB":
+        path = tmp_path / row / "1" / RANKS
+        path.write_text(path.read_text().replace("u1,", "u0,").replace("u2,", "u0,"))
+    (one,) = compare(experiment(rows={"A": {}, "B": {}}, metrics=("hit@5",)), cells, "toy", KEPT)
+    assert one.users == 3  # of whom the first gains 1, the others nothing
+    assert one.difference == pytest.approx(3 / 5)  # of the table's means, over rows
+    assert one.p_users == pytest.approx(stats.ttest_1samp([1, 0, 0], 0).pvalue)
 
 
 def test_without_the_reference_there_is_nothing_to_compare(tmp_path: Path) -> None:
     cells = {Cell("B", "toy", None): measured(tmp_path, {1: [1, 2]})}
-    assert compare(experiment(), cells, KEPT) == []
+    assert compare(experiment(), cells, "toy", KEPT) == []
 
 
 def test_holm_by_hand() -> None:
@@ -155,7 +175,8 @@ def test_holm_by_hand() -> None:
 def test_p_of_degenerate_pairs() -> None:
     assert math.isnan(paired_p([0.1]))
     assert paired_p([0.0, 0.0]) == 1.0
-    assert paired_p([0.2, 0.2]) == 0.0
+    assert math.isnan(paired_p([0.2, 0.2]))
+    assert math.isnan(paired_p([0.1 + 0.2, 0.3]))  # they differ by a rounding error
 
 
 def test_interval_covers_the_mean_as_often_as_it_says() -> None:

@@ -31,7 +31,7 @@ def test_a_sweep_moves_one_key_at_a_time(write: Any) -> None:
     first = [r.swept for r in runs if r.row == "SimDiffRec"]
     assert first == [("k_noise", 1), ("k_noise", 2), ("cl_weight", 0.1)]
     assert runs[0].overrides() == {"k_noise": 1, "seed": 7}
-    assert str(runs[0]) == "SimDiffRec k_noise=1 on toy, seed 7"
+    assert str(runs[0]) == "SimDiffRec, k_noise=1 on toy, seed 7"
 
 
 def test_the_row_wins_over_the_settings_and_the_command_over_both(write: Any) -> None:
@@ -90,7 +90,18 @@ def test_models_without_a_file() -> None:
                     }
                 ]
             },
-            "SASRec on toy has not one value for each metric",
+            "SASRec on toy has not one number for each metric",
+        ),
+        ({"cited": 5}, "must be a list"),
+        ({"metrics": ["HR@5"]}, "metric 'HR@5' must be one of hit, recall, ndcg, mrr at a cutoff"),
+        ({"metrics": ["precision@5"]}, "metric 'precision@5' must be one of"),
+        ({"rows": {"a, b": {"model": "SimDiffRec"}}}, "row 'a, b' must have no comma"),
+        ({"rows": {"SimDiffRec": {"seed": 3}}}, "seed belongs to seeds, or --seeds"),
+        ({"settings": {"model": "SASRec"}}, "model belongs to rows, or --models"),
+        ({"kind": "sweep", "sweep": {"seed": [1]}}, "seed belongs to seeds"),
+        (
+            {"kind": "sweep", "sweep": {"topk": [[5], [10]]}},
+            "values of a sweep are numbers or text",
         ),
     ],
 )
@@ -119,6 +130,29 @@ def test_a_swept_key_cannot_be_fixed(write: Any) -> None:
 def test_an_impossible_run_is_named_before_any_is_started(experiment: Any) -> None:
     rows = {"SimDiffRec": {}, "w/o both": {"model": "SimDiffRec", "aug_ratio": 99}}
     with pytest.raises(UserError, match=r"w/o both on toy, seed 1: aug_ratio=99"):
+        check(experiment(rows=rows))
+
+
+@pytest.mark.parametrize("key", ["model", "dataset", "seed", "save_rankings"])
+def test_the_command_line_cannot_contradict_the_experiment(write: Any, key: str) -> None:
+    """--model=X would put the numbers of one model under the labels of all."""
+    with pytest.raises(UserError, match=f"the command line: {key} belongs to"):
+        select(load_experiment(write()), command={key: 1})
+
+
+def test_what_cannot_be_ranked_is_refused(experiment: Any) -> None:
+    split = {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO"}
+    with pytest.raises(UserError, match=r"needs mode=full, not .*uni3"):
+        check(experiment(command={"eval_args": split | {"mode": "uni3"}}))
+    with pytest.raises(UserError, match="must be of ranked lists"):
+        check(experiment(command={"metrics": ["Hit", "NDCG", "GAUC"]}))
+
+
+def test_rows_that_are_split_differently_are_refused(experiment: Any) -> None:
+    """Their metrics are of other test items."""
+    split = {"split": {"LS": "test_only"}, "group_by": "user", "order": "TO", "mode": "full"}
+    rows = {"SimDiffRec": {}, "other": {"model": "SimDiffRec", "eval_args": split}}
+    with pytest.raises(UserError, match=r"other on toy, seed 1 has .* cannot be compared"):
         check(experiment(rows=rows))
 
 

@@ -66,7 +66,7 @@ def test_ties_share_the_first_place(tmp_path: Path) -> None:
     own = experiment(metrics=("hit@5",))
     text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 2)
     assert [row[2] for row in rows_of(text)[2:5]] == ["**0.50**", "**0.50**", "<u>0.00</u>"]
-    assert "best over second" not in text  # nothing is so many per cent above 0
+    assert rows_of(text)[-1] == ["best over second", "-", "-"]  # so many per cent of 0 is nothing
 
 
 def test_latex(cells: Any) -> None:
@@ -122,6 +122,8 @@ def test_the_caption_says_how_it_was_measured(
 ) -> None:
     values = {"eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user"} | args}
     values |= {"valid_metric": "NDCG@10"}
-    text = tables.caption(experiment(**changes), "toy", protocol, values)
-    for part in ["Parts. toy, test", "best epoch by validation NDCG@10", *parts]:
+    text = tables.caption(
+        experiment(**changes), "toy", protocol, [values, values | {"valid_metric": "MRR@10"}]
+    )
+    for part in ["Parts. toy, test", "best epoch by validation NDCG@10 or MRR@10", *parts]:
         assert part in text
