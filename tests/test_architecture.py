@@ -63,6 +63,7 @@ ALLOWED = {
     "experiments.spec": ["config", "errors", "trainer"],
     "experiments.execute": [
         "augmentation",
+        "checkpoint",
         "config",
         "data",
         "errors",
