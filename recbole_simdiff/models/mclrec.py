@@ -41,6 +41,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_simdiff.distributed import of_all_rows
 from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import SIMILARITIES, nt_xent
@@ -76,6 +77,7 @@ class MCLRec(EncoderRecommender):
     """
 
     n_extra_tokens = 1  # the mask token
+    data_parallel = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -235,6 +237,7 @@ class MCLRec(EncoderRecommender):
         return ExtractorLoss(learned, regularizer)
 
 
+@of_all_rows
 def regularizer_of(first: Tensor, second: Tensor, by_row: bool) -> Tensor:
     """R = mean [s+ - low]_+ + mean [high - s-]_+ of one pair of views.
 
