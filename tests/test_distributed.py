@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from tests.conftest import SEQUENCES, SMALL, write_inter
 from tests.test_resume import LONG, only_run, start, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
-# Batches of odd sizes: 7 windows (the default of SimDiffRec) or 13 prefixes are trained on; 4 rows of
-# validation are scored in batches of 3 and 1, of which process 1 has none, 5 of test in 3 and 2.
+# Batches of odd sizes: 7 windows (SimDiffRec by default) or 13 prefixes are trained on. The 4 rows
+# of validation are scored in batches of 3 and 1, of which process 1 has none, 5 of test in 3 and 2.
 DIVIDED = {"train_batch_size": 5, "eval_batch_size": 3, "eval_step": 1, "stopping_step": 99}
 # Every way in which a loss is divided.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -193,8 +194,8 @@ def write(path: Path, content: Any) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     os.chdir(sys.argv[1])
+    distributed.TIMEOUT = timedelta(minutes=1)
     with distributed.group():
         program(Path(sys.argv[1]))
     sys.exit()
