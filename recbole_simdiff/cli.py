@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import shlex
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from recbole_simdiff import augmentation, checkpoint, inference, prepare
+from recbole_simdiff import augmentation, checkpoint, distributed, inference, prepare
 from recbole_simdiff.config import AUGMENTED, Config, parse_overrides, properties_dir, read_yaml
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import command, space, tuning
@@ -21,6 +22,7 @@ from recbole_simdiff.models import plugin_models, recbole_models
 from recbole_simdiff.run import (
     RESUMABLE_KEYS,
     RunResult,
+    check_processes,
     evaluate,
     format_table,
     run,
@@ -47,6 +49,7 @@ examples:
   %(prog)s --model=SASRec --dataset=ml-100k                           RecBole's own models likewise
   %(prog)s --model=DiffuASR --backbone=GRU4Rec --dataset=ml-100k      a backbone on augmented data
   %(prog)s --resume=saved/<run>                                       continue a stopped run
+  %(prog)s --dataset=ml-1m --nproc=4                                  by four processes
   %(prog)s evaluate --checkpoint=saved/<run>
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
@@ -80,6 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_arguments(train)
     train.add_argument(
         "--resume", metavar="RUN", help="folder of a stopped run, or its last.safetensors"
+    )
+    train.add_argument(
+        "--nproc",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this host that train together (default 1); under torchrun, which "
+        "starts them on several hosts, it is not read",
     )
 
     test = commands.add_parser(
@@ -245,31 +256,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         "prepare": _prepare,
         "list": _list,
     }
+    several = distributed.launched()
+    first = not several or os.environ["RANK"] == "0"
+    failed = f"process {os.environ['RANK']}: error" if several else "error"
     try:
+        if several and namespace.command != "train":
+            raise UserError(f"{namespace.command} is a command for one process; train is not")
         return handler[namespace.command](namespace, parse_overrides(rest))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{failed}: {error}", file=sys.stderr)
         return 2
-    except TrainingDiverged as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (TrainingDiverged, distributed.ProcessLost) as error:
+        print(f"{failed}: {error}", file=sys.stderr)
         return 1
     except Interrupted as stop:
         again = f"python run_recbole_simdiff.py --resume={shlex.quote(str(stop.run_dir))}"
+        again += f" --nproc={os.environ['WORLD_SIZE']}" if several else ""
         again = "the same command" if stop.same_command else again
-        print(
-            f"stopped by {signal.Signals(stop.signum).name}; everything is saved. Continue with\n"
-            f"  {again}",
-            file=sys.stderr,
-        )
+        if first:
+            print(
+                f"stopped by {signal.Signals(stop.signum).name}; everything is saved. Continue "
+                f"with\n  {again}",
+                file=sys.stderr,
+            )
         return 128 + stop.signum
     except KeyboardInterrupt:
-        print("stopped; a run that had begun keeps its last finished epoch", file=sys.stderr)
+        if first:
+            print("stopped; a run that had begun keeps its last finished epoch", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         sys.stderr.close()
         return 128 + signal.SIGPIPE
     except (OSError, SafetensorError) as error:  # a folder that cannot be written, a full disk
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{failed}: {error}", file=sys.stderr)
         return 1
 
 
@@ -296,10 +315,18 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         config = stored_config(checkpoint.load(resume)[1], overrides, RESUMABLE_KEYS)
     else:
         config = _config(namespace, overrides)
-    if config.name == AUGMENTED and resume is None:
-        result = augmentation.run_augmented(config)
-    else:
-        result = run(config, resume)
+    several = distributed.launched()
+    n = int(os.environ["WORLD_SIZE"]) if several else namespace.nproc
+    check_processes(config, n)
+    if n > 1 and not several:
+        return distributed.launch(n)
+    with distributed.group():
+        if config.name == AUGMENTED and resume is None:
+            result = augmentation.run_augmented(config)
+        else:
+            result = run(config, resume)
+        if distributed.rank() > 0:
+            return 0
     _print_result(result)
     try:
         _show_users(result, config["show_users"])

@@ -24,6 +24,7 @@ from recbole.config import Config as RecBoleConfig
 
 from recbole_simdiff.augmenters import diffuasr
 from recbole_simdiff.compat import restore_numpy_aliases
+from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import get_model, plugin_models
 
@@ -304,7 +305,7 @@ class Config(RecBoleConfig):
         if "gpu_id" in self._given:
             os.environ["CUDA_VISIBLE_DEVICES"] = str(final["gpu_id"])
         cuda = final["use_gpu"] and torch.cuda.is_available()
-        final["device"] = torch.device("cuda" if cuda else "cpu")
+        final["device"] = own_gpu() if cuda else torch.device("cpu")
         final["single_spec"], final["local_rank"] = True, 0
 
     # ------------------------------------------------------------------ checks

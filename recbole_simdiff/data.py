@@ -27,6 +27,7 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import FeatureType
 from torch import Tensor
 
+from recbole_simdiff.distributed import n_processes, own_rows
 from recbole_simdiff.encoder import PSEUDO_LENGTH, ROW_NUMBER, ROW_START
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import plugin_models
@@ -54,6 +55,11 @@ class HostFixes(Dataset):
                 "RecBole knows no download of that name. Put RecBole atomic files there, or point "
                 "--data_path at the folder that holds "
                 f"{self.dataset_name}/{self.dataset_name}.inter"
+            )
+        if n_processes() > 1:
+            raise UserError(
+                f"dataset={self.dataset_name!r}: {searched} does not exist, and several processes "
+                f"do not download. Start once with one process, or fetch {known} by hand"
             )
         try:
             super()._download()
@@ -634,8 +640,8 @@ class BucketLoader:
             yield self.collate(index)
 
     def collate(self, index: Tensor) -> Interaction:
-        """The rows as a right-padded batch, no longer than its longest row."""
-        dataset = self.dataset
+        """This process's rows as a right-padded batch, no longer than its longest row."""
+        dataset, index = self.dataset, own_rows(index)
         longest = int(self._lengths[index].max())
         index = index.to(self._items.device)
         user, length = self._users[index], self._device_lengths[index]
@@ -668,8 +674,15 @@ class HistoryEvalLoader(FullSortEvalDataLoader):
     and once without them.
     """
 
-    def collate_fn(self, index: Any) -> tuple[Any, Any, Tensor, Tensor]:
-        """Rows, history pairs, and the position and id of the targets."""
+    def collate_fn(self, index: Any) -> tuple[Any, Any, Tensor, Tensor] | None:
+        """Rows of this process, history pairs, and the position and id of the targets.
+
+        Returns:
+            tuple | None: None if the batch has fewer rows than there are processes, and none here.
+        """
+        index = own_rows(index)
+        if len(index) == 0:
+            return None
         interaction, _, positive_u, positive_i = super().collate_fn(index)
         dataset = self._dataset
         history = dataset.history(interaction) if dataset.list_fields else None

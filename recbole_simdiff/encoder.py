@@ -33,9 +33,12 @@ class EncoderRecommender(SequentialRecommender):
     Attributes:
         n_extra_tokens (int): rows of ``item_embedding`` after the items', such as a mask token; ids
             n_items, n_items + 1, ... They are never scored.
+        data_parallel (bool): the loss of part of a batch's rows is a share of the batch's loss, see
+            ``distributed``; several processes train only models that say so.
     """
 
     n_extra_tokens = 0
+    data_parallel = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

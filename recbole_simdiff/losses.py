@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_simdiff.distributed import of_all_rows
+
 SIMILARITIES = ("cosine", "dot")
 _BYTES_PER_LOGIT = 4
 
@@ -144,6 +146,7 @@ def sampled_bce_loss(hidden: Tensor, table: Tensor, target: Tensor, negative: Te
     return F.softplus(-right).sum() + F.softplus(wrong).sum()
 
 
+@of_all_rows
 def info_nce(
     anchor: Tensor, positive: Tensor, temperature: float, negative: Tensor | None = None
 ) -> Tensor:
@@ -176,6 +179,7 @@ def info_nce(
     return F.cross_entropy(logits / temperature, torch.arange(len(anchor), device=anchor.device))
 
 
+@of_all_rows
 def nt_xent(
     first: Tensor,
     second: Tensor,

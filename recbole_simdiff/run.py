@@ -22,10 +22,18 @@ import torch
 from recbole.utils import init_seed
 from torch import Tensor
 
-from recbole_simdiff import __version__, checkpoint
+from recbole_simdiff import __version__, checkpoint, distributed
 from recbole_simdiff.config import AUGMENTED, Config
-from recbole_simdiff.data import FlatDataset, Statistics, create_dataset, create_loaders
+from recbole_simdiff.data import (
+    BucketLoader,
+    FlatDataset,
+    HistoryEvalLoader,
+    Statistics,
+    create_dataset,
+    create_loaders,
+)
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import plugin_models
 from recbole_simdiff.trainer import (
     BEST,
     KEPT,
@@ -91,7 +99,8 @@ class RunResult:
         best_epoch (int | None): counted from 0.
         epochs (int): epochs trained.
         seconds (float): of training and validation.
-        peak_memory_mb (float): largest resident set of the process, MiB.
+        peak_memory_mb (float): largest resident set of the process, MiB; of the first one, if the
+            run had several.
         statistics (dict): users, items, actions.
         config (dict): model, dataset and every value.
         versions (dict): of the libraries.
@@ -102,6 +111,7 @@ class RunResult:
         sampling (dict): for models that draw when they score: metric -> mean and standard deviation
             of the test metric, history kept, over ``seeds`` sampling seeds.
         augmentation (dict): for DiffuASR, what its earlier stages found.
+        processes (int): how many trained together.
     """
 
     valid: dict[str, Metrics]
@@ -118,6 +128,7 @@ class RunResult:
     by_length: dict[str, Metrics] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
 
     @property
     def digits(self) -> int:
@@ -191,8 +202,10 @@ def run(
         UserError: if data, settings or checkpoint cannot be used.
         TrainingDiverged: if a loss becomes NaN or infinite.
         Interrupted: after a signal; the state is saved.
+        ProcessLost: if another process of a ``distributed.group`` ended.
     """
     run_dir = resume.parent if resume else run_dir or new_run_dir(config)
+    run_dir = Path(distributed.of_first(str(run_dir)))
     start_logging(None, config["state"])
     stored: tuple[dict[str, Tensor], dict[str, Any]] = (
         checkpoint.load(resume) if resume else ({}, {})
@@ -202,6 +215,8 @@ def run(
     if config.name == AUGMENTED and pseudo is None:
         raise UserError(f"model={AUGMENTED} has stages before this one: call run_augmented(config)")
     dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
+    if distributed.n_processes() > 1:
+        _join_processes(config, dataset, (train_data, valid_data, test_data), model)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
     data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
     start_logging(run_dir, config["state"])  # from here on nothing the user typed can be wrong
@@ -219,12 +234,88 @@ def run(
         progress = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
         trainer.load_weights(run_dir / BEST)
         found = evaluate_splits(trainer, valid_data, test_data if test else None)
+    result = _result(config, dataset, found, progress, run_dir, augmentation, test)
+    if distributed.rank() > 0:
+        return result
     if found.rankings:
         save_rankings(found.rankings, dataset, train_data._dataset, run_dir)
-    result = _result(config, dataset, found, progress, run_dir, augmentation, test)
     text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
     checkpoint.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
     return result
+
+
+def check_processes(config: Config, n: int) -> None:
+    """Refuse what n processes would not train as one does.
+
+    Args:
+        config (Config): resolved configuration.
+        n (int): number of processes.
+
+    Raises:
+        UserError: naming what can be trained by several.
+    """
+    if n < 1:
+        raise UserError(f"--nproc={n} must be at least 1")
+    if n == 1:
+        return
+    able = sorted(name for name, model in plugin_models().items() if _data_parallel(model))
+    if config.name == AUGMENTED:
+        raise UserError(
+            f"model={AUGMENTED} is trained by one process. To train on its data with several, "
+            "write them to a file with the command augment"
+        )
+    if not _data_parallel(config.model_class):
+        raise UserError(
+            f"model={config.name} is trained by one process: its loss on part of a batch is not a "
+            f"part of its loss on the batch. Several processes train {', '.join(able)}"
+        )
+
+
+def _data_parallel(model_class: Any) -> bool:
+    return getattr(model_class, "data_parallel", False)
+
+
+def _join_processes(
+    config: Config, dataset: FlatDataset, loaders: tuple[Any, Any, Any], model: Any
+) -> None:
+    """See that all processes start from the same, and draw numbers of their own from here on.
+
+    Raises:
+        UserError: if they differ, or rows cannot be divided among them.
+    """
+    n, number = distributed.n_processes(), distributed.rank()
+    check_processes(config, n)
+    name = fingerprint(config, checkpoint.digest(_histories(dataset)))
+    if distributed.largest(name != distributed.of_first(name)):
+        raise UserError(
+            "the processes differ in settings, data or version of this package; each host must run "
+            "the same command on the same files"
+        )
+    train, *evaluated = loaders
+    if not isinstance(train, BucketLoader):
+        raise UserError("the ready-made prefixes of benchmark_filename are read by one process")
+    if not all(isinstance(loader, HistoryEvalLoader) for loader in evaluated if loader):
+        raise UserError(
+            f"eval_args={config['eval_args']}: several processes evaluate on all items only, "
+            "mode=full; items drawn by each would not be those that one process draws"
+        )
+    size = config["train_batch_size"]
+    least = len(train.dataset) % size or size
+    if least < n:
+        raise UserError(
+            f"train_batch_size={size} leaves a last batch of {least} of the {len(train.dataset):,} "
+            f"training rows, which {n} processes cannot divide. Change it a little"
+        )
+    least = min(min(len(loader._dataset), loader.step) for loader in evaluated if loader)
+    if least < n:
+        raise UserError(
+            f"eval_batch_size={config['eval_batch_size']}: {n} processes cannot divide batches of "
+            f"{least} to be scored. Use fewer processes or, if there are more rows, a larger value"
+        )
+    distributed.take_from_first(model.state_dict().values())
+    if number > 0:
+        config["show_progress"] = False
+        init_seed((config["seed"] + number) % 2**32, config["reproducibility"])
 
 
 def run_once(
@@ -514,6 +605,7 @@ def _result(
         by_length=found.by_length,
         sampling=found.sampling,
         augmentation=augmentation,
+        processes=distributed.n_processes(),
     )
 
 
@@ -602,12 +694,13 @@ def new_run_dir(config: Config) -> Path:
 
 
 def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
-    """Log to the terminal and, with a run folder, to ``<run>.log`` in it."""
+    """Log to the terminal and, with a run folder, to ``<run>.log`` in it; process 0 alone does."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(run_dir / f"{run_dir.name}.log"))
-    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=handlers, force=True)
+    level = level.upper() if distributed.rank() == 0 else "CRITICAL"
+    logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
 
 
 def peak_memory_mb() -> float:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from recbole_simdiff import checkpoint
+from recbole_simdiff import checkpoint, distributed
 from recbole_simdiff.encoder import PSEUDO_LENGTH
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.plan import Phase, Update
@@ -91,13 +91,14 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def check(self, run_dir: Path) -> None:
-        """Honour a request.
+        """Honour a request, whichever process it came to.
 
         Raises:
             Interrupted: if one came.
         """
-        if self.signum is not None:
-            signum, self.signum = self.signum, None
+        signum = distributed.largest(self.signum or 0)
+        if signum:
+            self.signum = None
             raise Interrupted(signum, run_dir)
 
 
@@ -251,7 +252,7 @@ class PlanTrainer(Trainer):
             train_data.get_model(self.model)
         phases = training_plan(self.model, self.config)
         with self.stoppable():
-            if not (self.run_dir / LAST).is_file():
+            if distributed.largest(not (self.run_dir / LAST).is_file()):
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
             for number in range(self.progress.phase, len(phases)):
                 if number > self.progress.phase:
@@ -316,7 +317,8 @@ class PlanTrainer(Trainer):
                 better = self._compare(result)
             progress.seconds += time.monotonic() - started
             entry["seconds"] = seconds
-            self._log_epoch(entry, better)
+            if distributed.rank() == 0:
+                self._log_epoch(entry, better)
             progress.log.append(entry)
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.loss_sums, progress.monitor_sums = {}, {}
@@ -419,15 +421,18 @@ class PlanTrainer(Trainer):
         named = _named_losses(losses)
         total = sum(named.values(), torch.zeros((), device=self.device))
         names = [prefix + name for name in named]
-        monitor = getattr(self.model, "monitor", {})
-        values = torch.stack(
-            [*(v.detach().float() for v in named.values()), *(v.float() for v in monitor.values())]
+        # Means over a batch are those of all processes, each counting the same.
+        n = distributed.n_processes()
+        monitor = {k: v.float() / n for k, v in getattr(self.model, "monitor", {}).items()}
+        values = distributed.summed(
+            torch.stack([*(v.detach().float() for v in named.values()), *monitor.values()])
         ).tolist()
         parts = dict(zip(names, values[: len(names)], strict=True))
         for name, value in parts.items():
             if not math.isfinite(value):
                 self._diverged(name, value)
         total.backward()
+        distributed.sum_gradients(update.parameters)
         if self.clip_grad_norm:
             clip_grad_norm_(update.parameters, **self.clip_grad_norm)
         optimizer.step()
@@ -500,7 +505,7 @@ class PlanTrainer(Trainer):
     def evaluate_protocols(
         self, eval_data: Any, protocols: Sequence[str] = PROTOCOLS, show_progress: bool = False
     ) -> dict[str, Metrics]:
-        """Metrics of the model as it is, each row scored once for all protocols.
+        """Metrics of the model as it is, each row scored once for all protocols and processes.
 
         Args:
             eval_data (DataLoader): validation or test.
@@ -568,6 +573,8 @@ class PlanTrainer(Trainer):
             eval_data, desc="evaluate", leave=False, disable=None if show_progress else True
         ):
             self.stop.check(self.run_dir)
+            if batch is None:  # the rows of this batch are those of other processes
+                continue
             history = batch[1] if full else None
             if full:
                 found = self._full_sort_batch_eval((batch[0], None, *batch[2:]))
@@ -586,12 +593,18 @@ class PlanTrainer(Trainer):
             if REMOVED in collectors and history is not None:
                 scores[history[0].to(self.device), history[1].to(self.device)] = -torch.inf
                 collectors[REMOVED].eval_batch_collect(scores, interaction, positive_u, positive_i)
+
+        def whole(rows: Tensor) -> Tensor:
+            return distributed.in_order(rows, eval_data.sample_size, eval_data.step)
+
         structs = {}
         for name, collector in collectors.items():
             if any(key.startswith("rec.") for key in collector.data_struct._data_dict):
                 collector.model_collect(self.model)
-                structs[name] = collector.get_data_struct()
-        return structs, {name: torch.cat(parts) for name, parts in seen.items()}
+                structs[name] = struct = collector.get_data_struct()
+                for key in [k for k in struct._data_dict if k.startswith("rec.")]:
+                    struct.set(key, whole(struct.get(key)))
+        return structs, {name: whole(torch.cat(parts)) for name, parts in seen.items()}
 
     def _metrics(self, struct: Any) -> Metrics:
         return {name: float(value) for name, value in self.evaluator.evaluate(struct).items()}
@@ -607,7 +620,17 @@ class PlanTrainer(Trainer):
     # ------------------------------------------------------------------ saving and resuming
 
     def save_state(self, name: str) -> None:
-        """Write ``last`` or ``best``: weights, optimiser, random states, progress, payload."""
+        """Write ``last`` or ``best``: weights, optimiser, random states, progress, payload.
+
+        The random states are those of all processes; the rest is the same for all, and process 0
+        writes it.
+        """
+        states = distributed.each(self._resume_rng or _get_rng())
+        if distributed.rank() == 0:
+            self._write_state(name, states)
+        distributed.wait_for_all()
+
+    def _write_state(self, name: str, states: list[dict[str, Tensor]]) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"data.{k}": v for k, v in self.data.items()}
         content = {**self.payload, "progress": asdict(self.progress)}
@@ -615,7 +638,9 @@ class PlanTrainer(Trainer):
             for key, optimizer in self.optimizers.items():
                 state, content[key] = optimizer_state(optimizer)
                 tensors |= {f"{key}.{k}": v for k, v in state.items()}
-            tensors |= {f"rng.{k}": v for k, v in (self._resume_rng or _get_rng()).items()}
+            content["processes"] = len(states)
+            for number, state in enumerate(states):
+                tensors |= {f"{_rng_key(number)}.{k}": v for k, v in state.items()}
         checkpoint.save(self.run_dir / name, tensors, content)
 
     def load_weights(self, path: Path) -> None:
@@ -636,12 +661,18 @@ class PlanTrainer(Trainer):
         tensors, content = checkpoint.load(path)
         if not any(key.startswith("optimizer") for key in content):
             raise UserError(f"{path} cannot be resumed from; use the run's {LAST}")
+        n = content.get("processes", 1)
+        if n != distributed.n_processes():
+            raise UserError(
+                f"{path} holds the random states of {n} processes and cannot be resumed by "
+                f"{distributed.n_processes()}; give --nproc={n}"
+            )
         load_model_state(self.model, checkpoint.split(tensors, "model"), path)
         self.progress = Progress(**content["progress"])
         self._build_optimizers()
         for key, optimizer in self.optimizers.items():
             load_optimizer_state(optimizer, checkpoint.split(tensors, key), content[key])
-        self._resume_rng = checkpoint.split(tensors, "rng")
+        self._resume_rng = checkpoint.split(tensors, _rng_key(distributed.rank()))
 
     # ------------------------------------------------------------------ signals and random states
 
@@ -671,6 +702,11 @@ def training_plan(model: Any, config: Any) -> list[Phase]:
             Phase("finetune", config["epochs"]),
         ]
     return [Phase("train", config["epochs"])]
+
+
+def _rng_key(process: int) -> str:
+    """Name of a process's random states in checkpoints."""
+    return f"rng{process}" if process else "rng"
 
 
 def _key(update: Update) -> str:

@@ -20,7 +20,8 @@ ALLOWED = {
     "compat": [],
     "errors": [],
     "plan": [],
-    "losses": [],
+    "distributed": ["errors"],
+    "losses": ["distributed"],
     "views": [],
     "diffusion": [],
     "diffusion.schedules": [],
@@ -32,6 +33,7 @@ ALLOWED = {
     "encoder": ["errors", "losses", "plan", "transformer", "diffusion.*"],
     "models": ["errors"],
     "models.*": [
+        "distributed",
         "errors",
         "losses",
         "views",
@@ -43,11 +45,11 @@ ALLOWED = {
     ],
     "augmenters": [],
     "augmenters.*": ["errors", "losses", "diffusion", "diffusion.*", "augmenters.*"],
-    "config": ["augmenters.diffuasr", "compat", "errors", "models"],
-    "data": ["encoder", "errors", "models"],
+    "config": ["augmenters.diffuasr", "compat", "distributed", "errors", "models"],
+    "data": ["distributed", "encoder", "errors", "models"],
     "prepare": ["checkpoint", "config", "data", "errors"],
-    "trainer": ["checkpoint", "encoder", "errors", "losses", "plan"],
-    "run": ["", "checkpoint", "config", "data", "errors", "models", "trainer"],
+    "trainer": ["checkpoint", "distributed", "encoder", "errors", "losses", "plan"],
+    "run": ["", "checkpoint", "config", "data", "distributed", "errors", "models", "trainer"],
     "inference": ["checkpoint", "config", "data", "errors", "models", "run", "trainer"],
     "augmentation": [
         "",
@@ -109,6 +111,7 @@ ALLOWED = {
         "augmentation",
         "checkpoint",
         "config",
+        "distributed",
         "errors",
         "experiments",
         "experiments.command",
@@ -124,7 +127,16 @@ ALLOWED = {
     "__main__": ["cli"],
 }
 # The lowest modules: pure torch, no host.
-WITHOUT_RECBOLE = ("errors", "plan", "losses", "views", "diffusion", "checkpoint", "cli")
+WITHOUT_RECBOLE = (
+    "errors",
+    "plan",
+    "distributed",
+    "losses",
+    "views",
+    "diffusion",
+    "checkpoint",
+    "cli",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -50,6 +50,7 @@ from torch.func import functional_call
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.distributed import share
 from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
@@ -100,6 +101,8 @@ class CaDiRec(EncoderRecommender):
         config (Config): resolved configuration, explained in properties/model/CaDiRec.yaml.
         dataset (Dataset): the training dataset.
     """
+
+    data_parallel = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -347,13 +350,15 @@ class CaDiRec(EncoderRecommender):
             Tensor: scalar.
         """
         loss = x_hat.new_zeros(())
+        by_token, by_row = share(len(x_hat)), share(noised.n_rows)
         if len(x_hat) == 0:
             return loss
         if self.diff_mse_weight > 0:
             error = (x_0[noised.token] - x_hat).float() / self.z0_scale
-            loss = loss + self.diff_mse_weight * error.pow(2).mean()
+            loss = loss + self.diff_mse_weight * by_token * error.pow(2).mean()
         if self.diff_nll_weight > 0:
-            loss = loss + self.diff_nll_weight * self.rounding_loss(x_hat, noised)
+            part = by_token if self.nll_reduction == "token" else by_row
+            loss = loss + self.diff_nll_weight * part * self.rounding_loss(x_hat, noised)
         return loss
 
     def rounding_loss(self, x_hat: Tensor, noised: Noised) -> Tensor:

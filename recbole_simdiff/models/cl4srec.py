@@ -73,6 +73,7 @@ class CL4SRec(EncoderRecommender):
     """
 
     n_extra_tokens = 1  # the mask token
+    data_parallel = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -209,6 +209,7 @@ class DreamRec(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    data_parallel = True  # see EncoderRecommender
     evaluation_keys: tuple[str, ...] = (
         "guidance",
         "sampler",

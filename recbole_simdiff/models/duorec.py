@@ -144,6 +144,8 @@ class DuoRec(EncoderRecommender):
             serving, the model has no index and cannot be trained.
     """
 
+    data_parallel = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.contrast: str = config["contrast"]

@@ -101,6 +101,7 @@ class ECLSR(EncoderRecommender):
     """
 
     n_extra_tokens = 1  # the mask token
+    data_parallel = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

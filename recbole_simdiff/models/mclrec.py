@@ -42,6 +42,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_simdiff.distributed import of_all_rows
 from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import (
     UserError,
@@ -87,6 +88,7 @@ class MCLRec(EncoderRecommender):
     """
 
     n_extra_tokens = 1  # the mask token
+    data_parallel = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -250,6 +252,7 @@ class MCLRec(EncoderRecommender):
         return ExtractorLoss(learned, regularizer)
 
 
+@of_all_rows
 def regularizer_of(first: Tensor, second: Tensor, by_row: bool) -> Tensor:
     """R = mean [s+ - low]_+ + mean [high - s-]_+ of one pair of views.
 

@@ -42,6 +42,7 @@ from torch.nn import functional as F
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.distributed import share
 from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
 from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks
@@ -85,6 +86,8 @@ class SimDiffRec(EncoderRecommender):
         config (Config): resolved configuration, explained in properties/model/SimDiffRec.yaml.
         dataset (Dataset): the training dataset.
     """
+
+    data_parallel = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -325,8 +328,9 @@ class SimDiffRec(EncoderRecommender):
             else:
                 total = full_softmax_loss(z_hat, table[1:], items - 1, self.loss_memory_mb)
             loss = loss + self.diff_round_weight * total
-        expected = None if self.pad_in_diffusion_loss else self.tokens_per_batch
-        return loss / (expected or len(items))
+        if self.pad_in_diffusion_loss:
+            return share(len(items)) * loss / len(items)
+        return loss / (self.tokens_per_batch or len(items))
 
     # ------------------------------------------------------------------ views, Eq. 11, 14-16
 

@@ -1,0 +1,299 @@
+"""One training by several processes: who they are, and what they say to one another.
+
+Every process makes the same batches and takes its own part of the rows of each (``own_rows``). Its
+loss is its share: the shares of all processes add up to the loss of one process on the whole batch,
+and so do the gradients. Three kinds of losses are such shares:
+
+    * a sum over rows or tokens, over a constant: as it is
+    * a mean over rows or tokens: times ``share``
+    * a loss that compares the rows of a batch: under ``of_all_rows``
+
+In a single process all of this returns what it is given. Whatever is called here must be called by
+all processes, in the same order.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+from recbole_simdiff.errors import UserError
+
+TIMEOUT = timedelta(minutes=10)  # longest wait for another process
+_TEXT_BYTES = 4096
+
+P = ParamSpec("P")
+Rows = TypeVar("Rows", Tensor, list[int])
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run ended, or has not answered for ``TIMEOUT``."""
+
+
+# ---------------------------------------------------------------------- starting and ending
+
+
+def launched() -> bool:
+    """Whether torchrun, or ``launch``, started this process as one of several."""
+    by_torchrun = dist.is_available() and dist.is_torchelastic_launched()
+    return by_torchrun and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def launch(n: int) -> int:
+    """Run the command of this process in n processes on this host, as torchrun would.
+
+    SIGINT and SIGTERM are passed on to them; when one fails, the others are ended.
+
+    Args:
+        n (int): number of processes. Unless OMP_NUM_THREADS is set they divide the threads.
+
+    Returns:
+        int: exit code: 0, that of the first process that failed, or 128 + signal.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // n)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=n,
+        run_id=str(uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    logging.disable(logging.CRITICAL)  # the processes say themselves what went wrong
+    try:
+        elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
+    except SignalException as stop:
+        return 128 + stop.sigval
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        if first.exitcode > 0:
+            return first.exitcode
+        name = signal.Signals(-first.exitcode).name
+        print(f"error: process {first.local_rank} was ended by {name}", file=sys.stderr)
+        return 128 - first.exitcode
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Within the block a process that was ``launched`` is one of its group."""
+    if not launched():
+        yield
+        return
+    # Small tensors of the CPU are exchanged in runs on GPUs, too.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this process: the only one, or that of its number on this host.
+
+    Raises:
+        UserError: if there are fewer GPUs than processes.
+    """
+    if not launched():
+        return torch.device("cuda")
+    number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= found:
+        raise UserError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes on a host with {found} GPUs: each needs "
+            "one of its own. Start fewer, or give --use_gpu=false"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def n_processes() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process; process 0 alone writes."""
+    return dist.get_rank() if n_processes() > 1 else 0
+
+
+# ---------------------------------------------------------------------- parts of a batch
+
+
+def own_rows(rows: Rows) -> Rows:
+    """The part of a batch's rows that is this process's: every n-th, so that lengths are alike."""
+    return rows[rank() :: n_processes()]
+
+
+def share(n_rows: int) -> float:
+    """This process's part of all rows or tokens that a mean is taken over.
+
+    Args:
+        n_rows (int): how many it has; may be 0.
+    """
+    if n_processes() == 1:
+        return 1.0
+    total = torch.tensor(n_rows)
+    _call(dist.all_reduce, total)
+    return n_rows / max(int(total), 1)
+
+
+def of_all_rows(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Let a loss compare the rows of all processes: tensors [B, H] come in with all B rows.
+
+    Every process computes the whole loss, from the same numbers, and returns 1/n of it.
+    """
+
+    @wraps(loss)
+    def shared(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if n_processes() == 1:
+            return loss(*args, **kwargs)
+        arguments = [_AllRows.apply(a) if isinstance(a, Tensor) else a for a in args]
+        named = {k: _AllRows.apply(a) if isinstance(a, Tensor) else a for k, a in kwargs.items()}
+        return loss(*arguments, **named) / n_processes()  # type: ignore[arg-type]
+
+    return shared
+
+
+class _AllRows(torch.autograd.Function):
+    """The rows of all processes, in order of rank: [b, ...] -> [B, ...]; b may differ.
+
+    What is computed from them must be computed by all processes alike, each counting for 1/n: then
+    the gradient of the whole is n times the own one, and need not be collected.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        sizes = [torch.tensor(0) for _ in range(n_processes())]
+        _call(dist.all_gather, sizes, torch.tensor(len(rows)))
+        counts = [int(size) for size in sizes]
+        before = sum(counts[: rank()])
+        ctx.own = slice(before, before + len(rows))
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        _call(dist.all_gather, parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0][ctx.own] * n_processes()
+
+
+def in_order(rows: Tensor, n_rows: int, batch_size: int) -> Tensor:
+    """Rows of a data set that were worked on batch by batch, by all processes, in their order.
+
+    Args:
+        rows (Tensor): those of this process, ``own_rows`` of each batch, [n, ...].
+        n_rows (int): number of rows of all processes.
+        batch_size (int): rows of a batch, before it was divided.
+
+    Returns:
+        Tensor: [n_rows, ...], on every process.
+    """
+    n = n_processes()
+    if n == 1:
+        return rows
+    batches = torch.arange(n_rows).split(batch_size)
+    place = torch.cat([batch[number::n] for number in range(n) for batch in batches])
+    found: Tensor = _AllRows.apply(rows)
+    return torch.empty_like(found).index_copy_(0, place, found)
+
+
+# ---------------------------------------------------------------------- sums and agreements
+
+
+def sum_gradients(parameters: Sequence[Parameter]) -> None:
+    """Replace each gradient by its sum over all processes.
+
+    A parameter that no process has a gradient for has none afterwards, either, so that optimisers
+    pass it over.
+    """
+    if n_processes() == 1:
+        return
+    found = torch.tensor([float(p.grad is not None) for p in parameters])
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([*(part.flatten() for part in parts), found.to(parts[0])])
+    _call(dist.all_reduce, flat)
+    *sums, found = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    for parameter, total, number in zip(parameters, sums, found.tolist(), strict=True):
+        parameter.grad = total.view_as(parameter) if number else None
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sum over all processes."""
+    if n_processes() > 1:
+        _call(dist.all_reduce, values)
+    return values
+
+
+def largest(value: int) -> int:
+    """Largest value of all processes."""
+    if n_processes() == 1:
+        return value
+    found = torch.tensor(value)
+    _call(dist.all_reduce, found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def of_first(text: str) -> str:
+    """The text of process 0, up to 4096 bytes."""
+    if n_processes() == 1:
+        return text
+    content = torch.zeros(_TEXT_BYTES, dtype=torch.uint8)
+    content[: len(text.encode())] = torch.tensor(list(text.encode()))
+    _call(dist.broadcast, content, 0)
+    return bytes(content.tolist()).rstrip(b"\0").decode()
+
+
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors with those of process 0."""
+    for tensor in tensors if n_processes() > 1 else ():
+        _call(dist.broadcast, tensor, 0)
+
+
+def each(values: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The values of every process, in order of rank; names and shapes must be the same."""
+    if n_processes() == 1:
+        return [values]
+    found: list[dict[str, Tensor]] = [{} for _ in range(n_processes())]
+    for name, value in values.items():
+        parts = [torch.empty_like(value) for _ in found]
+        _call(dist.all_gather, parts, value)
+        for own, part in zip(found, parts, strict=True):
+            own[name] = part
+    return found
+
+
+def wait_for_all() -> None:
+    """Go on when all processes are here."""
+    largest(0)
+
+
+def _call(collective: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        collective(*arguments)
+    except RuntimeError as error:
+        raise ProcessLost(
+            "another process of this run has ended, or has not answered for "
+            f"{TIMEOUT.seconds // 60} minutes; see what it says itself ({error})"
+        ) from error
