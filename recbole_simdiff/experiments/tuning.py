@@ -549,7 +549,7 @@ def _open_study(search: Search) -> Any:
         raise UserError(f"--storage cannot be used: {_reason(error)}") from None
     made_with = _made_with(search)
     theirs = study.user_attrs.get("made_with")
-    if theirs is None:
+    if theirs is None or not study.get_trials(deepcopy=False):
         study.set_user_attr("made_with", made_with)
         return study
     for key in made_with.keys() | theirs.keys():
@@ -714,8 +714,8 @@ def _work(search: Search, threads: int, log: Path) -> None:
     start_logging(None)
     torch.set_num_threads(threads)
     quiet = replace(search, settings={**search.settings, "show_progress": False})
-    study = _open_study(search)
     with contextlib.suppress(Interrupted, KeyboardInterrupt):
+        study = _open_study(search)
         _work_on(search, study, _Screen(quiet, _recorded(search, study)))
 
 

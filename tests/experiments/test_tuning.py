@@ -423,7 +423,7 @@ def test_a_worker_that_cannot_work_is_named(prepare: Any) -> None:
 
 def begin(search: Search) -> Any:
     """The study of a search, before any trial."""
-    search.folder.mkdir(parents=True)
+    search.folder.mkdir(parents=True, exist_ok=True)
     return tuning._open_study(search)
 
 
@@ -438,13 +438,14 @@ def begin(search: Search) -> Any:
 def test_trials_of_another_search_are_not_mixed_in(
     prepare: Any, changes: dict[str, Any], text: str, message: str
 ) -> None:
-    begin(prepare(RATES))
+    begin(prepare(RATES, hidden_size=4))  # holds nothing yet
+    begin(prepare(RATES)).ask()
     with pytest.raises(UserError, match=message):
         tuning.tune(prepare(text, **changes))
 
 
 def test_other_data_are_another_search(prepare: Any, data_path: Path) -> None:
-    begin(prepare(RATES))
+    begin(prepare(RATES)).ask()
     with open(data_path / "toy" / "toy.inter", "a") as file:
         file.write("g\ti1\t0\n")
     with pytest.raises(UserError, match="was made with data="):
