@@ -1006,7 +1006,7 @@ def generator(config: Config, place: Path) -> Any:
     dataset, train, *_, model = prepare(config.backbone())
     items, ends = train._dataset.training_items()
     pseudo, log = augmentation.generate(config, items, ends, dataset.item_num, model, place)
-    del log["generation_seconds"]
+    del log["generation_seconds"], log["training_seconds"]
     return pseudo, log, checkpoint.load(place / LAST)[0]
 
 
