@@ -602,7 +602,8 @@ def _work_on(search: Search, study: Any, screen: _Screen) -> None:
         _write_trials(search, trials)
         screen.show(trials)
 
-    while True:
+    command = multiprocessing.parent_process()
+    while command is None or command.is_alive():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optuna.storages.fail_stale_trials(study)

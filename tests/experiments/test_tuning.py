@@ -299,6 +299,7 @@ def test_a_tie_goes_to_the_earlier_trial(prepare: Any) -> None:
     trials = [Trial(n, {}, DONE, score) for n, score in enumerate([0.1, 0.3, 0.3])]
     trials += [Trial(3, {}, PRUNED, 0.9), Trial(4, {}, FAILED)]
     assert [trial.number for trial in search.ranked(trials)] == [1, 2, 0]
+    assert [search.value(trial) for trial in trials[2:]] == [0.3, -math.inf, -math.inf]
 
 
 # ---------------------------------------------------------------- resuming and sharing
@@ -592,7 +593,7 @@ def test_mistakes_are_found_before_anything_is_trained(
 
 def test_a_value_that_some_combination_allows_is_not_refused(prepare: Any) -> None:
     """With the default of reverse_steps, 10, fewer diffusion steps than that are impossible."""
-    text = "diffusion_steps choice [2,20]\nreverse_steps choice [1,2]\n"
+    text = "diffusion_steps choice [2,20]\nreverse_steps choice [4,1]\n"
     with pytest.raises(UserError, match="reverse_steps"):
         prepare("diffusion_steps choice [2,20]\n", "SimDiffRec", reverse_steps=10)
     assert len(prepare(text, "SimDiffRec").space) == 2
