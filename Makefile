@@ -1,4 +1,4 @@
-# make run    train SimDiffRec on ml-100k, print metrics and recommendations
+# make run    train SimDiffRec on ml-100k for 40 epochs, print metrics and recommendations
 # make test   lint and the default test suite
 # Needs Python 3.11 or later, make, and a package index.
 
@@ -15,7 +15,7 @@ RECBOLE := --no-deps -c constraints.txt recbole
 .PHONY: run test test-slow test-no-ray lint bench clean
 
 run: $(VENV)/.installed
-	$(BIN)/python run_recbole_simdiff.py --model=SimDiffRec --dataset=ml-100k --show_users=3
+	$(BIN)/python run_recbole_simdiff.py --model=SimDiffRec --dataset=ml-100k --epochs=40 --show_users=3
 
 test: lint
 	$(BIN)/python -m pytest -q -n auto
