@@ -13,12 +13,24 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import plots, tables
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.execute import FAILED, Planned
-from recbole_simdiff.experiments.results import Cell, Measured, compare, measured
+from recbole_simdiff.experiments.results import (
+    Cell,
+    Measured,
+    best_against_second,
+    compare,
+    measured,
+)
 from recbole_simdiff.experiments.spec import Experiment, label
 from recbole_simdiff.prepare import published
 from recbole_simdiff.trainer import KEPT, PROTOCOLS
 
 TABLE, LATEX, VALUES, SIGNIFICANCE = "table.md", "table.tex", "table.csv", "significance.csv"
+TESTS = {
+    compare: "Two-sided paired t-tests over users, metrics averaged over seeds, and over seeds; "
+    "p Holm-corrected over the rows; d: Cohen's d of the paired differences of users; bootstrap "
+    "interval over users.",
+    best_against_second: "The same tests, not corrected, of two rows chosen by these means.",
+}
 USERS = 8  # whose sequences a t-SNE shows
 
 logger = logging.getLogger()
@@ -59,16 +71,14 @@ def report(
             printed.append(tables.latex(found, experiment.metrics, digits, caption))
             if experiment.sweep:
                 continue
-            own = compare(experiment, cells, dataset, protocol)
-            compared += own
-            if own:
-                parts.append(
-                    f"**{dataset}, {protocol}: against {experiment.reference}.** Two-sided paired "
-                    f"t-tests over {own[0].users:,} users (metrics averaged over seeds) and over "
-                    "seeds, Holm-corrected over the rows; d: Cohen's d of paired differences; "
-                    "bootstrap interval over users.\n\n"
-                    + tables.comparisons(own, experiment.reference)
-                )
+            for found_by, title in (
+                (compare, f"against {experiment.reference}"),
+                (best_against_second, "best against second"),
+            ):
+                if own := found_by(experiment, cells, dataset, protocol):
+                    compared += own
+                    heading = f"**{dataset}, {protocol}: {title}.** {TESTS[found_by]}"
+                    parts.append(f"{heading}\n\n{tables.comparisons(own)}")
         rows += _values(cells, dataset)
     failed = [f"- {p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
     if failed or len(collected) < planned:

@@ -122,12 +122,11 @@ def measured(collected: Sequence[tuple[Planned, Mapping[str, Any]]]) -> dict[Cel
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against the reference, on one data set, metric and protocol.
+    """A row against another one, on one data set, metric and protocol.
 
     Attributes:
-        difference, relative (float): of the means; relative to the reference, NaN if that is 0.
-        p_seeds (float): paired t-test over the seeds both have, two-sided, Holm-corrected over the
-            rows; NaN for fewer than two seeds.
+        difference, relative (float): of the means; relative to the other row, NaN if that is 0.
+        p_seeds (float): paired t-test over the seeds both have, two-sided; NaN for fewer than two.
         p_users (float): the same over users, each user's metric averaged over the seeds and, where
             a user has several test rows, over them.
         effect (float): Cohen's d of the paired differences of users.
@@ -136,6 +135,7 @@ class Comparison:
     """
 
     row: str
+    against: str
     dataset: str
     metric: str
     protocol: str
@@ -153,7 +153,7 @@ class Comparison:
 def compare(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
 ) -> list[Comparison]:
-    """Every row against the reference, on one data set.
+    """Every row against the reference, on one data set, p Holm-corrected over the rows.
 
     Args:
         experiment (Experiment): which one the reference is, and the metrics.
@@ -161,20 +161,14 @@ def compare(
         dataset (str): the data set.
         protocol (str): one of ``PROTOCOLS``.
     """
-    reference = cells.get(Cell(experiment.reference, dataset, None))
-    rivals = {
-        row: cells[cell]
-        for row in experiment.rows
-        if row != experiment.reference and (cell := Cell(row, dataset, None)) in cells
-    }
+    runs = _rows(experiment, cells, dataset)
     found: list[Comparison] = []
-    if reference is None:
-        return found
-    for metric in experiment.metrics:
+    for metric in experiment.metrics if experiment.reference in runs else ():
         part = [
             one
-            for row, rival in rivals.items()
-            if (one := _compare(row, dataset, metric, protocol, rival, reference))
+            for row in runs
+            if row != experiment.reference
+            and (one := _compare(runs, row, experiment.reference, dataset, metric, protocol))
         ]
         by_seed = holm([one.p_seeds for one in part])
         by_user = holm([one.p_users for one in part])
@@ -185,14 +179,47 @@ def compare(
     return found
 
 
+def best_against_second(
+    experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
+) -> list[Comparison]:
+    """By metric, the row with the greatest mean against the next one, of three rows or more.
+
+    Args:
+        experiment (Experiment): the metrics.
+        cells (Mapping): finished runs of an experiment without a sweep.
+        dataset (str): the data set.
+        protocol (str): one of ``PROTOCOLS``.
+    """
+    runs = {
+        row: own
+        for row, own in _rows(experiment, cells, dataset).items()
+        if own.values(experiment.metrics[0], protocol)
+    }
+    found = []
+    for metric in experiment.metrics if len(runs) > 2 else ():
+        best, second, *_ = sorted(runs, key=lambda r: runs[r].mean(metric, protocol), reverse=True)
+        if one := _compare(runs, best, second, dataset, metric, protocol):
+            found.append(one)
+    return found
+
+
+def _rows(
+    experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str
+) -> dict[str, Measured]:
+    """The rows there are on one data set, in the experiment's order."""
+    return {
+        row: cells[cell] for row in experiment.rows if (cell := Cell(row, dataset, None)) in cells
+    }
+
+
 def _compare(
-    row: str, dataset: str, metric: str, protocol: str, rival: Measured, reference: Measured
+    runs: Mapping[str, Measured], row: str, against: str, dataset: str, metric: str, protocol: str
 ) -> Comparison | None:
     """Over the seeds both have; None if they share none."""
-    both = sorted(rival.lines.keys() & reference.lines.keys())
+    both = sorted(runs[row].lines.keys() & runs[against].lines.keys())
     if not both:
         return None
-    rival, reference = rival.only(both), reference.only(both)
+    rival, reference = runs[row].only(both), runs[against].only(both)
     ours, theirs = (m.values(metric, protocol) for m in (rival, reference))
     by_row = rival.by_row(metric, protocol).sub(reference.by_row(metric, protocol))
     differences = by_row.groupby(level="user").mean().to_numpy()
@@ -202,6 +229,7 @@ def _compare(
     difference = rival.mean(metric, protocol) - base
     return Comparison(
         row=row,
+        against=against,
         dataset=dataset,
         metric=metric,
         protocol=protocol,

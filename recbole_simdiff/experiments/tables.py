@@ -139,12 +139,13 @@ def _escape(text: str) -> str:
     return "".join(special.get(c, c) for c in text)
 
 
-def comparisons(found: Sequence[Comparison], reference: str) -> str:
-    """Rows against the reference, as Markdown."""
-    names = ["row", "metric", f"difference from {reference}", "%", "95 % interval", "d"]
+def comparisons(found: Sequence[Comparison]) -> str:
+    """Rows against other rows, as Markdown."""
+    names = ["row", "against", "metric", "difference", "%", "95 % interval", "d"]
     body = [
         [
             c.row,
+            c.against,
             c.metric,
             f"{c.difference:+.4f}",
             f"{100 * c.relative:+.1f}",

@@ -11,6 +11,7 @@ from scipy import stats
 from recbole_simdiff.experiments.results import (
     Cell,
     Measured,
+    best_against_second,
     compare,
     holm,
     impossible,
@@ -127,6 +128,19 @@ def test_comparison_against_scipy(tmp_path: Path) -> None:
         assert getattr(found[large], name) == pytest.approx(
             max(raw[large][place], getattr(found[small], name))
         )
+
+
+def test_best_against_second(tmp_path: Path) -> None:
+    """The pair is that of the means, which may not include the reference; p is not corrected."""
+    ranks = {"A": [9, 9, 9, 9, 9], "B": [1, 1, 1, 1, 9], "C": [1, 2, 1, 9, 9]}
+    cells = {Cell(r, "toy", None): measured(tmp_path / r, {1: ranks[r]}) for r in ranks}
+    own = experiment(metrics=("hit@5",))
+    (one,) = best_against_second(own, cells, "toy", KEPT)
+    assert (one.row, one.against) == ("B", "C")
+    assert one.difference == pytest.approx(1 / 5)
+    assert one.p_users == pytest.approx(stats.ttest_1samp([0, 0, 0, 1, 0], 0).pvalue)
+    del cells[Cell("A", "toy", None)]  # of two rows one is compared with the reference anyway
+    assert best_against_second(own, cells, "toy", KEPT) == []
 
 
 def test_only_seeds_that_both_have_are_compared(tmp_path: Path) -> None:

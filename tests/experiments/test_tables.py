@@ -93,9 +93,11 @@ def test_csv_keeps_every_digit() -> None:
 
 def test_comparisons_as_text() -> None:
     nan = float("nan")
-    one = Comparison("B", "toy", "hit@5", KEPT, 0.01, 0.1, nan, 0.0001, 0.2, 0.005, 0.015, 1, 9)
-    assert rows_of(tables.comparisons([one], "A"))[2] == [
-        *("B", "hit@5", "+0.0100", "+10.0", "[+0.0050, +0.0150]", "+0.200", "< 0.001", "-")
+    one = Comparison(
+        "B", "A", "toy", "hit@5", KEPT, 0.01, 0.1, nan, 0.0001, 0.2, 0.005, 0.015, 1, 9
+    )
+    assert rows_of(tables.comparisons([one]))[2] == [
+        *("B", "A", "hit@5", "+0.0100", "+10.0", "[+0.0050, +0.0150]", "+0.200", "< 0.001", "-")
     ]
 
 
