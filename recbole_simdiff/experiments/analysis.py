@@ -15,10 +15,36 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments.results import metric_of_rank
 from recbole_simdiff.experiments.tables import grid
 from recbole_simdiff.run import RANKS, Restored, restore
+from recbole_simdiff.trainer import PROTOCOLS
 
 # Greatest value of each group but the last. 0 training interactions: an item seen in no training
 # history, a cold start.
 GROUPS = {"length": (5, 20), "train_count": (0, 5, 10, 20, 50)}
+
+
+def tables(
+    folders: Sequence[Path], name: str, metrics: Sequence[str], table_of: Path | None = None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """An analysis of the runs of one row.
+
+    Args:
+        folders (Sequence): of the runs; views are those of the first.
+        name (str): of ``GROUPS``, or ``views``.
+        metrics (Sequence): such as ``ndcg@10``.
+        table_of (Path | None): see ``views``.
+
+    Returns:
+        dict: title -> group or view -> measure -> value.
+
+    Raises:
+        UserError: if a run has nothing to analyze.
+    """
+    if name == "views":
+        return {f"augmented views of {folders[0].name}": views(folders[0], table_of)}
+    return {
+        f"test by {name}, {protocol}": by_group(folders, name, metrics, protocol)
+        for protocol in PROTOCOLS
+    }
 
 
 def by_group(

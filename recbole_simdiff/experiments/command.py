@@ -11,8 +11,8 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import analysis, execute, plots, report, spec
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.results import Cell, Measured, measured
+from recbole_simdiff.experiments.tables import as_csv
 from recbole_simdiff.run import ELSEWHERE_KEYS, RESULT, read_result, short_key
-from recbole_simdiff.trainer import PROTOCOLS
 
 COMMANDS = {
     "benchmark": "models x data sets x seeds: a table with significance tests",
@@ -128,13 +128,23 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     path = folder / execute.LINES
     execute.execute(planned, path, namespace.jobs)
     collected = execute.collect(planned, path)
-    changed = overrides.keys() - ELSEWHERE_KEYS
-    if namespace.models or namespace.datasets or namespace.seeds or changed:
-        # The whole experiment's tables stay; the file of records is one.
-        folder /= f"part-{short_key({'spec': repr(experiment)})[:8]}"
+    folder = _of_part(namespace, overrides, experiment, folder)
     print(report.report(experiment, collected, len(planned), folder))
     print(f"\ntables and figures: {folder}; records: {path}")
     return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
+
+
+def _of_part(
+    namespace: argparse.Namespace,
+    overrides: dict[str, Any],
+    experiment: spec.Experiment,
+    folder: Path,
+) -> Path:
+    """Where tables and figures go: those of a part leave the whole experiment's alone."""
+    changed = overrides.keys() - ELSEWHERE_KEYS
+    if namespace.models or namespace.datasets or namespace.seeds or changed:
+        return folder / f"part-{short_key({'spec': repr(experiment)})[:8]}"
+    return folder
 
 
 def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spec.Experiment:
@@ -159,31 +169,44 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     metrics: tuple[str, ...] = spec.METRICS
     if namespace.runs:
         _only_runs(namespace, overrides)
-        folders = {run: [Path(run)] for run in namespace.runs}
+        runs = {run: [Path(run)] for run in namespace.runs}
+        stem = _stem(namespace.runs, Path(namespace.output))
     else:
-        experiment, cells, _ = _finished(namespace, overrides)
-        metrics = experiment.metrics
-        folders = {
-            f"{spec.label(cell.row, cell.swept)} on {cell.dataset}": list(runs.folders.values())
-            for cell, runs in cells.items()
+        experiment, cells, folder = _finished(namespace, overrides)
+        metrics, stem = experiment.metrics, str(folder / experiment.name)
+        runs = {
+            f"{spec.label(cell.row, cell.swept)} on {cell.dataset}": list(one.folders.values())
+            for cell, one in cells.items()
         }
     table = Path(namespace.table) if namespace.table else None
-    for label, own in folders.items():
+    parts: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for label, own in runs.items():
         for name in namespace.by:
-            if name == "views":
-                print(f"**{label}: augmented views of {own[0].name}**\n")
-                try:
-                    print(analysis.as_table(analysis.views(own[0], table), "view"), end="\n\n")
-                except UserError as error:
-                    if len(folders) == 1:
-                        raise
-                    print(error, end="\n\n")
+            try:
+                found = analysis.tables(own, name, metrics, table)
+            except UserError as error:
+                if len(runs) == 1 or name != "views":
+                    raise
+                parts.append(str(error))  # other rows have views
                 continue
-            for protocol in PROTOCOLS:
-                found = analysis.by_group(own, name, metrics, protocol)
-                print(f"**{label}: test by {name}, {protocol}**\n")
-                print(analysis.as_table(found, name), end="\n\n")
+            for title, groups in found.items():
+                parts.append(f"**{label}: {title}**\n\n{analysis.as_table(groups, name)}")
+                rows += [
+                    {"row": label, "table": title, "group": group, "measure": m, "value": value}
+                    for group, values in groups.items()
+                    for m, value in values.items()
+                ]
+    text, written = "\n\n".join(parts), (Path(f"{stem}-analysis.{kind}") for kind in ("md", "csv"))
+    for path, content in zip(written, (f"{text}\n", as_csv(rows)), strict=True):
+        report.write(path, content)
+    print(f"{text}\n\ntables: {stem}-analysis.md, .csv")
     return 0
+
+
+def _stem(runs: Sequence[str], folder: Path) -> str:
+    """Where files about single runs go, named after their folders."""
+    return str(folder / "-".join(Path(run).name for run in runs)[:80])
 
 
 def _only_runs(namespace: argparse.Namespace, overrides: dict[str, Any]) -> None:
@@ -198,14 +221,14 @@ def _only_runs(namespace: argparse.Namespace, overrides: dict[str, Any]) -> None
 def _finished(
     namespace: argparse.Namespace, overrides: dict[str, Any]
 ) -> tuple[spec.Experiment, dict[Cell, Measured], Path]:
-    """An experiment, its finished runs, and its folder."""
+    """An experiment, its finished runs, and the folder for what is made of them."""
     experiment = _experiment(namespace, overrides)
     folder = Path(namespace.output) / experiment.name
     planned = execute.plan(experiment)
     cells = measured(execute.collect(planned, folder / execute.LINES))
     if not cells:
         raise UserError(f"{folder / execute.LINES} has no finished run of {experiment.name}")
-    return experiment, cells, folder
+    return experiment, cells, _of_part(namespace, overrides, experiment, folder)
 
 
 def _plot(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -229,7 +252,7 @@ def _plot_runs(runs: list[Path], names: tuple[str, ...], folder: Path) -> list[P
     metric = str(values["valid_metric"]).lower()
     written = []
     for name in names or ("curves", "embeddings"):
-        path = folder / f"{'-'.join(results)[:80]}-{name}"
+        path = Path(f"{_stem(list(results), folder)}-{name}")
         if name == "curves":
             logs = {run.name: [json.loads((run / RESULT).read_text())["log"]] for run in runs}
             written += plots.curves(logs, metric, path)

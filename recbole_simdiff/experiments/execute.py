@@ -35,6 +35,8 @@ from recbole_simdiff.trainer import LAST, Interrupted, StopRequest, TrainingDive
 
 LINES = "runs.jsonl"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
+# Of a run: its epochs; early stopping may end it before the time that is left.
+BAR = "{desc}{bar:10} {n}/{total} at most {remaining} {postfix}"
 
 logger = logging.getLogger()
 
@@ -155,7 +157,7 @@ class _Pool:
         hidden = None if show_progress else True
         self.total = tqdm(total=len(todo), desc=path.parent.name, unit="run", disable=hidden)
         self.bars = [
-            tqdm(position=i + 1, leave=False, disable=hidden, bar_format="{desc}{bar:10} {postfix}")
+            tqdm(position=i + 1, leave=False, disable=hidden, bar_format=BAR)
             for i in range(self.jobs)
         ]
 

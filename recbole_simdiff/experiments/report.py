@@ -85,12 +85,12 @@ def report(
         missing = planned - len(collected)
         parts.append("\n".join([f"{len(failed)} runs failed, {missing} were not run.", *failed]))
     text = "\n\n".join(parts)
-    _write(folder / TABLE, text + "\n")
-    _write(folder / LATEX, "\n\n".join(printed) + "\n")
-    _write(folder / VALUES, tables.as_csv(rows))
+    write(folder / TABLE, text + "\n")
+    write(folder / LATEX, "\n\n".join(printed) + "\n")
+    write(folder / VALUES, tables.as_csv(rows))
     (folder / SIGNIFICANCE).unlink(missing_ok=True)
     if compared:
-        _write(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
+        write(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
     for path in figures(experiment, cells, folder):
         logger.info(f"{path}")
     return text
@@ -194,8 +194,8 @@ def statistics(experiment: Experiment, folder: Path) -> str:
         rows += [[dataset, one.source, *_sizes(one.statistics)] for one in published(dataset)]
     lines = [["data set", "source", *names], *rows]
     text = f"**{experiment.title}**\n\n{tables.grid(lines)}"
-    _write(folder / TABLE, text + "\n")
-    _write(folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows]))
+    write(folder / TABLE, text + "\n")
+    write(folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows]))
     return text
 
 
@@ -205,5 +205,6 @@ def _sizes(found: Statistics) -> list[str]:
     return [*whole, f"{found.actions / found.users:.2f}", f"{sparsity:.2f}"]
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     checkpoint.write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))

@@ -144,16 +144,32 @@ def test_part_of_an_experiment(main: Any, write: Any, files: Path) -> None:
 
 def test_figures_and_analyses_of_what_is_there(main: Any, write: Any, files: Path) -> None:
     """Neither trains anything."""
-    path = write(seeds=[1])
-    assert main("ablate", path)[0] == 0
-    code, out, _ = main("plot", path, "--figures=curves")
+    path = write(seeds=[1], settings=tiny("SimDiffRec"))
+    assert main("ablate", path, models=())[0] == 0
+    code, out, _ = main("plot", path, "--figures=curves", models=())
     assert code == 0
     assert out.split() == [str(files / f"parts-toy-curves.{suffix}") for suffix in FORMATS]
-    code, out, _ = main("analyze", path, "--by=length,train_count,views", "--models=SimDiffRec")
+    code, out, _ = main("analyze", path, "--by=length,train_count,views", models=())
     assert code == 0
     assert "**SimDiffRec on toy: test by length, history kept**" in out
     assert "| hard negative, random |" in out
-    code, _, err = main("plot", path, "--seeds=9")
+    assert (files / "parts-analysis.md").read_text().strip() in out
+    code, out, _ = main("analyze", path, "--models=w/o both", models=())
+    assert code == 0
+    assert "w/o both" in out
+    assert "**SimDiffRec" not in out
+    rows = list(csv.DictReader((files / "parts-analysis.csv").open()))
+    lines = [json.loads(line) for line in (files / LINES).read_text().splitlines()]
+    for line in lines:
+        own = [r for r in rows if r["row"] == f"{line['row']} on toy"]
+        own = [r for r in own if r["table"] == f"test by length, {KEPT}"]
+        n, hits = (
+            {r["group"]: float(r["value"]) for r in own if r["measure"] == name}
+            for name in ("rows", "hit@5")
+        )
+        total = sum(n[group] * hits[group] for group in n) / sum(n.values())
+        assert total == pytest.approx(line["test"][KEPT]["hit@5"])
+    code, _, err = main("plot", path, "--seeds=9", models=())
     assert code == 2
     assert "has no finished run of parts" in err
 
