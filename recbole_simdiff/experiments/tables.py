@@ -150,7 +150,7 @@ def comparisons(found: Sequence[Comparison]) -> str:
             f"{c.difference:+.4f}",
             f"{100 * c.relative:+.1f}",
             f"[{c.low:+.4f}, {c.high:+.4f}]",
-            f"{c.effect:+.3f}",
+            "-" if math.isnan(c.effect) else f"{c.effect:+.3f}",
             _p(c.p_users),
             _p(c.p_seeds),
         ]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def test_comparisons_as_text() -> None:
     assert rows_of(tables.comparisons([one]))[2] == [
         *("B", "A", "hit@5", "+0.0100", "+10.0", "[+0.0050, +0.0150]", "+0.200", "< 0.001", "-")
     ]
+    assert rows_of(tables.comparisons([replace(one, effect=nan)]))[2][6] == "-"
 
 
 @pytest.mark.parametrize(
