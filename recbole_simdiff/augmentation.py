@@ -320,9 +320,7 @@ def generate(
     init_seed(config["seed"], config["reproducibility"])
     guide = Guide(recommender, device)
     model = DiffuASR(config, n_items, guide).to(device)
-    started = time.monotonic()
     log = _train(config, model, pairs, held_out, place)
-    log["training_seconds"] = time.monotonic() - started  # since the last resume
     logger.info(f"diffuser: writing {size} items for {int((lengths > 0).sum()):,} users")
     users = (lengths > 0).nonzero().squeeze(1)
     newest = ends[users]
@@ -404,53 +402,119 @@ def _pairs_of(users: Tensor, items: Tensor, ends: Tensor, config: Config) -> Pai
     return target.to(config["device"]), condition.to(config["device"])
 
 
+class _Fitting:
+    """The generator's training and all that a continued one needs.
+
+    Attributes:
+        state (dict): epochs trained, their seconds, best monitored loss and its epoch, and the
+            losses of each epoch.
+    """
+
+    def __init__(self, config: Config, model: DiffuASR, last: Path) -> None:
+        self.config, self.model, self.last = config, model, last
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trainable, lr=config["diffuasr_learning_rate"])
+        decay = config["diffuasr_ema_decay"]
+        self.average = averaged(model, decay) if decay else None
+        self.best = _copy(model)
+        self.state: dict[str, Any] = {
+            "epoch": 0,
+            "training_seconds": 0.0,
+            "best": None,
+            "best_epoch": 0,
+        }
+        self.state |= {"train": [], "held_out": []}
+        if last.is_file():
+            self._restore()
+
+    def _restore(self) -> None:
+        tensors, content = checkpoint.load(self.last)
+        load_model_state(self.model, checkpoint.split(tensors, "model"), self.last)
+        self.best = checkpoint.split(tensors, "best")
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.split(tensors, "average"))
+        stored = checkpoint.split(tensors, "optimizer")
+        load_optimizer_state(self.optimizer, stored, content["optimizer"])
+        self.state = content["state"]
+        logger.info(f"diffuser: resumed at epoch {self.state['epoch']}")
+
+    def save(self) -> None:
+        values, content = optimizer_state(self.optimizer)
+        groups = {"model": self.model.state_dict(), "best": self.best, "optimizer": values}
+        groups["average"] = {} if self.average is None else self.average.state_dict()
+        tensors = {f"{g}.{k}": v for g, part in groups.items() for k, v in part.items()}
+        checkpoint.save(self.last, tensors, {"state": self.state, "optimizer": content})
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are over, or too many without improvement."""
+        waited = self.state["epoch"] - self.state["best_epoch"]
+        return (
+            self.state["epoch"] >= self.config["diffuasr_epochs"]
+            or waited >= self.config["diffuasr_patience"]
+        )
+
+    def epoch(self, pairs: Pairs, held_out: Pairs) -> None:
+        """One pass over the pairs, its losses noted, and the weights kept if they are the best.
+
+        Raises:
+            TrainingDiverged: if a loss is NaN or infinite.
+        """
+        state, started = self.state, time.monotonic()
+        train_loss = monitored = self._pass(*pairs)
+        chosen: Any = self.model if self.average is None else self.average.module
+        if len(held_out[0]):
+            monitored = chosen.fixed_noise_loss(*held_out, self.config["seed"])
+            state["held_out"].append(monitored)
+        state["train"].append(train_loss)
+        state["epoch"] += 1
+        if state["best"] is None or monitored < state["best"]:
+            state["best"], state["best_epoch"] = monitored, state["epoch"]
+            self.best = _copy(chosen)
+        state["training_seconds"] += time.monotonic() - started
+
+    def _pass(self, target: Tensor, condition: Tensor) -> float:
+        """Mean loss over the pairs."""
+        # Each epoch has a random state of its own, so that a resumed run repeats it exactly.
+        torch.manual_seed(self.config["seed"] * 1_000_003 + self.state["epoch"])
+        self.model.train()
+        total = 0.0
+        for index in torch.randperm(len(target)).split(self.config["diffuasr_batch_size"]):
+            self.optimizer.zero_grad()
+            loss = self.model.loss(target[index], condition[index])
+            if not math.isfinite(loss.item()):
+                raise TrainingDiverged(
+                    f"the generator's loss is {loss.item()} at epoch {self.state['epoch']}; a "
+                    "smaller diffuasr_learning_rate may help"
+                )
+            loss.backward()
+            self.optimizer.step()
+            total += loss.item() * len(index)
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+        return total / len(target)
+
+
+def _copy(model: DiffuASR) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
 def _train(
-    config: Config,
-    model: DiffuASR,
-    pairs: Pairs,
-    held_out: Pairs,
-    place: Path,
+    config: Config, model: DiffuASR, pairs: Pairs, held_out: Pairs, place: Path
 ) -> dict[str, Any]:
     """Fit the generator; the weights of the best epoch are in ``model`` afterwards.
 
     Paper, Code: stop on the training loss. Here: on the loss of one user in 20 who is held out,
     with fixed noise, unless ``diffuasr_monitor: train_loss``.
     """
-    last = place / LAST
-    target, condition = pairs
-    n_held = len(held_out[0])
+    n, n_held = len(pairs[0]), len(held_out[0])
     logger.info(
-        f"diffuser: {len(target):,} pairs of {config['n_pseudo']} items and what follows them, "
+        f"diffuser: {n:,} pairs of {config['n_pseudo']} items and what follows them, "
         f"{n_held:,} held out"
     )
     cosine = model.mean_cosine()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trainable, lr=config["diffuasr_learning_rate"])
-    decay = config["diffuasr_ema_decay"]
-    average = averaged(model, decay) if decay else None
-    best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    state: dict[str, Any] = {"epoch": 0, "best": None, "best_epoch": 0, "train": [], "held_out": []}
-    if last.is_file():
-        tensors, content = checkpoint.load(last)
-        load_model_state(model, checkpoint.split(tensors, "model"), last)
-        best = checkpoint.split(tensors, "best")
-        if average is not None:
-            average.load_state_dict(checkpoint.split(tensors, "average"))
-        load_optimizer_state(
-            optimizer, checkpoint.split(tensors, "optimizer"), content["optimizer"]
-        )
-        state = content["state"]
-        logger.info(f"diffuser: resumed at epoch {state['epoch']}")
-
-    def save() -> None:
-        values, content = optimizer_state(optimizer)
-        groups = {"model": model.state_dict(), "best": best, "optimizer": values}
-        groups["average"] = {} if average is None else average.state_dict()
-        tensors = {f"{g}.{k}": v for g, part in groups.items() for k, v in part.items()}
-        checkpoint.save(last, tensors, {"state": state, "optimizer": content})
-
-    stop, saved = StopRequest(), time.monotonic()
-    batch = config["diffuasr_batch_size"]
+    fitting = _Fitting(config, model, place / LAST)
+    state, stop, saved = fitting.state, StopRequest(), time.monotonic()
     bar = tqdm(
         total=config["diffuasr_epochs"],
         initial=state["epoch"],
@@ -459,51 +523,24 @@ def _train(
         disable=None if config["show_progress"] else True,
     )
     with stop.listen(), bar:
-        while state["epoch"] < config["diffuasr_epochs"]:
-            if state["epoch"] - state["best_epoch"] >= config["diffuasr_patience"]:
-                break
-            # Each epoch has a random state of its own, so that a resumed run repeats it exactly.
-            torch.manual_seed(config["seed"] * 1_000_003 + state["epoch"])
-            model.train()
-            total = 0.0
-            for index in torch.randperm(len(target)).split(batch):
-                optimizer.zero_grad()
-                loss = model.loss(target[index], condition[index])
-                if not math.isfinite(loss.item()):
-                    raise TrainingDiverged(
-                        f"the generator's loss is {loss.item()} at epoch {state['epoch']}; a "
-                        "smaller diffuasr_learning_rate may help"
-                    )
-                loss.backward()
-                optimizer.step()
-                total += loss.item() * len(index)
-                if average is not None:
-                    average.update_parameters(model)
-            chosen: DiffuASR = model if average is None else average.module  # type: ignore[assignment]
-            train_loss = monitored = total / len(target)
-            if n_held:
-                monitored = chosen.fixed_noise_loss(held_out[0], held_out[1], config["seed"])
-                state["held_out"].append(monitored)
-            state["train"].append(train_loss)
-            state["epoch"] += 1
-            if state["best"] is None or monitored < state["best"]:
-                state["best"], state["best_epoch"] = monitored, state["epoch"]
-                best = {k: v.detach().clone() for k, v in chosen.state_dict().items()}
+        while not fitting.finished:
+            fitting.epoch(pairs, held_out)
             bar.update()
-            bar.set_postfix_str(f"loss {train_loss:.4f} best {state['best']:.4f}", refresh=False)
+            losses = f"loss {state['train'][-1]:.4f} best {state['best']:.4f}"
+            bar.set_postfix_str(losses, refresh=False)
             if stop.signum is not None or time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                save()
+                fitting.save()
                 saved = time.monotonic()
             stop.check(place)
-    model.load_state_dict(best)
-    save()
+    model.load_state_dict(fitting.best)
+    fitting.save()
     logger.info(
         f"diffuser: best epoch {state['best_epoch']} of {state['epoch']}, training loss "
         f"{state['train'][state['best_epoch'] - 1]:.4f}"
         + (f", held out {state['best']:.4f}" if n_held else "")
         + f"; mean cosine of two items {cosine:.3f} before, {model.mean_cosine():.3f} after"
     )
-    return {"pairs": len(target), "held_out_pairs": n_held, **state}
+    return {"pairs": n, "held_out_pairs": n_held, **state}
 
 
 # ---------------------------------------------------------------------- quality and reports

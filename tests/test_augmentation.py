@@ -1,5 +1,6 @@
 """DiffuASR from data to result: what each stage may read, what is kept, and that it repeats."""
 
+import itertools
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1006,7 +1008,6 @@ def generator(config: Config, place: Path) -> Any:
     dataset, train, *_, model = prepare(config.backbone())
     items, ends = train._dataset.training_items()
     pseudo, log = augmentation.generate(config, items, ends, dataset.item_num, model, place)
-    del log["generation_seconds"], log["training_seconds"]
     return pseudo, log, checkpoint.load(place / LAST)[0]
 
 
@@ -1033,10 +1034,15 @@ def test_stopped_in_the_generator(
     changes: dict[str, Any],
     saves: bool,
 ) -> None:
-    """A signal loses the steps of an epoch at most; a crash, what came after the last save."""
+    """A signal loses the steps of an epoch at most; a crash, what came after the last save.
+
+    The seconds are those of all parts: on a clock that ticks when it is looked at, an epoch has 1.
+    """
+    monkeypatch.setattr(augmentation, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     config = configure("SASRec", diffuasr_epochs=4, **changes)
     monkeypatch.setattr(augmentation, "SAVE_EVERY_SECONDS", 60 if saves else 0)
     wanted = generator(config, tmp_path / "unbroken")
+    assert wanted[1]["training_seconds"] == wanted[1]["epoch"] == 4
     steps = -(-wanted[1]["pairs"] // config["diffuasr_batch_size"])
     assert steps > 1
     place = tmp_path / "stopped"
