@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from recbole_simdiff import __version__, checkpoint
+from recbole_simdiff import __version__, checkpoint, tracking
 from recbole_simdiff.augmenters.diffuasr import (
     GENERATION_KEYS,
     LEAST_CONDITION,
@@ -458,7 +458,8 @@ def _train(
         leave=False,
         disable=None if config["show_progress"] else True,
     )
-    with stop.listen(), bar:
+    with tracking.tracked(config, place) as tracked, stop.listen(), bar:
+        tracked.send(_epochs(state))
         while state["epoch"] < config["diffuasr_epochs"]:
             if state["epoch"] - state["best_epoch"] >= config["diffuasr_patience"]:
                 break
@@ -489,14 +490,16 @@ def _train(
             if state["best"] is None or monitored < state["best"]:
                 state["best"], state["best_epoch"] = monitored, state["epoch"]
                 best = {k: v.detach().clone() for k, v in chosen.state_dict().items()}
+            tracked.send(_epochs(state))
             bar.update()
             bar.set_postfix_str(f"loss {train_loss:.4f} best {state['best']:.4f}", refresh=False)
             if stop.signum is not None or time.monotonic() - saved > SAVE_EVERY_SECONDS:
                 save()
                 saved = time.monotonic()
             stop.check(place)
-    model.load_state_dict(best)
-    save()
+        model.load_state_dict(best)
+        save()
+        tracked.finish({"best_epoch": state["best_epoch"], "loss": state["best"]})
     logger.info(
         f"diffuser: best epoch {state['best_epoch']} of {state['epoch']}, training loss "
         f"{state['train'][state['best_epoch'] - 1]:.4f}"
@@ -504,6 +507,15 @@ def _train(
         + f"; mean cosine of two items {cosine:.3f} before, {model.mean_cosine():.3f} after"
     )
     return {"pairs": len(target), "held_out_pairs": n_held, **state}
+
+
+def _epochs(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The generator's log so far, as trackers know it."""
+    held_out = [{"held_out": loss} for loss in state["held_out"]] or [{}] * state["epoch"]
+    return [
+        {"phase": "diffuser", "epoch": number, "loss": {"loss": loss}, "monitor": monitor}
+        for number, (loss, monitor) in enumerate(zip(state["train"], held_out, strict=True))
+    ]
 
 
 # ---------------------------------------------------------------------- quality and reports
