@@ -49,19 +49,19 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _offline(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both libraries write below ``tmp_path``."""
+@pytest.fixture
+def _store(empty_store: Path, tmp_path: Path) -> None:
+    """A data base where MLflow looks for it."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name, value in {
-        "MODE": "offline",
-        "DIR": str(tmp_path),
-        "SILENT": "true",
-        "ERROR_REPORTING": "false",
-    }.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both libraries write below ``tmp_path``."""
+    places = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "WANDB_DIR": str(tmp_path)}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+    for name, value in (places | quiet | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}).items():
+        monkeypatch.setenv(name, value)
     for name in tracking._PATIENCE:  # set by what is tested, and taken back afterwards
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -155,6 +155,7 @@ def stopped_in_epoch(number: int, patch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- the real libraries
 
 
+@pytest.mark.usefixtures("_store")
 def test_a_stopped_and_continued_run_is_one_tracked_run(
     make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -169,7 +170,13 @@ def test_a_stopped_and_continued_run_is_one_tracked_run(
     assert (first.exit_code, before.info.status) == (255, KILLED)
     assert (list(first.steps), list(series(before, "seconds"))) == ([1], [1])
 
-    result = run(make_config("CL4SRec", epochs=4, stopping_step=99, **BOTH), folder / LAST)
+    states: set[str] = set()
+    result = run(
+        make_config("CL4SRec", epochs=4, stopping_step=99, **BOTH),
+        folder / LAST,
+        report=lambda _: states.add(mlflow_runs()[0].info.status),
+    )
+    assert states == {"RUNNING"}
     log = json.loads((folder / RESULT).read_text())["log"]
     assert len(log) == 4
     (_, file), (there,) = wandb_files(tmp_path), mlflow_runs()
@@ -209,6 +216,7 @@ def test_a_stopped_and_continued_run_is_one_tracked_run(
     assert file.config["eval_args"] == settings["eval_args"]
 
 
+@pytest.mark.usefixtures("_store")
 def test_a_run_made_anew_in_the_same_folder_is_another(make_config: Any, tmp_path: Path) -> None:
     """It would start behind the end of the old one, where trackers take no epochs."""
     config = make_config("SASRec", epochs=1, log_mlflow=True)
@@ -221,6 +229,7 @@ def test_a_run_made_anew_in_the_same_folder_is_another(make_config: Any, tmp_pat
     assert list(series(one, "epoch")) == list(series(other, "epoch")) == [1]
 
 
+@pytest.mark.usefixtures("_store")
 def test_a_finished_run_is_tracked_afterwards(make_config: Any, tmp_path: Path) -> None:
     run(make_config("SASRec"), run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / IDENTITY).exists()
@@ -235,6 +244,7 @@ def test_a_finished_run_is_tracked_afterwards(make_config: Any, tmp_path: Path) 
     assert experiment.name == "other ones"
 
 
+@pytest.mark.usefixtures("_store")
 def test_each_stage_on_augmented_data_is_tracked(tmp_path: Path) -> None:
     """Baseline, generator and last stage are runs of their own; what the cache has is not."""
     users = {f"{copy}{user}": items for copy in range(10) for user, items in SEQUENCES.items()}
