@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from recbole_simdiff import __version__, checkpoint
+from recbole_simdiff import __version__, checkpoint, tracking
 from recbole_simdiff.augmenters.diffuasr import (
     GENERATION_KEYS,
     LEAST_CONDITION,
@@ -522,9 +522,11 @@ def _train(
         leave=False,
         disable=None if config["show_progress"] else True,
     )
-    with stop.listen(), bar:
+    with tracking.tracked(config, place) as tracked, stop.listen(), bar:
+        tracked.send(_epochs(state))
         while not fitting.finished:
             fitting.epoch(pairs, held_out)
+            tracked.send(_epochs(state))
             bar.update()
             losses = f"loss {state['train'][-1]:.4f} best {state['best']:.4f}"
             bar.set_postfix_str(losses, refresh=False)
@@ -532,8 +534,9 @@ def _train(
                 fitting.save()
                 saved = time.monotonic()
             stop.check(place)
-    model.load_state_dict(fitting.best)
-    fitting.save()
+        model.load_state_dict(fitting.best)
+        fitting.save()
+        tracked.finish({"best_epoch": state["best_epoch"], "loss": state["best"]})
     logger.info(
         f"diffuser: best epoch {state['best_epoch']} of {state['epoch']}, training loss "
         f"{state['train'][state['best_epoch'] - 1]:.4f}"
@@ -541,6 +544,15 @@ def _train(
         + f"; mean cosine of two items {cosine:.3f} before, {model.mean_cosine():.3f} after"
     )
     return {"pairs": n, "held_out_pairs": n_held, **state}
+
+
+def _epochs(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The generator's log so far, as trackers know it."""
+    held_out = [{"held_out": loss} for loss in state["held_out"]] or [{}] * state["epoch"]
+    return [
+        {"phase": "diffuser", "epoch": number, "loss": {"loss": loss}, "monitor": monitor}
+        for number, (loss, monitor) in enumerate(zip(state["train"], held_out, strict=True))
+    ]
 
 
 # ---------------------------------------------------------------------- quality and reports

@@ -39,7 +39,6 @@ _REFUSED_KEYS = {
     "dataset_save_path": "data sets are rebuilt from their files, which takes seconds",
     "save_dataloaders": "loaders are rebuilt at every start",
     "dataloaders_save_path": "loaders are rebuilt at every start",
-    "log_wandb": "TensorBoard files are in log_tensorboard/, numbers in result.json",
     "enable_scaler": "enable_amp uses bfloat16, which needs no gradient scaling",
 }
 

@@ -22,7 +22,7 @@ import torch
 from recbole.utils import init_seed
 from torch import Tensor
 
-from recbole_simdiff import __version__, checkpoint, distributed
+from recbole_simdiff import __version__, checkpoint, distributed, tracking
 from recbole_simdiff.config import AUGMENTED, Config
 from recbole_simdiff.data import (
     BucketLoader,
@@ -46,8 +46,10 @@ from recbole_simdiff.trainer import (
 )
 
 RESULT = "result.json"
+TRACKED = ("valid", "test", "best_epoch", "seconds", "peak_memory_mb")  # of a result
 RANKS, LISTS = "ranks.csv", "lists.csv.gz"
 PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
+READERS = ("experiments", "cli.py", "inference.py", "prepare.py", "tracking.py")  # of results
 # What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
 RESUMABLE_KEYS = (
     "epochs",
@@ -57,6 +59,10 @@ RESUMABLE_KEYS = (
     "gpu_id",
     "show_progress",
     "show_users",
+    "log_wandb",
+    "wandb_project",
+    "log_mlflow",
+    "mlflow_experiment",
 )
 EVALUATION_KEYS = (
     "data_path",
@@ -85,6 +91,10 @@ ELSEWHERE_KEYS = {
     "metric_decimal_place",
     "item_title_field",
     "worker",
+    "log_wandb",
+    "wandb_project",
+    "log_mlflow",
+    "mlflow_experiment",
 }
 
 logger = logging.getLogger()
@@ -200,10 +210,12 @@ def run(
 
     Raises:
         UserError: if data, settings or checkpoint cannot be used.
+        ConnectionError: if a tracked run cannot be opened.
         TrainingDiverged: if a loss becomes NaN or infinite.
         Interrupted: after a signal; the state is saved.
         ProcessLost: if another process of a ``distributed.group`` ended.
     """
+    tracking.check_libraries(config)
     run_dir = resume.parent if resume else run_dir or new_run_dir(config)
     run_dir = Path(distributed.of_first(str(run_dir)))
     start_logging(None, config["state"])
@@ -230,17 +242,20 @@ def run(
         check_same_data(resume, *stored, dataset)
         trainer.resume(resume)
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
-    with trainer.stoppable():
-        progress = trainer.fit(train_data, valid_data, show_progress=config["show_progress"])
-        trainer.load_weights(run_dir / BEST)
-        found = evaluate_splits(trainer, valid_data, test_data if test else None)
-    result = _result(config, dataset, found, progress, run_dir, augmentation, test)
-    if distributed.rank() > 0:
-        return result
-    if found.rankings:
-        save_rankings(found.rankings, dataset, train_data._dataset, run_dir)
-    text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
-    checkpoint.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
+    with tracking.tracked(config, run_dir) as tracked:
+        tracked.send(trainer.progress.log)
+        with trainer.stoppable():
+            progress = trainer.fit(train_data, valid_data, config["show_progress"], tracked.send)
+            trainer.load_weights(run_dir / BEST)
+            found = evaluate_splits(trainer, valid_data, test_data if test else None)
+        result = _result(config, dataset, found, progress, run_dir, augmentation, test)
+        if distributed.rank() > 0:
+            return result
+        if found.rankings:
+            save_rankings(found.rankings, dataset, train_data._dataset, run_dir)
+        text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
+        checkpoint.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
+        tracked.finish({name: getattr(result, name) for name in TRACKED})
     return result
 
 
@@ -374,7 +389,7 @@ def code() -> str:
     total = hashlib.blake2b(digest_size=8)
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package)
-        if name.parts[0] not in ("experiments", "cli.py", "prepare.py", "inference.py"):
+        if name.parts[0] not in READERS:
             total.update(str(name).encode() + path.read_bytes())
     return total.hexdigest()
 

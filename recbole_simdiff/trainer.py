@@ -217,7 +217,12 @@ class PlanTrainer(Trainer):
         data: dict[str, Tensor] | None = None,
         report: Callable[[Progress], None] | None = None,
     ) -> None:
-        super().__init__(config, model)
+        # RecBole's own W&B logger would hand W&B its Config, which is no dictionary, and open a run
+        # for an evaluation, too.
+        quiet = copy.copy(config)
+        quiet.final_config_dict = config.final_config_dict | {"log_wandb": False}
+        super().__init__(quiet, model)
+        self.config = config
         self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}
         self.report = report
         self.saved_model_file = str(run_dir / BEST)
@@ -232,13 +237,21 @@ class PlanTrainer(Trainer):
 
     # ------------------------------------------------------------------ fitting
 
-    def fit(self, train_data: Any, valid_data: Any = None, show_progress: bool = False) -> Progress:
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        show_progress: bool = False,
+        on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> Progress:
         """Run the model's phases from where ``progress`` stands.
 
         Args:
             train_data (DataLoader): training batches.
             valid_data (DataLoader | None): validation; without it every epoch is run.
             show_progress (bool): a progress bar per epoch, on a terminal.
+            on_epoch (Callable | None): called with the log after every epoch, once the state is
+                saved.
 
         Returns:
             Progress: best score and epoch, and the log.
@@ -258,7 +271,7 @@ class PlanTrainer(Trainer):
                 if number > self.progress.phase:
                     self._begin_phase(number, phases[number])
                 try:
-                    self._fit_phase(phases[number], train_data, valid_data, show_progress)
+                    self._fit_phase(phases[number], train_data, valid_data, show_progress, on_epoch)
                 except Interrupted:
                     self.save_state(LAST)
                     raise
@@ -297,7 +310,12 @@ class PlanTrainer(Trainer):
         self.optimizer = next(iter(self.optimizers.values()))  # where RecBole has its only one
 
     def _fit_phase(
-        self, phase: Phase, train_data: Any, valid_data: Any, show_progress: bool
+        self,
+        phase: Phase,
+        train_data: Any,
+        valid_data: Any,
+        show_progress: bool,
+        on_epoch: Callable[[list[dict[str, Any]]], None] | None,
     ) -> None:
         progress = self.progress
         if hasattr(self.model, "train_stage"):
@@ -311,7 +329,7 @@ class PlanTrainer(Trainer):
             seconds = time.monotonic() - started
             better = False
             if phase.evaluate and valid_data and (progress.epoch + 1) % self.eval_step == 0:
-                with self._preserved_rng():
+                with preserved_rng():
                     result = self.evaluate_protocols(valid_data, (KEPT,), show_progress)[KEPT]
                 entry["valid"] = result
                 better = self._compare(result)
@@ -325,6 +343,8 @@ class PlanTrainer(Trainer):
             if better or not (phase.evaluate and valid_data):
                 self.save_state(BEST)
             self.save_state(LAST)
+            if on_epoch is not None:
+                on_epoch(progress.log)
             if self.report is not None and "valid" in entry:
                 self.report(progress)
 
@@ -680,15 +700,6 @@ class PlanTrainer(Trainer):
         """See ``StopRequest.listen``."""
         return self.stop.listen()
 
-    @contextmanager
-    def _preserved_rng(self) -> Iterator[None]:
-        """Leave the random states as they were, also when the block is interrupted."""
-        before = _get_rng()
-        try:
-            yield
-        finally:
-            _set_rng(before)
-
 
 def training_plan(model: Any, config: Any) -> list[Phase]:
     """The model's own ``training_plan``; two stages for RecBole's S3Rec; else one phase."""
@@ -767,6 +778,16 @@ def _named_losses(losses: Any) -> dict[str, Tensor]:
     else:
         named = {"loss": losses}
     return {name: loss.reshape(()) for name, loss in named.items()}  # TransRec's has shape [1]
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leave the random states as they were, also when the block is interrupted."""
+    before = _get_rng()
+    try:
+        yield
+    finally:
+        _set_rng(before)
 
 
 def _get_rng() -> dict[str, Tensor]:
