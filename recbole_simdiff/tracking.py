@@ -95,12 +95,15 @@ class WandB(Tracker):
         self.epochs = max(self.run.step - 1, 0)
 
     def log(self, values: Metrics, step: int) -> None:
+        """See ``Tracker``."""
         self.run.log(values, step=step, commit=True)
 
     def conclude(self, values: Metrics) -> None:
+        """See ``Tracker``."""
         self.run.summary.update(values)
 
     def end(self, status: str) -> None:
+        """See ``Tracker``."""
         self.run.finish(exit_code={FINISHED: 0, FAILED: 1, KILLED: 255}[status])
 
 
@@ -127,6 +130,7 @@ class MLflow(Tracker):
         self.epochs = max((metric.step for metric in history), default=0)
 
     def log(self, values: Metrics, step: int) -> None:
+        """See ``Tracker``."""
         now = int(time.time() * 1000)
         # MLflow refuses @ in names.
         named = {name.replace("@", "_at_"): value for name, value in values.items()}
@@ -134,9 +138,11 @@ class MLflow(Tracker):
         self.client.log_batch(self.run_id, metrics)
 
     def conclude(self, values: Metrics) -> None:
+        """See ``Tracker``."""
         self.log(values, self.epochs)
 
     def end(self, status: str) -> None:
+        """See ``Tracker``."""
         self.client.set_terminated(self.run_id, status)
 
 
