@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.results import Cell, Measured, measured
 from recbole_simdiff.experiments.tables import as_csv
 from recbole_simdiff.run import ELSEWHERE_KEYS, RESULT, read_result, short_key
+from recbole_simdiff.trainer import KEPT
 
 COMMANDS = {
     "benchmark": "models x data sets x seeds: a table with significance tests",
@@ -25,6 +27,7 @@ KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "swe
 READERS = {"plot", "analyze"}  # which train nothing
 ANALYSES = (*analysis.GROUPS, "views")
 DATASET = "ml-100k"  # of a benchmark without a file
+LONGEST_NAME = 80  # of files about single runs
 
 
 def add_parsers(commands: Any) -> None:
@@ -120,7 +123,7 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         )
     folder = Path(namespace.output) / experiment.name
     if experiment.kind == "statistics":
-        print(report.statistics(experiment, folder))
+        print(report.statistics(experiment, _of_part(namespace, overrides, experiment, folder)))
         return 0
     if experiment.sweep or experiment.figures:
         plots.pyplot()  # if figures cannot be drawn, say so before days of training
@@ -206,7 +209,10 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 def _stem(runs: Sequence[str], folder: Path) -> str:
     """Where files about single runs go, named after their folders."""
-    return str(folder / "-".join(Path(run).name for run in runs)[:80])
+    name = "-".join(Path(run).name for run in runs)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{short_key({'runs': list(runs)})[:8]}"
+    return str(folder / name)
 
 
 def _only_runs(namespace: argparse.Namespace, overrides: dict[str, Any]) -> None:
@@ -246,24 +252,43 @@ def _plot(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _plot_runs(runs: list[Path], names: tuple[str, ...], folder: Path) -> list[Path]:
-    """Figures of single runs, named after their folders."""
-    results = {run.name: read_result(run) for run in runs}
-    values = next(iter(results.values())).config["values"]
-    metric = str(values["valid_metric"]).lower()
+    """Figures of single runs, named after their folders.
+
+    Raises:
+        UserError: if a figure cannot show these runs together.
+    """
+    results = {str(run): read_result(run) for run in runs}
+    metrics = {run: one.config["values"]["valid_metric"] for run, one in results.items()}
+    metric = _shared("valid_metric", metrics).lower()
     written = []
     for name in names or ("curves", "embeddings"):
         path = Path(f"{_stem(list(results), folder)}-{name}")
         if name == "curves":
-            logs = {run.name: [json.loads((run / RESULT).read_text())["log"]] for run in runs}
+            logs = {run: [json.loads((Path(run) / RESULT).read_text())["log"]] for run in results}
             written += plots.curves(logs, metric, path)
         elif name == "cost":
-            points = {
-                label: [(one.seconds, next(iter(one.test.values()))[metric])]
-                for label, one in results.items()
-            }
-            written += plots.cost(points, metric, path)
+            points = {}
+            for run, one in results.items():
+                if not one.test:
+                    raise UserError(f"{run} was not tested: it is a trial of a search")
+                points[run] = [(report.seconds(asdict(one)), one.test[KEPT][metric])]
+            written += plots.cost(points, f"{metric}, {KEPT}", path)
         else:
-            tables = {run.name: sequences(run) for run in runs}
+            _shared("dataset", {run: one.config["dataset"] for run, one in results.items()})
+            tables = {run: sequences(Path(run)) for run in results}
             users = next(iter(tables.values())).sample(report.USERS, seed=0)
             written += plots.embeddings(tables, users, path)
     return written
+
+
+def _shared(key: str, values: Mapping[str, str]) -> str:
+    """The one value that all runs have.
+
+    Raises:
+        UserError: if they differ.
+    """
+    (run, value), *others = values.items()
+    for other, its in others:
+        if its != value:
+            raise UserError(f"{run} has {key}={value}, {other} has {its}: plot them apart")
+    return value

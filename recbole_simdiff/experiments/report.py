@@ -137,17 +137,17 @@ def _figure(
     if kind == "cost":
         metric = experiment.metrics[-1]
         points = {
-            name: [(_seconds(one.lines[s]), v) for s, v in one.values(metric, KEPT).items()]
+            name: [(seconds(one.lines[s]), v) for s, v in one.values(metric, KEPT).items()]
             for name, one in runs.items()
         }
         return plots.cost(points, f"{metric}, {KEPT}", path)
-    tables = {name: sequences(next(iter(one.folders.values()))) for name, one in runs.items()}
-    users = next(iter(tables.values())).sample(USERS, seed=0)
-    return plots.embeddings(tables, users, path)
+    found = {name: sequences(next(iter(one.folders.values()))) for name, one in runs.items()}
+    users = next(iter(found.values())).sample(USERS, seed=0)
+    return plots.embeddings(found, users, path)
 
 
-def _seconds(line: Mapping[str, Any]) -> float:
-    """Of training and validation, earlier stages included."""
+def seconds(line: Mapping[str, Any]) -> float:
+    """Seconds of training and validation in a run's result, earlier stages included."""
     return float(line["seconds"] + line["augmentation"].get("seconds", 0.0))
 
 
@@ -179,19 +179,25 @@ def statistics(experiment: Experiment, folder: Path) -> str:
     Args:
         experiment (Experiment): of kind statistics.
         folder (Path): where the files go.
+
+    Raises:
+        UserError: if none of them is there.
     """
     names = ("users", "items", "actions", "average length", "sparsity %")
-    rows = []
+    rows, missing = [], []
     for dataset in experiment.datasets:
         values = {**experiment.settings, **experiment.command}
         config = Config("SASRec", dataset, (), values, f"experiment {experiment.name}")
         try:
             found = create_dataset(config).statistics
         except UserError as error:
+            missing.append(str(error))
             rows.append([dataset, "here", str(error), *("-" for _ in names[1:])])
         else:
             rows.append([dataset, "here", *_sizes(found)])
         rows += [[dataset, one.source, *_sizes(one.statistics)] for one in published(dataset)]
+    if len(missing) == len(experiment.datasets):
+        raise UserError("\n".join(missing))
     lines = [["data set", "source", *names], *rows]
     text = f"**{experiment.title}**\n\n{tables.grid(lines)}"
     write(folder / TABLE, text + "\n")

@@ -81,7 +81,8 @@ def read_ranks(path: Path) -> pd.DataFrame:
 
     The number tells rows of one user with the same target apart.
     """
-    ranks = pd.read_csv(path, dtype={"user": str, "item": str})
+    # Users and items may well be called NA.
+    ranks = pd.read_csv(path, dtype={"user": str, "item": str}, keep_default_na=False)
     own = ranks.groupby(["user", "item"]).cumcount()
     names = ["user", "item", "number"]
     ranks.index = pd.MultiIndex.from_arrays([ranks["user"], ranks["item"], own], names=names)

@@ -35,6 +35,15 @@ KINDS = ("benchmark", "ablation", "sweep", "statistics")
 FIGURES = ("curves", "cost", "embeddings")
 RANKED = ("hit", "recall", "ndcg", "mrr")  # metrics that follow from the rank of the one target
 UNRANKED = {"gauc", "auc", "logloss", "mae", "rmse"}  # for which RecBole collects no top items
+# What decides which interactions are tested, and against which items.
+TESTED_ROWS = (
+    "eval_args",
+    "user_inter_num_interval",
+    "item_inter_num_interval",
+    "val_interval",
+    "filter_inter_by_user_or_item",
+    "rm_dup_inter",
+)
 # Keys that would contradict what an experiment says elsewhere, and where it says it.
 ELSEWHERE = {
     "model": "rows, or --models to keep some of them",
@@ -391,12 +400,13 @@ def _config(experiment: Experiment, spec: RunSpec) -> Config:
 
 
 def _check_protocol(experiment: Experiment, found: Sequence[tuple[RunSpec, Config]]) -> None:
-    """Refuse to put side by side what is split in different ways."""
-    splits: dict[str, tuple[RunSpec, Any]] = {}
+    """Refuse to put side by side what is tested on different rows."""
+    first: dict[str, tuple[RunSpec, Config]] = {}
     for spec, config in found:
-        first, split = splits.setdefault(spec.dataset, (spec, config["eval_args"]))
-        if config["eval_args"] != split:
-            raise UserError(
-                f"{experiment.name}: {first} has eval_args={split}, {spec} has "
-                f"{config['eval_args']}; their metrics cannot be compared"
-            )
+        one, settings = first.setdefault(spec.dataset, (spec, config))
+        for key in TESTED_ROWS:
+            if config[key] != settings[key]:
+                raise UserError(
+                    f"{experiment.name}: {one} has {key}={settings[key]}, {spec} has "
+                    f"{config[key]}; their metrics cannot be compared"
+                )

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 
 from recbole_simdiff import cli
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.experiments import analysis, execute
+from recbole_simdiff.experiments import analysis, execute, plots
+from recbole_simdiff.experiments.command import _stem
 from recbole_simdiff.experiments.embeddings import Sequences, sequences
 from recbole_simdiff.experiments.execute import LINES
 from recbole_simdiff.experiments.plots import FORMATS
@@ -113,10 +115,19 @@ def test_a_benchmark_without_a_file(main: Any, tmp_path: Path) -> None:
     assert [json.loads(line)["row"] for line in lines] == [*models]
 
 
-def test_statistics(main: Any, write: Any, files: Path, data_path: Path) -> None:
+def test_statistics(main: Any, write: Any, files: Path, data_path: Path, capsys: Any) -> None:
     path = write(kind="statistics", rows=None, metrics=None, datasets=["toy", "nowhere"])
-    code = cli.main(["benchmark", path, f"--output={files.parent}", f"--data_path={data_path}"])
-    assert code == 0
+    where = [f"--output={files.parent}", f"--data_path={data_path}"]
+
+    def code(*arguments: str) -> int:
+        return cli.main(["benchmark", path, *where, *arguments])
+
+    assert code("--datasets=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not files.exists()
+    assert code("--datasets=toy") == 0
+    assert not (files / "table.md").exists()  # of the whole, which was not asked for
+    assert code() == 0
     text = (files / "table.md").read_text()
     assert "| toy | here | 6 | 12 | 30 | 5.00 | 58.33 |" in text
     assert "| nowhere | here | " in text
@@ -182,6 +193,58 @@ def test_figures_of_single_runs(main: Any, write: Any, tmp_path: Path, capsys: A
     written = capsys.readouterr().out.split()
     assert len(written) == 6
     assert all(Path(path).stat().st_size > 3000 for path in written)
+
+
+def change_result(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    result = json.loads((run / RESULT).read_text())
+    change(result)
+    (run / RESULT).write_text(json.dumps(result))
+
+
+def test_figures_of_runs_that_cannot_be_shown_together(
+    main: Any, write: Any, tmp_path: Path, capsys: Any
+) -> None:
+    assert main("ablate", write(seeds=[1]))[0] == 0
+    one, other = (path.parent for path in sorted((tmp_path / "saved").glob(f"*/{RESULT}")))
+    capsys.readouterr()
+
+    def fails(figure: str, message: str) -> None:
+        target = tmp_path / "figures"
+        arguments = [f"--runs={one},{other}", f"--figures={figure}", f"--output={target}"]
+        assert cli.main(["plot", *arguments]) == 2
+        assert message in capsys.readouterr().err
+        assert not target.exists()
+
+    change_result(other, lambda r: r.update(test={}))
+    fails("cost", f"{other} was not tested")
+    change_result(other, lambda r: r["config"].update(dataset="elsewhere"))
+    fails("embeddings", f"{other} has elsewhere: plot them apart")
+    change_result(other, lambda r: r["config"]["values"].update(valid_metric="MRR@5"))
+    fails("curves", f"{other} has MRR@5: plot them apart")
+
+
+def test_runs_of_one_name_are_drawn_apart(
+    main: Any, write: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    assert main("ablate", write(seeds=[1]))[0] == 0
+    runs = [path.parent for path in sorted((tmp_path / "saved").glob(f"*/{RESULT}"))]
+    for number, run in enumerate(runs):
+        (tmp_path / str(number)).mkdir()
+        run.rename(tmp_path / str(number) / "run")
+    change_result(tmp_path / "1" / "run", lambda r: r.update(augmentation={"seconds": 1e4}))
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(plots, "cost", lambda points, metric, path: drawn.update(points) or [])
+    places = f"--runs={tmp_path / '0' / 'run'},{tmp_path / '1' / 'run'}"
+    assert cli.main(["plot", places, "--figures=cost", f"--output={tmp_path}"]) == 0
+    ((plain, _),), ((augmented, _),) = drawn.values()
+    assert augmented > 1e4 > plain
+
+
+def test_files_of_other_runs_have_other_names(tmp_path: Path) -> None:
+    long = [f"SimDiffRec-amazon-beauty-20261121-0000{n:02}-1a2b" for n in range(3)]
+    stems = {_stem([long[0], other], tmp_path) for other in long[1:]}
+    assert len(stems) == 2
+    assert all(len(Path(stem).name) < 100 for stem in stems)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,14 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None:
     assert math.isnan(measured(tmp_path / "one", {1: [1]}).deviation("hit@5", KEPT))
 
 
+def test_names_that_pandas_takes_for_missing_values_are_names(tmp_path: Path) -> None:
+    path = tmp_path / RANKS
+    path.write_text(
+        "user,item,length,train_count,rank_kept,rank_removed\nNA,null,1,1,3,2\nnan,NA,1,1,5,4\n"
+    )
+    assert read_ranks(path).index.tolist() == [("NA", "null", 0), ("nan", "NA", 0)]
+
+
 def test_users_are_averaged_over_seeds_and_matched_by_name(tmp_path: Path) -> None:
     runs = measured(tmp_path, {1: [1, 6], 2: [6, 1]})
     assert runs.by_row("hit@5", KEPT).tolist() == [0.5, 0.5]

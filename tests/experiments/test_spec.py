@@ -156,6 +156,13 @@ def test_rows_that_are_split_differently_are_refused(experiment: Any) -> None:
         check(experiment(rows=rows))
 
 
+@pytest.mark.parametrize("key", ["user_inter_num_interval", "item_inter_num_interval"])
+def test_rows_on_differently_filtered_data_are_refused(experiment: Any, key: str) -> None:
+    rows = {"SimDiffRec": {}, "other": {"model": "SimDiffRec", key: "[3,inf)"}}
+    with pytest.raises(UserError, match=rf"has {key}=.* other on toy, seed 1 has .* compared"):
+        check(experiment(rows=rows))
+
+
 def test_an_unknown_metric_is_refused(experiment: Any) -> None:
     with pytest.raises(UserError, match="ndcg@7 is not computed"):
         check(experiment(metrics=["ndcg@7"]))
