@@ -4,6 +4,7 @@ With no auxiliary loss an ``EncoderRecommender`` is RecBole's SASRec: same modul
 initial weights from the same seed, same scores.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,6 +93,23 @@ class EncoderRecommender(SequentialRecommender):
             if not 0 <= config[key] < 1:
                 raise UserError(f"{key}={config[key]} must lie in [0, 1)")
         require_positive(config, "loss_memory_mb")
+
+    @staticmethod
+    def expected_per_batch(
+        config: Any, dataset: Any, per_row: Callable[[Tensor], Tensor]
+    ) -> float | None:
+        """How many tokens of a full training batch are chosen; None for a data set without rows.
+
+        Args:
+            config (Config): says how large a batch is.
+            dataset (Dataset): the training dataset.
+            per_row (Callable): row lengths -> tokens expected to be chosen of each row, [n] -> [n].
+        """
+        rows = getattr(dataset, "inter_feat", None)
+        if rows is None:
+            return None
+        chosen = per_row(rows[dataset.item_list_length_field].double()).mean().item()
+        return max(min(config["train_batch_size"], len(rows)) * chosen, 1.0)
 
     @staticmethod
     def transformer(config: Any, n_layers: int, n_heads: int) -> PackedTransformer:

@@ -32,7 +32,8 @@ Differences, tagged where they are made: Paper / Code / Here.
     * the context is clean: Code adds noise of scale noise_1 to it.
     * denoiser: Code has DeBERTa with the encoder's dropout at its input.
     * candidates: Code has padding and a mask id among them.
-    * rounding loss: Code is a mean over rows, in which rows without a noised position count as 0.
+    * diffusion loss: every noised position of an epoch weighs the same. Code is a mean over the
+      batch's rows, in which rows without a noised position count as 0.
     * squared error: the paper's framework has it, Code gives it weight 0.
     * steps: Code counts them from 0 to T - 1; here they are 1..T.
 The released behaviour is `preset: official`.
@@ -120,6 +121,7 @@ class CaDiRec(EncoderRecommender):
         self.x0_noise_context: bool = config["x0_noise_context"]
         self.z0_scale: float = config["z0_scale"]
         self.reverse_steps: int = config["reverse_steps"]
+        self.noised_per_batch = self.expected_per_batch(config, dataset, self._expected_noised)
         self.cand_topk: int = config["cand_topk"]
         self.cand_exclude_original: bool = config["cand_exclude_original"]
         self.cl_similarity: str = config["cl_similarity"]
@@ -161,6 +163,13 @@ class CaDiRec(EncoderRecommender):
             if module is not None:
                 module.apply(self.init_weights)
         self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+
+    def _expected_noised(self, length: Tensor) -> Tensor:
+        """Positions of the diffusion loss in rows of these lengths, [n] -> [n]."""
+        chosen = self.aug_ratio * length
+        if self.aug_mask == "independent_min1":
+            chosen = chosen + (1 - self.aug_ratio) ** length
+        return chosen * (self.n_masks if self.reverse_steps == 0 else 1)
 
     def _denoiser_encoder(self, config: Any) -> nn.Module:
         sizes = {
@@ -353,20 +362,34 @@ class CaDiRec(EncoderRecommender):
         by_token, by_row = share(len(x_hat)), share(noised.n_rows)
         if len(x_hat) == 0:
             return loss
+        # Code: means over the batch. Here: sums over what a batch is expected to have, so that each
+        # position of an epoch weighs the same.
+        expected = self.noised_per_batch if self.nll_reduction == "token" else None
         if self.diff_mse_weight > 0:
             error = (x_0[noised.token] - x_hat).float() / self.z0_scale
-            loss = loss + self.diff_mse_weight * by_token * error.pow(2).mean()
+            total = error.pow(2).mean(1).sum()
+            mean = total / expected if expected else by_token * total / len(x_hat)
+            loss = loss + self.diff_mse_weight * mean
         if self.diff_nll_weight > 0:
-            part = by_token if self.nll_reduction == "token" else by_row
+            part = by_row if self.nll_reduction == "sequence" else 1.0
             loss = loss + self.diff_nll_weight * part * self.rounding_loss(x_hat, noised)
         return loss
 
     def rounding_loss(self, x_hat: Tensor, noised: Noised) -> Tensor:
-        """Mean of -log softmax(x_hat . E)_s over items 1..V, [m, H] -> scalar."""
+        """-log softmax(x_hat . E)_s over items 1..V, averaged as ``nll_reduction`` says.
+
+        Args:
+            x_hat (Tensor): estimates at the noised positions, [m, H].
+            noised (Noised): the positions.
+
+        Returns:
+            Tensor: scalar.
+        """
         query, table = x_hat / self.z0_scale, self.diffusion_table[1:]
         label = noised.items[noised.token] - 1
         if self.nll_reduction == "token":
-            return full_softmax_loss(query, table, label, self.loss_memory_mb) / len(label)
+            total = full_softmax_loss(query, table, label, self.loss_memory_mb)
+            return total / (self.noised_per_batch or len(label))
         # Code: a mean over all rows of the mean of each row.
         row = noised.layout.row[noised.token]
         count = torch.bincount(row)[row]

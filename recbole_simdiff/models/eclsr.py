@@ -30,7 +30,8 @@ Differences, tagged where they are made: Paper / Code / Here.
       it has one row a user (`train_sampling: user_all`), and padding counts in the mean there:
       `pad_in_loss`.
     * stages: two are meant by Code and cannot run as released; default one.
-    * generator loss: a mean over the batch's masked tokens, all of them; guesses are never padding.
+    * generator loss: over all masked tokens, each of the same weight in every batch; guesses are
+      never padding.
     * means over the last k states take real tokens only.
     * positions count from the oldest item; `align: left` from the newest, as left padding does.
 The released behaviour is `preset: official`.
@@ -138,21 +139,15 @@ class ECLSR(EncoderRecommender):
         for module in (self.detector, self.combine):
             if module is not None:
                 module.apply(self.init_weights)
-        self.masked_per_batch = self._masked_per_batch(dataset, config["train_batch_size"])
+        # So that all masked tokens weigh the same; the cap is not counted.
+        self.masked_per_batch = self.expected_per_batch(config, dataset, self._expected_masked)
         self.train_stage = ALL_TERMS  # set by the trainer
         self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
 
-    def _masked_per_batch(self, dataset: Any, batch_size: int) -> float | None:
-        """Masked tokens expected in a full batch, but for the cap, so that all weigh the same."""
-        rows = getattr(dataset, "inter_feat", None)
-        if rows is None:
-            return None
-        length = rows[dataset.item_list_length_field].double()
+    def _expected_masked(self, length: Tensor) -> Tensor:
         if self.masking == "count":
-            masked = torch.minimum((self.mask_ratio * length + 1 + 1e-9).floor(), length - 1)
-        else:
-            masked = self.mask_ratio * length + (1 - self.mask_ratio) ** length
-        return max(min(batch_size, len(length)) * masked.mean().item(), 1.0)
+            return torch.minimum((self.mask_ratio * length + 1 + 1e-9).floor(), length - 1)
+        return self.mask_ratio * length + (1 - self.mask_ratio) ** length
 
     @staticmethod
     def check_config(config: Any) -> None:

@@ -718,6 +718,45 @@ def test_squared_error_is_a_mean_over_noised_positions_and_dimensions(small):
     torch.testing.assert_close(model.diffusion_loss(x_hat, x_0, THREE), expected)
 
 
+def test_every_noised_position_weighs_the_same(build):
+    """Whichever batch of similar lengths it falls in: the sum over batches is that of all rows."""
+    _, loader, _, _, model = build(
+        "CaDiRec", train_batch_size=2, diff_mse_weight=1.0, x0_noise=False
+    )
+    model.item_embedding.weight.data.normal_()
+    model.eval()
+
+    def diffusion_loss(batch: Interaction) -> float:
+        layout = TokenLayout(batch["item_length"], batch["item_id_list"].shape[1])
+        items = layout.pack(batch["item_id_list"])
+        every = torch.arange(len(items))
+        noised = Noised(items, layout, every, layout.index, layout.batch)
+        x_0 = model.clean(noised)
+        return model.diffusion_loss(x_0.flip(1), x_0, noised).item()
+
+    everything = loader.collate(torch.arange(len(loader.dataset)))
+    parts = [diffusion_loss(batch) for batch in loader]
+    assert len(parts) > 1
+    assert sum(parts) == pytest.approx(diffusion_loss(everything), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mask", "steps"),
+    [("shared", 0), ("shared", 3), ("independent_min1", 0), ("independent_min1", 3)],
+)
+def test_expected_number_of_noised_positions(build, mask, steps):
+    values = {"aug_ratio": 0.3, "aug_mask": mask, "reverse_steps": steps}
+    _, loader, _, _, model = build("CaDiRec", train_batch_size=100, **values)
+    batch = loader.collate(torch.arange(len(loader.dataset)))
+    layout = TokenLayout(batch["item_length"], batch["item_id_list"].shape[1])
+    n_masks = model.n_masks if steps == 0 else 1
+    drawn = [
+        len(model.choose_positions(batch["item_id_list"], layout, n_masks).token)
+        for _ in range(2000)
+    ]
+    assert model.noised_per_batch == pytest.approx(sum(drawn) / len(drawn), rel=0.03)
+
+
 @pytest.mark.parametrize("reduction", OPTIONS["nll_reduction"])
 def test_no_noised_position_costs_nothing(small, reduction):
     """Invariant 8, C8: 0 and no NaN; the contrast of two untouched views goes on."""
