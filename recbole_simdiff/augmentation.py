@@ -221,7 +221,7 @@ def _invent(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Invented items of each user, [users, M], and a log of how they came about."""
     if config["augmenter"] == "random":
-        return random_items(ends, n_items, config["n_pseudo"], config["seed"]), {}
+        return random_items(items, ends, config["n_pseudo"], config["seed"]), {}
     if config["augmenter"] == "random_seq":
         return random_own(items, ends, config["n_pseudo"], config["seed"]), {}
     # What only sampling reads does not change the generator, unless it is trained with guidance.
@@ -319,7 +319,7 @@ def generate(
     pairs, held_out = learning_pairs(config, items, ends)
     init_seed(config["seed"], config["reproducibility"])
     guide = Guide(recommender, device)
-    model = DiffuASR(config, n_items, guide).to(device)
+    model = DiffuASR(config, n_items, guide, items.unique()).to(device)
     log = _train(config, model, pairs, held_out, place)
     logger.info(f"diffuser: writing {size} items for {int((lengths > 0).sum()):,} users")
     users = (lengths > 0).nonzero().squeeze(1)
@@ -604,7 +604,7 @@ def _compared(
     size, none = pseudo.shape[1], pseudo[:, :1] == 0
     rivals = {
         "this augmenter": pseudo,
-        "random": random_items(ends, len(table), size, seed + 1).masked_fill(none, 0),
+        "random": random_items(items, ends, size, seed + 1).masked_fill(none, 0),
         "random_seq": random_own(items, ends, size, seed + 1).masked_fill(none, 0),
     }
     return {name: quality(made, items, ends, table) for name, made in rivals.items()}

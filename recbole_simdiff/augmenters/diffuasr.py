@@ -309,16 +309,24 @@ class DiffuASR(nn.Module):
         n_items (int): rows of the item table, padding included.
         guide (Guide | None): the recommender trained on raw data; it is needed for pretrained
             embeddings and for classifier guidance.
+        known (LongTensor | None): ids that may be written; all without it.
 
     Raises:
         UserError: if the guide is missing, or its table or scores cannot be used.
     """
 
     scale: Tensor
+    unknown: Tensor
 
-    def __init__(self, config: Any, n_items: int, guide: Guide | None) -> None:
+    def __init__(
+        self, config: Any, n_items: int, guide: Guide | None, known: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.n_items = n_items
+        # Here: an item that occurs in validation or test alone must not be written.
+        unknown = torch.ones(n_items, dtype=torch.bool)
+        unknown[torch.arange(1, n_items) if known is None else known] = False
+        self.register_buffer("unknown", unknown.nonzero().squeeze(1), persistent=False)
         self.n_pseudo: int = config["n_pseudo"]
         self.condition_mode: str = config["diffuasr_condition"]
         self.guidance: str = config["diffuasr_guidance"]
@@ -577,7 +585,7 @@ class DiffuASR(nn.Module):
         for part, score in logit_blocks(x.flatten(0, 1), table, self.loss_memory_mb):
             if self.exclude == "history":
                 score.scatter_(1, history[row[part]], torch.finfo(score.dtype).min)
-            score[:, 0] = -torch.inf
+            score[:, self.unknown] = -torch.inf
             nearest[part] = score.argmax(1)
         return nearest.view(len(x), self.n_pseudo)
 

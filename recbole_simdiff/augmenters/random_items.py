@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 
-def random_items(ends: Tensor, n_items: int, n_pseudo: int, seed: int) -> Tensor:
+def random_items(items: Tensor, ends: Tensor, n_pseudo: int, seed: int) -> Tensor:
     """Uniform items, the paper's "Random".
 
+    Paper: any item. Here: those of the training part, so that what is tested alone cannot show.
+
     Args:
-        ends (LongTensor): exclusive cumulative ends of the users' training items, [n_users].
-        n_items (int): rows of the item table; ids are drawn from 1..n_items - 1.
+        items (LongTensor): training items, user after user, [n].
+        ends (LongTensor): exclusive cumulative ends of the users, [n_users].
         n_pseudo (int): M, items a user.
         seed (int): of a generator of its own.
 
@@ -17,7 +19,8 @@ def random_items(ends: Tensor, n_items: int, n_pseudo: int, seed: int) -> Tensor
         LongTensor: [n_users, M].
     """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, n_items, (len(ends), n_pseudo), generator=generator)
+    known = items.unique()
+    return known[torch.randint(len(known), (len(ends), n_pseudo), generator=generator)]
 
 
 def random_own(items: Tensor, ends: Tensor, n_pseudo: int, seed: int) -> Tensor:
