@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from recbole_simdiff import __version__, checkpoint, tracking
+from recbole_simdiff import checkpoint, tracking
 from recbole_simdiff.augmenters.diffuasr import (
     GENERATION_KEYS,
     LEAST_CONDITION,
@@ -44,6 +44,7 @@ from recbole_simdiff.run import (
     RunResult,
     aligned,
     check_same_data,
+    code,
     evaluate,
     fingerprint,
     format_table,
@@ -152,7 +153,7 @@ def _augment(config: Config, test: bool) -> Augmented:
     weights, _ = checkpoint.load(checkpoint.find(baseline.run_dir, BEST))
     guide = checkpoint.digest(checkpoint.split(weights, "model"))
     shaped_by = {
-        "version": __version__,
+        "code": code(),
         "augmenter": config["augmenter"],
         "settings": {key: config[key] for key in GENERATION_KEYS},
         "seed": config["seed"],

@@ -341,6 +341,7 @@ def _print_result(result: RunResult) -> None:
         f"\n{result.config['model']} on {result.config['dataset']}: best epoch {best} of "
         f"{result.epochs}, {result.seconds:.0f} s of training, peak memory "
         f"{result.peak_memory_mb / 1024:.2f} GiB"
+        + (f", on the GPU {gpu / 1024:.2f} GiB" if (gpu := result.peak_gpu_memory_mb) else "")
     )
     print(result.table())
     if result.sampling:

@@ -369,6 +369,11 @@ class FlatDataset(HostFixes, SequentialDataset):
             part.inter_feat = FlatInteraction(new_inter_feat.interaction, part)
         return part
 
+    def _rows(self, chosen: Tensor) -> Interaction:
+        """Some of the rows, sequence columns included: a mask over them, [n]."""
+        rows = self.inter_feat[chosen]
+        return FlatInteraction(rows.interaction, self) if self.list_fields else rows
+
     def build(self) -> list["FlatDataset"]:
         """RecBole's split, then the training rows that ``train_sampling`` asks for."""
         train, valid, test = super().build()
@@ -379,7 +384,7 @@ class FlatDataset(HostFixes, SequentialDataset):
                 f"splitting: {self.statistics}"
             )
         if self.config["train_fraction"] < 1:
-            train.inter_feat = rows = rows[self._drawn_users()[rows[self.uid_field]]]
+            train.inter_feat = rows = train._rows(self._drawn_users()[rows[self.uid_field]])
         train.train_items = rows[self.iid_field].clone()
         style = self.config["train_sampling"]
         if style == "user_all":

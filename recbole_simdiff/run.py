@@ -46,7 +46,8 @@ from recbole_simdiff.trainer import (
 )
 
 RESULT = "result.json"
-TRACKED = ("valid", "test", "best_epoch", "seconds", "peak_memory_mb")  # of a result
+# Of a result, what is sent to trackers.
+TRACKED = ("valid", "test", "best_epoch", "seconds", "peak_memory_mb", "peak_gpu_memory_mb")
 RANKS, LISTS = "ranks.csv", "lists.csv.gz"
 PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
 READERS = ("experiments", "cli.py", "inference.py", "prepare.py", "tracking.py")  # of results
@@ -122,6 +123,8 @@ class RunResult:
             of the test metric, history kept, over ``seeds`` sampling seeds.
         augmentation (dict): for DiffuASR, what its earlier stages found.
         processes (int): how many trained together.
+        peak_gpu_memory_mb (float): most memory that tensors of this process took on a GPU, MiB; 0
+            without one.
     """
 
     valid: dict[str, Metrics]
@@ -139,6 +142,7 @@ class RunResult:
     sampling: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+    peak_gpu_memory_mb: float = 0.0
 
     @property
     def digits(self) -> int:
@@ -621,6 +625,7 @@ def _result(
         sampling=found.sampling,
         augmentation=augmentation,
         processes=distributed.n_processes(),
+        peak_gpu_memory_mb=torch.cuda.max_memory_allocated() / 2**20,
     )
 
 

@@ -491,12 +491,18 @@ class PlanTrainer(Trainer):
             text += f" | valid {self.valid_metric} {entry['valid'][self.valid_metric]:.5f}"
             if not better:
                 text += f" (best {self.progress.best_score:.5f}, epoch {self.progress.best_epoch})"
-            self.tensorboard.add_scalar(
-                "Valid/score", entry["valid"][self.valid_metric], entry["epoch"]
-            )
-        for name, value in (losses | entry["monitor"]).items():
-            self.tensorboard.add_scalar(f"Train/{name}", value, entry["epoch"])
         self.logger.info(text)
+        self._log_tensorboard(entry)
+
+    def _log_tensorboard(self, entry: dict[str, Any]) -> None:
+        """RecBole's scalars under RecBole's names, and every part; epochs run over all phases."""
+        step = len(self.progress.log)
+        scalars = {"Loss/Train": sum(entry["loss"].values())}
+        scalars |= {f"Train/{name}": v for name, v in (entry["loss"] | entry["monitor"]).items()}
+        if "valid" in entry:
+            scalars["Vaild_score"] = entry["valid"][self.valid_metric]
+        for name, value in scalars.items():
+            self.tensorboard.add_scalar(name, value, step)
 
     # ------------------------------------------------------------------ evaluation
 

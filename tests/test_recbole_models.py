@@ -11,6 +11,7 @@ from recbole.data import data_preparation
 from recbole.data.dataset import SequentialDataset
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recbole_simdiff import evaluate, run
 from recbole_simdiff.config import Config
@@ -79,6 +80,16 @@ def test_one_epoch_and_its_test(tmp_path: Path, model: str) -> None:
     assert stored["test"][REMOVED]["hit@20"] > 0
     for entry in stored["log"]:
         assert all(math.isfinite(value) and value > 0 for value in entry["loss"].values())
+    events = EventAccumulator(str(tmp_path / "log_tensorboard" / folder.name))
+    events.Reload()
+    shown = [(e.step, pytest.approx(e.value)) for e in events.Scalars("Loss/Train")]
+    assert [(n, sum(entry["loss"].values())) for n, entry in enumerate(stored["log"])] == shown
+    last = len(stored["log"]) - 1  # S3Rec's first phase is not validated
+    (score,) = events.Scalars("Vaild_score")
+    assert (score.step, score.value) == (
+        last,
+        pytest.approx(stored["log"][last]["valid"]["ndcg@10"]),
+    )
     again = evaluate(folder)
     assert (again.valid, again.test) == (stored["valid"], stored["test"])
 
@@ -101,6 +112,16 @@ def test_every_other_model_builds_and_has_a_finite_loss(tmp_path: Path, model: s
     total.backward()
     found = PlanTrainer(config, network, tmp_path / "run").evaluate_protocols(valid_data)
     assert tuple(found) == PROTOCOLS
+
+
+def test_a_share_of_the_users_where_the_model_reads_all_rows(tmp_path: Path) -> None:
+    """FEARec reads the sequences of the whole training part when it is made."""
+    config = make_config("FEARec", tmp_path, train_fraction=0.5)
+    train_data, _, _ = create_loaders(config, create_dataset(config))
+    rows = train_data._dataset.inter_feat
+    network = config.model_class(config, train_data._dataset)
+    assert len(rows["item_id_list"]) == len(rows) > 0
+    assert network.calculate_loss(next(iter(train_data))).item() > 0
 
 
 @pytest.mark.parametrize(

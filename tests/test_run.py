@@ -56,6 +56,7 @@ def test_result_json_holds_all_that_is_needed_to_judge_a_run(go: Any) -> None:
     assert stored["config"]["model"] == "SimDiffRec"
     assert stored["config"]["values"]["seed"] == 2020
     assert stored["peak_memory_mb"] > 10
+    assert stored["peak_gpu_memory_mb"] == 0  # without a GPU
     assert stored["seconds"] >= sum(entry["seconds"] for entry in stored["log"]) * 0.99
 
 

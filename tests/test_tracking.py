@@ -199,12 +199,12 @@ def test_a_stopped_and_continued_run_is_one_tracked_run(
             assert found[step] == pytest.approx(value)
 
     ends = {"best_epoch": result.best_epoch, "seconds": result.seconds}
-    ends |= {"peak_memory_mb": result.peak_memory_mb}
+    ends |= {"peak_memory_mb": result.peak_memory_mb, "peak_gpu_memory_mb": 0.0}
     for split, protocols in (("valid", result.valid), ("test", result.test)):
         for protocol, metrics in protocols.items():
             for name, value in metrics.items():
                 ends[f"{split}/{protocol.split()[1]}/{name}"] = value
-    assert len(ends) == 3 + 4 * 9
+    assert len(ends) == 4 + 4 * 9
     for name, value in ends.items():
         assert file.summary[f"result/{name}"] == pytest.approx(value)
         assert there.data.metrics[f"result/{name}".replace("@", "_at_")] == pytest.approx(value)
