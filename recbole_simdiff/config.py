@@ -361,7 +361,7 @@ class Config(RecBoleConfig):
             raise UserError(f"learning_rate={final['learning_rate']} must be positive and finite")
         if not 0 < final["train_fraction"] <= 1:
             raise UserError(f"train_fraction={final['train_fraction']} must lie in (0, 1]")
-        for key in ("seed", "weight_decay", "show_users"):
+        for key in ("seed", "weight_decay", "show_users", "older_windows"):
             if not 0 <= final[key] < 2**32:
                 raise UserError(f"{key}={final[key]} must lie in [0, 2^32)")
         if any(type(k) is not int for k in final["topk"]):

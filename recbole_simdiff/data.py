@@ -278,7 +278,8 @@ class FlatDataset(HostFixes, SequentialDataset):
 
         prefix_last, prefix_all   every prefix of a user's training sequence
         user_all                  the newest MAX_ITEM_LIST_LENGTH training targets of a user, then
-                                  the ones before them, ...: each target in exactly one window
+                                  the ones before them, ...: each target in exactly one window, but
+                                  for those that ``older_windows`` leaves out
 
     Attributes:
         flat (dict): column -> values of all interactions, sorted by user and exact time.
@@ -455,7 +456,10 @@ class FlatDataset(HostFixes, SequentialDataset):
             self._count_per_batch()
 
     def _windows(self) -> dict[str, Tensor]:
-        """Rows that cover each training target of each user once, newest window first."""
+        """Rows that cover each training target of each user once, newest window first.
+
+        ``older_windows`` may leave out those before the newest.
+        """
         target = self.inter_feat[TARGET].sort().values
         begin, n_targets = torch.unique_consecutive(
             self.inter_feat[HISTORY_START].sort().values, return_counts=True
@@ -472,6 +476,9 @@ class FlatDataset(HostFixes, SequentialDataset):
         number = torch.arange(len(user)) - (n_windows.cumsum(0) - n_windows)[user]
         end = newest[user] - number * size
         start = torch.maximum(begin[user], end - size)
+        least = self.config["older_windows"]
+        kept = (number == 0) | (end - start >= least if least else number < 0)
+        user, start, end = user[kept], start[kept], end[kept]
         rows = {field: values[end] for field, values in self.flat.items()}
         rows[self.item_list_length_field] = end - start
         return rows | {HISTORY_START: begin[user], ROW_START: start, TARGET: end}

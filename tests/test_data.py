@@ -178,6 +178,32 @@ def test_both_samplings_see_each_training_target_once(make_config: Any, data_pat
         assert held_out
 
 
+@pytest.mark.parametrize(("least", "n"), [(0, 3), (1, 6), (2, 5), (3, 4), (5, 3)])
+def test_older_windows_can_be_left_out(
+    make_config: Any, data_path: Path, least: int, n: int
+) -> None:
+    """Windows of 4 and 4 and 2 targets, of 3, and of 4 and 1, the newest first."""
+    sizes = {"a": 10, "b": 3, "c": 5}
+    names = {user: [f"i{k}" for k in range(size + 3)] for user, size in sizes.items()}
+    write_inter(data_path, "windows", names)
+
+    def rows(**values: Any) -> list[tuple[int, int, int]]:
+        config = make_config(dataset="windows", train_sampling="user_all", **values)
+        found = create_dataset(config).build()[0].inter_feat
+        columns = (found[key].tolist() for key in ("user_id", "item_length", TARGET))
+        return sorted(zip(*columns, strict=True))
+
+    whole = rows()
+    newest = {user: max(end for other, _, end in whole if other == user) for user, _, _ in whole}
+    found = rows(older_windows=least)
+    assert found == [
+        (user, length, end)
+        for user, length, end in whole
+        if end == newest[user] or (least and length >= least)
+    ]
+    assert (len(found), len(whole)) == (n, 6)
+
+
 def test_expected_targets_per_batch_follow_the_sampling(make_config: Any, data_path: Path) -> None:
     """Losses are divided by this; a wrong value scales every gradient."""
     write_inter(data_path, "long", LONG)

@@ -27,8 +27,8 @@ Differences, tagged where they are made: Paper / Code / Here.
     * condition: the paper speaks of the sequence's representation; Code adds the state of each
       position, which has seen the item in question.
     * rows: every prefix with the target at its end, as Code does for one data set; for the others
-      it has one row a user (`train_sampling: user_all`), and padding counts in the mean there:
-      `pad_in_loss`.
+      it has one row a user (`train_sampling: user_all` with `older_windows: 0`, or 11), and padding
+      counts in the mean there: `pad_in_loss`.
     * stages: two are meant by Code and cannot run as released; default one.
     * generator loss: over all masked tokens, each of the same weight in every batch; guesses are
       never padding.

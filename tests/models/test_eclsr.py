@@ -688,6 +688,27 @@ def test_settings_of_the_released_scripts(dataset: str) -> None:
     assert (config["tau"], config["train_sampling"], config["stages"]) == (0.05, "prefix_last", 1)
 
 
+@pytest.mark.parametrize(
+    ("preset", "older", "masking", "last_k", "weights"),
+    [
+        ("official_sports", 0, ("count", 0.2), 10, (2.0, 0.05, 0.5)),
+        ("official_yelp", 0, ("probability", 0.6), 5, (0.3, 0.1, 0.2)),
+        ("official_ml1m", 11, ("count", 0.2), 20, (0.001, 0.05, 0.2)),
+    ],
+)
+def test_the_other_released_scripts(
+    preset: str, older: int, masking: tuple[str, float], last_k: int, weights: tuple[float, ...]
+) -> None:
+    config = Config("ECLSR", "toy", overrides={"preset": preset})
+    official = Config("ECLSR", "toy", overrides={"preset": "official"})
+    for key in ("align", "condition", "valid_metric"):
+        assert config[key] == official[key]
+    assert (config["train_sampling"], config["pad_in_loss"]) == ("user_all", True)
+    assert (config["masking"], config["mask_ratio"]) == masking
+    assert (config["older_windows"], config["last_k"]) == (older, last_k)
+    assert tuple(config[key] for key in TERMS) == weights
+
+
 def test_the_released_behaviour() -> None:
     plain, official = (
         Config("ECLSR", "toy", overrides={"preset": preset}) for preset in ("paper", "official")
