@@ -85,6 +85,18 @@ def test_there_are_models_to_test() -> None:
     assert len(MODELS) >= 1
 
 
+@pytest.mark.parametrize("style", ["user_all", "prefix_last", "prefix_all"])
+def test_it_trains_on_rows_of_every_kind(build: Any, name: str, style: str) -> None:
+    """DuoRec needs one target a row for views of the same target, and has others."""
+    values = {"contrast": "un"} if (name, style) == ("DuoRec", "user_all") else {}
+    config, train, _, _, model = build(name, train_sampling=style, **values)
+    PlanTrainer(config, model, Path("run")).fit(train)
+    losses = total(model.calculate_loss(next(iter(train))))
+    assert losses.isfinite().all()
+    losses.backward()
+    assert model.item_embedding.weight.grad.abs().sum() > 0
+
+
 def test_it_builds_from_its_yaml_alone(name: str, data_path: Any) -> None:
     """With nothing but the defaults and a data set."""
     config = Config(name, "toy", overrides={"data_path": str(data_path)})
