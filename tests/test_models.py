@@ -14,7 +14,8 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.inference import load
 from recbole_simdiff.models import available_models, get_model, plugin_models, recbole_models
 from recbole_simdiff.run import item_ids, user_ids
-from recbole_simdiff.trainer import PlanTrainer, TargetCollector
+from recbole_simdiff.trainer import KEPT, REMOVED, PlanTrainer, TargetCollector
+from tests.conftest import write_inter
 
 MODELS = sorted(plugin_models())
 LONGER = 9  # positions of a batch padded beyond its longest row
@@ -83,6 +84,23 @@ def total(losses: Any) -> torch.Tensor:
 
 def test_there_are_models_to_test() -> None:
     assert len(MODELS) >= 1
+
+
+def test_every_user_counts_and_a_ranking_without_the_history_is_no_worse(
+    make_config: Any, build: Any, name: str, data_path: Path
+) -> None:
+    """Where nobody meets an item twice; scores are the same under both protocols."""
+    histories = {f"u{n}": [f"i{(3 * n + k) % 31}" for k in range(4 + n % 5)] for n in range(25)}
+    write_inter(data_path, "once", histories)
+    values = {"MAX_ITEM_LIST_LENGTH": LONGER, "topk": [1, 5, 31], "valid_metric": "NDCG@5"}
+    known = set(Config(name, "ml-100k").final_config_dict)
+    values |= {"k_noise": 3, "k_sample": 2} if "k_noise" in known else {}
+    config, _, _, test, model = build(name, "once", **values)
+    found = PlanTrainer(config, model, Path("run")).evaluate_protocols(test)
+    for metric, value in found[KEPT].items():
+        assert found[REMOVED][metric] >= value
+    assert found[REMOVED] != found[KEPT]
+    assert found[KEPT]["hit@31"] == 1  # each of the 25 users, among all 31 items
 
 
 @pytest.mark.parametrize("style", ["user_all", "prefix_last", "prefix_all"])

@@ -19,7 +19,7 @@ def sinusoid(t: Tensor, width: int, endpoint: bool = False) -> Tensor:
             (Transformer).
 
     Returns:
-        Tensor: [n, width].
+        Tensor: [n, width], sines before cosines; a Linear follows, to which their order is all one.
     """
     half = (width + 1) // 2
     exponent = torch.arange(half, device=t.device) / max(half - endpoint, 1)
