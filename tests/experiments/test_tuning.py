@@ -453,6 +453,18 @@ def test_other_data_are_another_search(prepare: Any, data_path: Path) -> None:
         tuning.tune(prepare(RATES))
 
 
+def test_other_code_is_another_search(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for single runs: what trains may have changed, and old scores with it."""
+    first = tuning.tune(prepare(RATES, options={"trials": 1}))
+    search = prepare(RATES, options={"trials": 1})
+    message = "was made with code of recbole_simdiff='[0-9a-f]{16}', and now it is 'of tomorrow'"
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "code", lambda: "of tomorrow")
+        with pytest.raises(UserError, match=message):
+            tuning.tune(search)
+    assert tuning.tune(search) == first
+
+
 def test_a_storage_that_cannot_be_used(prepare: Any, tmp_path: Path) -> None:
     for url in ("nonsense", f"sqlite:///{tmp_path / 'gone' / 'study.db'}", "odd://host/base"):
         with pytest.raises(UserError, match="--storage cannot be used: "):
