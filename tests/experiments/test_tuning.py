@@ -800,8 +800,8 @@ def test_mistakes_of_the_command(call: Any, tmp_path: Path, given: list[str], me
 
 
 def test_a_model_without_a_shipped_space(data_path: Path, capsys: Any) -> None:
-    assert main(["tune", "--model=NPE", "--dataset=toy", f"--data_path={data_path}"]) == 2
-    assert "no search space is shipped for NPE" in capsys.readouterr().err
+    assert main(["tune", "--model=DIEN", "--dataset=toy", f"--data_path={data_path}"]) == 2
+    assert "no search space is shipped for DIEN" in capsys.readouterr().err
 
 
 def test_configuration_files_lie_under_the_setting(tmp_path: Path, data_path: Path) -> None:
