@@ -185,9 +185,9 @@ def test_lines_of_other_code_or_data_count_where_there_are_none_of_todays(
     assert [p.spec.seed for p, _ in found] == [1, 2]
     assert [p.run_dir for p, _ in found] == [p.run_dir for p in planned[:2]]
     assert "other code" not in caplog.text
-    append_line(path, record(planned[2], fingerprint="older", status=FAILED))
     append_line(path, record(planned[2], fingerprint="old"))
     append_line(path, record(planned[2], fingerprint="newest"))
+    append_line(path, record(planned[2], fingerprint="broken", status=FAILED))
     found = execute.finished(made, path)
     assert [p.fingerprint for p, _ in found][2:] == ["newest"]
     assert found[2][0].run_dir.name == "SimDiffRec-toy-newest"
