@@ -21,6 +21,7 @@ import json
 import math
 import re
 import shlex
+import tempfile
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -627,6 +628,16 @@ def _places(output: Path, with_titles: bool, overwrite: bool) -> tuple[Path, Pat
     return inter, item
 
 
+def _check_writable(output: Path) -> None:
+    """Refuse a folder that nothing can be written to, or that cannot be made; leaves no trace."""
+    try:
+        place = next(path for path in (output, *output.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error}") from None
+
+
 def _inter(table: Table, columns: Columns, names: Names, with_ratings: bool) -> pd.DataFrame:
     users, items = np.array([*table.users], object), np.array([*table.items], object)
     frame = {
@@ -709,6 +720,9 @@ def prepare(
     if titles is not None and not kind.titles:
         raise UserError(f"--titles={titles}: --source={source} has no titles")
     inter_path, item_path = _places(output, titles is not None, overwrite)
+    _check_writable(output)
+    if titles is not None:  # before hours of reading interactions
+        next(Reader(skip_malformed).records(kind.titles, [Path(titles)]), None)
 
     reader, table = Reader(skip_malformed), Table()
     table.read(reader, kind, [Path(path) for path in inputs], selection)

@@ -271,7 +271,7 @@ def check_processes(config: Config, n: int) -> None:
         n (int): number of processes.
 
     Raises:
-        UserError: naming what can be trained by several.
+        UserError: naming what can be trained by several, or that they outnumber a batch's rows.
     """
     if n < 1:
         raise UserError(f"--nproc={n} must be at least 1")
@@ -287,6 +287,11 @@ def check_processes(config: Config, n: int) -> None:
         raise UserError(
             f"model={config.name} is trained by one process: its loss on part of a batch is not a "
             f"part of its loss on the batch. Several processes train {', '.join(able)}"
+        )
+    if config["train_batch_size"] < n:
+        raise UserError(
+            f"train_batch_size={config['train_batch_size']} cannot be divided among {n} processes: "
+            "each needs a row of every batch. Use fewer processes or a larger batch"
         )
 
 

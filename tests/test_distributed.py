@@ -354,6 +354,10 @@ def test_what_cannot_be_divided_is_refused(pair: Path, reason: str, message: str
         (["--nproc=2", "--model=SASRec"], "model=SASRec is trained by one process: .* SimDiffRec"),
         (["--nproc=2", "--model=DiffuASR"], "DiffuASR is trained by one process. .* augment"),
         (["--nproc=2", "--seeed=1"], "unknown key 'seeed'"),
+        (
+            ["--nproc=300", "--train_batch_size=256"],
+            "train_batch_size=256 cannot be divided among 300 processes",
+        ),
     ],
 )
 def test_refused_before_anything_is_started(

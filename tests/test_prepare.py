@@ -626,6 +626,26 @@ def test_existing_files_are_refused_before_anything_is_read(tmp_path: Path, raw:
     assert histories(done.path) == {"1": ["c"]}
 
 
+def test_titles_and_the_output_are_tried_before_anything_is_read(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the interactions may take hours."""
+
+    def read(*_: object) -> None:
+        raise AssertionError("interactions were read")
+
+    monkeypatch.setattr(module.Table, "read", read)
+    there = {path.name for path in tmp_path.iterdir()}
+    titles = tmp_path / "movise.dat"
+    with pytest.raises(UserError, match=r"movise\.dat is not a file"):
+        prepare("movielens", [raw], tmp_path / "toy", titles=titles)
+    with pytest.raises(UserError, match=r"which is none of: movies\.dat; movies"):
+        prepare("movielens", [raw], tmp_path / "toy", titles=raw)
+    with pytest.raises(UserError, match=r"--output=.*below cannot be written: .*Not a directory"):
+        prepare("movielens", [raw], raw / "folder" / "below")
+    assert {path.name for path in tmp_path.iterdir()} == there
+
+
 def test_titles_of_other_data_are_not_left_beside_new_data(tmp_path: Path, raw: Path) -> None:
     titles = write(tmp_path / "movies.dat", ["a::A::"])
     item = write(tmp_path / "toy.item", "").rename(tmp_path / "kept")

@@ -46,7 +46,7 @@ def add_parsers(commands: Any) -> None:
             "twice.",
         )
         alone = "; or give --models" if name == "benchmark" else ""
-        alone = "; or give --runs" if name in READERS else alone
+        alone = "; or give --models or --runs" if name in READERS else alone
         parser.add_argument(
             "--experiment", required=not alone, metavar="NAME", help=f"name or .yaml file{alone}"
         )
@@ -93,7 +93,14 @@ def name_first(arguments: Sequence[str]) -> list[str]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """What stands between commas, for argparse."""
+    words = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not words:
+        raise argparse.ArgumentTypeError("names nothing; leave the option out for its default")
+    for word in words:
+        if words.count(word) > 1:
+            raise argparse.ArgumentTypeError(f"names {word} twice")
+    return words
 
 
 def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -158,9 +165,15 @@ def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spe
         experiment = spec.load_experiment(namespace.experiment)
         return spec.select(experiment, namespace.models, namespace.datasets, numbers, overrides)
     if not namespace.models:
-        raise UserError(f"{namespace.command} needs the name of an experiment, or --models")
+        others = "--models or --runs" if namespace.command in READERS else "or --models"
+        raise UserError(f"{namespace.command} needs the name of an experiment, {others}")
+    metrics: Sequence[str] = spec.METRICS
+    if "topk" in overrides:
+        topk = overrides["topk"]
+        cutoffs = topk if isinstance(topk, list) else [topk]
+        metrics = [f"{name}@{k}" for name in ("hit", "ndcg") for k in cutoffs]
     experiment = spec.plain_experiment(
-        namespace.models, namespace.datasets or (DATASET,), numbers or (2020,)
+        namespace.models, namespace.datasets or (DATASET,), numbers or (2020,), metrics
     )
     return spec.select(experiment, command=overrides)
 
@@ -230,10 +243,7 @@ def _finished(
     """An experiment, its finished runs, and the folder for what is made of them."""
     experiment = _experiment(namespace, overrides)
     folder = Path(namespace.output) / experiment.name
-    planned = execute.plan(experiment)
-    cells = measured(execute.collect(planned, folder / execute.LINES))
-    if not cells:
-        raise UserError(f"{folder / execute.LINES} has no finished run of {experiment.name}")
+    cells = measured(execute.finished(experiment, folder / execute.LINES))
     return experiment, cells, _of_part(namespace, overrides, experiment, folder)
 
 

@@ -30,10 +30,21 @@ from recbole_simdiff.config import AUGMENTED, Config
 from recbole_simdiff.data import create_dataset
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments.spec import Experiment, RunSpec, check
-from recbole_simdiff.run import RANKS, RESULT, fingerprint, run, run_once, start_logging, versions
+from recbole_simdiff.run import (
+    ELSEWHERE_KEYS,
+    RANKS,
+    RESULT,
+    fingerprint,
+    run,
+    run_once,
+    short_key,
+    start_logging,
+    versions,
+)
 from recbole_simdiff.trainer import LAST, Interrupted, StopRequest, TrainingDiverged
 
 LINES = "runs.jsonl"
+OTHER = "other code of this package or other data"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
 # Of a run: its epochs; early stopping may end it before the time that is left.
 BAR = "{desc}{bar:10} {n}/{total} at most {remaining} {postfix}"
@@ -79,14 +90,17 @@ def data_checksum(config: Config) -> str:
     Raises:
         UserError: if there are none.
     """
-    folder = Path(config["data_path"])
-    if not any(folder.glob(f"{config['dataset']}.*inter")):
+    if not _data_are_here(config):
         create_dataset(config)
     total = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.glob(f"{config['dataset']}.*")):
+    for path in sorted(Path(config["data_path"]).glob(f"{config['dataset']}.*")):
         with open(path, "rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
+
+
+def _data_are_here(config: Config) -> bool:
+    return any(Path(config["data_path"]).glob(f"{config['dataset']}.*inter"))
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
@@ -128,9 +142,10 @@ def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bo
         show_progress (bool): bars on a terminal.
 
     Raises:
-        UserError: if the file cannot be read.
+        UserError: if the file cannot be read or written.
         Interrupted: after a signal; every run has saved its state.
     """
+    _check_writable(path)
     lines = read_lines(path)
     missing = {
         p.fingerprint: p
@@ -139,9 +154,23 @@ def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bo
     }
     start_logging(None)
     there = len({p.fingerprint for p in planned}) - len(missing)
-    logger.info(f"{path}: {there} runs there, {len(missing)} to do")
+    made = _by_settings(lines)
+    again = sum(_settings(p.config) in made for f, p in missing.items() if f not in lines)
+    note = f", {again} of them again, made before by {OTHER}" if again else ""
+    logger.info(f"{path}: {there} runs there, {len(missing)} to do{note}")
     if missing:
         _Pool(list(missing.values()), path, jobs, show_progress).work()
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a place for the lines that cannot be used, before a run has cost anything."""
+    try:
+        with checkpoint.turn(path), open(path, "ab"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}: {error.filename}); give another --output"
+        ) from None
 
 
 class _Pool:
@@ -308,3 +337,65 @@ def collect(planned: list[Planned], path: Path) -> list[tuple[Planned, dict[str,
     """Each run of the experiment with its line; runs without one are left out."""
     lines = read_lines(path)
     return [(p, lines[p.fingerprint]) for p in planned if p.fingerprint in lines]
+
+
+def finished(experiment: Experiment, path: Path) -> list[tuple[Planned, dict[str, Any]]]:
+    """Each run of the experiment that was finished with the same settings, with its line.
+
+    So that tables and figures can be made again without the time to train, lines of other code or
+    data count where there are none of today's, which a warning says. Neither data nor run folders
+    are needed.
+
+    Args:
+        experiment (Experiment): the experiment.
+        path (Path): file of the lines.
+
+    Raises:
+        UserError: if the experiment is impossible, or has no such line.
+    """
+    lines = read_lines(path)
+    made = _by_settings(lines)
+    checksums: dict[str, str] = {}
+    found, other = [], 0
+    for spec, config in check(experiment):
+        lines_of_run = made.get(_settings(config), [])
+        if not lines_of_run:
+            continue
+        place, newest = config["data_path"], lines_of_run[-1]
+        if place not in checksums:
+            checksums[place] = data_checksum(config) if _data_are_here(config) else newest["data"]
+        today = fingerprint(config, checksums[place])
+        line = next((line for line in lines_of_run if line["fingerprint"] == today), newest)
+        other += line["fingerprint"] != today
+        found.append((Planned(spec, config, line["fingerprint"], line["data"]), line))
+    if not found:
+        others = f", only {len(lines)} lines of other settings or seeds" if lines else ""
+        raise UserError(
+            f"{path} has no finished run of {experiment.name} as it is now{others}; benchmark, "
+            "ablate or sweep makes them"
+        )
+    if other:
+        logger.warning(
+            f"{path}: {other} of these {len(found)} runs were made by {OTHER} than there are now; "
+            "benchmark, ablate or sweep makes them anew"
+        )
+    return found
+
+
+def _by_settings(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The finished lines by settings, in their order."""
+    found: dict[str, list[Any]] = {}
+    for line in lines.values():
+        if line.get("status") == DONE:
+            found.setdefault(_settings_key(line["config"]), []).append(line)
+    return found
+
+
+def _settings(config: Config) -> str:
+    return _settings_key(config.plain())
+
+
+def _settings_key(plain: Mapping[str, Any]) -> str:
+    """What names a run but for code and data, see ``fingerprint``."""
+    values = {k: v for k, v in plain["values"].items() if k not in ELSEWHERE_KEYS}
+    return short_key({**plain, "values": values})

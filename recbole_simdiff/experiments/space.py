@@ -115,7 +115,8 @@ def find_space(model: str) -> Path:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.hyper")))
         raise UserError(
-            f"no search space is shipped for {model}, only for {known}; give one with --space=FILE"
+            f"no search space is shipped for {model}, only for {known}. Write one, with a line "
+            "such as 'tau uniform 0.05,1' for each parameter, and give it with --space=FILE"
         )
     return path
 

@@ -50,6 +50,7 @@ ELSEWHERE = {
     "dataset": "datasets, or --datasets",
     "seed": "seeds, or --seeds",
     "save_rankings": "nowhere: experiments always save them",
+    "nproc": "train: a run of an experiment is of one process; --jobs=N makes N at the same time",
 }
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 
@@ -174,7 +175,7 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise UserError(f"{source}: unknown key {key!r}; {hint}")
     for key in ("kind", "title", "datasets"):
-        if key not in content:
+        if content.get(key) in (None, ""):
             raise UserError(f"{source} lacks {key!r}")
     kind = content["kind"]
     if kind not in KINDS:
@@ -191,6 +192,7 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
     for row, own in rows.items():
         if "," in row:  # it could not be named in --models
             raise UserError(f"{source}: row {row!r} must have no comma in its label")
+        _check_label(row, source)
         _refuse({k for k in own if k != "model"} | content.get("sweep", {}).keys(), source)
     _refuse(_mapping(content.get("settings"), f"{source}: settings"), source)
     sweep = {
@@ -200,14 +202,18 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
     for key, values in sweep.items():
         if any(isinstance(value, list | dict) for value in values):
             raise UserError(f"{source}: values of a sweep are numbers or text, not {key}={values}")
+    cited = content.get("cited")
     reference = str(content.get("reference", next(iter(rows), "")))
     if rows and reference not in rows:
         raise UserError(f"{source}: reference={reference!r} is not one of {', '.join(rows)}")
+    datasets = tuple(map(str, _list(content["datasets"], f"{source}: datasets")))
+    if len(set(datasets)) < len(datasets):
+        raise UserError(f"{source}: datasets={[*datasets]} must be different")
     return Experiment(
         name=name,
         kind=kind,
         title=str(content["title"]),
-        datasets=tuple(map(str, _list(content["datasets"], f"{source}: datasets"))),
+        datasets=datasets,
         seeds=seeds(content.get("seeds", [2020]), source),
         rows=rows,
         settings=_mapping(content.get("settings"), f"{source}: settings"),
@@ -216,15 +222,24 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
         metrics=_metrics(content.get("metrics", METRICS), source),
         figures=figures(content.get("figures", ()), f"{source}: figures"),
         cited=tuple(
-            _cited(part, source) for part in _list(content.get("cited") or [None], source) if part
+            _cited(part, source) for part in (_list(cited, f"{source}: cited") if cited else ())
         ),
     )
 
 
 def plain_experiment(
-    models: Sequence[str], datasets: Sequence[str], numbers: Sequence[int]
+    models: Sequence[str],
+    datasets: Sequence[str],
+    numbers: Sequence[int],
+    metrics: Sequence[str] = METRICS,
 ) -> Experiment:
-    """A benchmark of models at their defaults, without a file."""
+    """A benchmark of models at their defaults, without a file.
+
+    Args:
+        models, datasets (Sequence): names.
+        numbers (Sequence): seeds.
+        metrics (Sequence): columns.
+    """
     return Experiment(
         name="-".join(["benchmark", *models])[:100],
         kind="benchmark",
@@ -233,6 +248,7 @@ def plain_experiment(
         seeds=tuple(numbers),
         rows={model: {} for model in models},
         reference=models[0],
+        metrics=tuple(metrics),
     )
 
 
@@ -332,12 +348,25 @@ def _cited(part: Any, source: str) -> Cited:
             f"{source}: protocol={part['protocol']!r} is not one of {', '.join(PROTOCOLS)}"
         )
     metrics = _metrics(part["metrics"], source)
-    for dataset, rows in _mapping(part["values"], f"{source}: values").items():
-        for row, values in _mapping(rows, f"{source}: values of {dataset}").items():
+    cited = {
+        str(dataset): _mapping(rows, f"{source}: values of {dataset}")
+        for dataset, rows in _mapping(part["values"], f"{source}: values").items()
+    }
+    for dataset, rows in cited.items():
+        for row, values in rows.items():
+            _check_label(row, source)
             numbers = isinstance(values, list) and len(values) == len(metrics)
             if not numbers or any(not isinstance(v, int | float | None) for v in values):
                 raise UserError(f"{source}: {row} on {dataset} has not one number for each metric")
-    return Cited(str(part["source"]), part["protocol"], metrics, part["values"])
+    _check_label(part["source"], source)
+    return Cited(str(part["source"]), part["protocol"], metrics, cited)
+
+
+def _check_label(label: Any, source: str) -> None:
+    if set("|\n\r") & set(str(label)):
+        raise UserError(
+            f"{source}: {label!r} stands in tables and must have no | and no line break in it"
+        )
 
 
 def _metrics(value: Any, source: str) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ from recbole_simdiff.run import (
     ELSEWHERE_KEYS,
     RunResult,
     aligned,
+    code,
     fingerprint,
     run,
     run_once,
@@ -568,7 +569,7 @@ def _made_with(search: Search) -> dict[str, Any]:
     values = search.config({}).plain()["values"]
     searched = {dimension.key: f"search over {dimension}" for dimension in search.space}
     common = {k: v for k, v in values.items() if k not in ELSEWHERE_KEYS | searched.keys()}
-    common |= searched | {"data": search.data, "recbole_simdiff": versions()["recbole_simdiff"]}
+    common |= searched | {"data": search.data, "code of recbole_simdiff": code()}
     found: dict[str, Any] = json.loads(json.dumps(common, default=str))
     return found
 

@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from recbole_simdiff.run import LISTS, RANKS, RESULT, read_result
 from recbole_simdiff.trainer import KEPT, REMOVED
 from tests.experiments.conftest import tiny
 
+run_module = importlib.import_module("recbole_simdiff.run")
 MAGIC = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
 
@@ -108,8 +111,9 @@ def test_a_sweep(main: Any, write: Any, files: Path) -> None:
 def test_a_benchmark_without_a_file(main: Any, tmp_path: Path) -> None:
     models = ("SASRec", "CL4SRec")
     arguments = ["benchmark", f"--models={','.join(models)}", "--datasets=toy", "--seeds=1"]
-    code, out, err = main(*arguments, models=models, topk=[5, 10])
+    code, out, err = main(*arguments, models=models, topk=[5, 2])
     assert code == 0, err
+    assert "| row | seeds | hit@5 | hit@2 | ndcg@5 | ndcg@2 |" in out
     assert "against SASRec" in out
     lines = (tmp_path / "results" / "benchmark-SASRec-CL4SRec" / LINES).read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == [*models]
@@ -153,13 +157,16 @@ def test_part_of_an_experiment(main: Any, write: Any, files: Path) -> None:
     assert "epochs=1" in part.read_text()
 
 
-def test_figures_and_analyses_of_what_is_there(main: Any, write: Any, files: Path) -> None:
+def test_figures_and_analyses_of_what_is_there(
+    main: Any, write: Any, files: Path, data_path: Path, monkeypatch: Any
+) -> None:
     """Neither trains anything."""
     path = write(seeds=[1], settings=tiny("SimDiffRec"))
     assert main("ablate", path, models=())[0] == 0
     code, out, _ = main("plot", path, "--figures=curves", models=())
     assert code == 0
     assert out.split() == [str(files / f"parts-toy-curves.{suffix}") for suffix in FORMATS]
+    figures = out
     code, out, _ = main("analyze", path, "--by=length,train_count,views", models=())
     assert code == 0
     assert "**SimDiffRec on toy: test by length, history kept**" in out
@@ -183,6 +190,16 @@ def test_figures_and_analyses_of_what_is_there(main: Any, write: Any, files: Pat
     code, _, err = main("plot", path, "--seeds=9", models=())
     assert code == 2
     assert "has no finished run of parts" in err
+    # What shows results trains nothing, so neither other code nor missing data stop it.
+    before = (files / "parts-analysis.csv").read_text()
+    monkeypatch.setattr(run_module, "code", lambda: "of tomorrow")
+    shutil.rmtree(data_path / "toy")
+    assert main("plot", path, "--figures=curves", models=())[:2] == (0, figures)
+    code, _, err = main("analyze", path, "--by=length,train_count", models=())
+    assert code == 0
+    assert "2 of these 2 runs were made by other code of this package or other data" in err
+    again = (files / "parts-analysis.csv").read_text()
+    assert [row for row in before.splitlines() if "test by" in row] == again.splitlines()[1:]
 
 
 def test_figures_of_single_runs(main: Any, write: Any, tmp_path: Path, capsys: Any) -> None:
@@ -251,7 +268,11 @@ def test_files_of_other_runs_have_other_names(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["benchmark"], "benchmark needs the name of an experiment, or --models"),
-        (["plot"], "plot needs the name of an experiment, or --models"),
+        (["plot"], "plot needs the name of an experiment, --models or --runs"),
+        (["analyze"], "analyze needs the name of an experiment, --models or --runs"),
+        (["benchmark", "--models=SASRec", "--nproc=2"], "the command line: nproc belongs to train"),
+        (["benchmark", "--models=SASRec", "--topk=1.5"], "topk"),
+        (["benchmark", "--models=SASRec", "--topk=[7]"], "valid_metric=NDCG@10"),
         (["sweep", "table3"], "table3 is of kind ablation: ablate table3"),
         (["ablate", "table3", "--jobs=0"], "--jobs=0 must be at least 1"),
         (["ablate", "table3", "--seeds=a"], "--seeds: seeds=['a'] must be"),
@@ -272,6 +293,31 @@ def test_mistakes(arguments: list[str], message: str, capsys: Any, tmp_path: Pat
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["models", "datasets", "seeds", "runs", "figures", "by"])
+@pytest.mark.parametrize(
+    ("value", "message"), [("", "names nothing"), (" ,", "names nothing"), ("a,b,a", "a twice")]
+)
+def test_options_that_name_nothing_or_the_same_twice(
+    option: str, value: str, message: str, capsys: Any
+) -> None:
+    command = "analyze" if option == "by" else "plot"
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "table3", f"--{option}={value}"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_columns_follow_the_cutoffs_that_are_asked_for(data_path: Path, capsys: Any) -> None:
+    """Of a benchmark without a file; those of a file are its own."""
+    options = ["--topk=[20,3]", "--valid_metric=NDCG@20", f"--data_path={data_path}"]
+    given = [*options, "--datasets=toy", "--output=file"]
+    Path("file").touch()  # which comes after everything else is found right, before any training
+    assert cli.main(["benchmark", "--models=SASRec", *given]) == 2
+    assert "file/benchmark-SASRec/runs.jsonl cannot be written" in capsys.readouterr().err
+    assert cli.main(["ablate", "table3", *given]) == 2
+    assert "hit@5 is not computed" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- analyses

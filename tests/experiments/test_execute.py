@@ -1,7 +1,9 @@
 """Runs are made once, recorded once, continued, and fail alone."""
 
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +25,11 @@ from recbole_simdiff.experiments.execute import (
     plan,
     read_lines,
 )
-from recbole_simdiff.run import LISTS, RANKS, RESULT, evaluate, run
+from recbole_simdiff.run import LISTS, RANKS, RESULT, evaluate, fingerprint, run
 from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED
 from tests.experiments.conftest import CONTENT, tiny
+
+run_module = importlib.import_module("recbole_simdiff.run")
 
 
 @pytest.fixture
@@ -149,6 +153,92 @@ def test_several_at_a_time(done: Any, experiment: Any, tmp_path: Path) -> None:
 def test_a_data_set_that_is_not_there(experiment: Any) -> None:
     with pytest.raises(UserError, match="nowhere"):
         plan(experiment(datasets=["nowhere"]))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "lines"])
+def test_lines_that_cannot_be_written_are_refused_before_anything_is_trained(
+    experiment: Any, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "lines" / LINES).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"runs\.jsonl cannot be written .* give another --output"):
+        execute.execute(plan(experiment()), tmp_path / place / LINES, show_progress=False)
+    assert not (tmp_path / "saved").exists()
+
+
+def record(planned: Any, **changes: Any) -> dict[str, Any]:
+    """A line as a finished run leaves it, as far as this file reads it."""
+    plain = json.loads(json.dumps(planned.config.plain()))
+    entry = {"status": DONE, "config": plain, "data": planned.data}
+    return {**entry, "fingerprint": planned.fingerprint, **changes}
+
+
+def test_lines_of_other_code_or_data_count_where_there_are_none_of_todays(
+    experiment: Any, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    made, path = experiment(), tmp_path / LINES
+    planned = plan(made)
+    append_line(path, record(planned[0]))
+    append_line(path, record(planned[0], fingerprint="later", data="other"))
+    append_line(path, record(planned[1]))
+    found = execute.finished(made, path)
+    assert [p.spec.seed for p, _ in found] == [1, 2]
+    assert [p.run_dir for p, _ in found] == [p.run_dir for p in planned[:2]]
+    assert "other code" not in caplog.text
+    append_line(path, record(planned[2], fingerprint="old"))
+    append_line(path, record(planned[2], fingerprint="newest"))
+    append_line(path, record(planned[2], fingerprint="broken", status=FAILED))
+    found = execute.finished(made, path)
+    assert [p.fingerprint for p, _ in found][2:] == ["newest"]
+    assert found[2][0].run_dir.name == "SimDiffRec-toy-newest"
+    assert f"{path}: 1 of these 3 runs were made by other code of this package" in caplog.text
+    # All of them, once the code has changed.
+    monkeypatch.setattr(run_module, "code", lambda: "of tomorrow")
+    assert [line["fingerprint"] for _, line in execute.finished(made, path)] == [
+        *("later", planned[1].fingerprint, "newest")
+    ]
+    assert "3 of these 3 runs were made by other code" in caplog.text
+
+
+def test_finished_runs_are_found_without_the_data(
+    experiment: Any, data_path: Path, tmp_path: Path, caplog: Any
+) -> None:
+    made, path = experiment(seeds=[1]), tmp_path / LINES
+    first, second = plan(made)
+    for planned in (first, second):
+        append_line(path, record(planned))
+    shutil.rmtree(data_path / "toy")
+    assert len(execute.finished(made, path)) == 2
+    assert "other code" not in caplog.text
+    # Runs of different data beside one another are told apart all the same.
+    path.unlink()
+    append_line(path, record(first))
+    append_line(path, record(second, data="other", fingerprint=fingerprint(second.config, "other")))
+    assert len(execute.finished(made, path)) == 2
+    assert "1 of these 2 runs" in caplog.text
+
+
+def test_lines_of_other_settings_are_not_taken(experiment: Any, tmp_path: Path) -> None:
+    path = tmp_path / LINES
+    append_line(path, record(plan(experiment(command={"tau": 0.3}))[0]))
+    with pytest.raises(UserError, match=r"no finished run of parts .*, only 1 lines of other sett"):
+        execute.finished(experiment(), path)
+    with pytest.raises(UserError, match=r"no finished run of parts as it is now; benchmark, abla"):
+        execute.finished(experiment(), tmp_path / "none")
+
+
+def test_what_other_code_made_is_made_again_and_said(
+    done: Any, monkeypatch: Any, capsys: Any
+) -> None:
+    _, path, _ = done(seeds=[1], rows={"SimDiffRec": {}})
+    assert "0 runs there, 1 to do\n" in capsys.readouterr().err
+    monkeypatch.setattr(run_module, "code", lambda: "of tomorrow")
+    done(seeds=[1], rows={"SimDiffRec": {}})
+    assert (
+        "0 runs there, 1 to do, 1 of them again, made before by other code"
+        in capsys.readouterr().err
+    )
+    assert len(read_lines(path)) == 2
 
 
 def test_lost_rankings_are_made_again_without_training(done: Any) -> None:

@@ -56,6 +56,30 @@ def test_models_without_a_file() -> None:
     assert experiment.reference == "SASRec"
 
 
+PUBLISHED: dict[str, Any] = {
+    "source": "x",
+    "protocol": "history kept",
+    "metrics": ["hit@5"],
+    "values": {"toy": {"SASRec": [0.1]}},
+}
+
+
+def test_published_numbers(write: Any) -> None:
+    """A data set without any is one for which nothing is cited."""
+    cited = PUBLISHED | {"values": {"toy": {"SASRec": [0.1]}, "ml-100k": None}}
+    (found,) = load_experiment(write(cited=[cited])).cited
+    assert found.rows("toy") == {"SASRec": {"hit@5": 0.1}}
+    assert found.rows("ml-100k") == found.rows("yelp") == {}
+    assert load_experiment(write(cited=[])).cited == ()
+
+
+def test_a_title_that_is_left_empty(write: Any) -> None:
+    path = Path(write())
+    path.write_text(path.read_text().replace("title: Parts", "title:"))
+    with pytest.raises(UserError, match="lacks 'title'"):
+        load_experiment(str(path))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -80,19 +104,20 @@ def test_models_without_a_file() -> None:
             "protocol='kept' is not one of history kept, history removed",
         ),
         (
-            {
-                "cited": [
-                    {
-                        "source": "x",
-                        "protocol": "history kept",
-                        "metrics": ["hit@5"],
-                        "values": {"toy": {"SASRec": [0.1, 0.2]}},
-                    }
-                ]
-            },
+            {"cited": [PUBLISHED | {"values": {"toy": {"SASRec": [0.1, 0.2]}}}]},
             "SASRec on toy has not one number for each metric",
         ),
-        ({"cited": 5}, "must be a list"),
+        ({"cited": 5}, "cited must be a list"),
+        ({"cited": True}, "cited must be a list with something in it, not True"),
+        ({"cited": {"source": "x"}}, "cited must be a list with something in it, not {"),
+        ({"cited": [None]}, "each entry of cited has"),
+        ({"cited": [PUBLISHED | {"values": {"toy": {"a|b": [0.1]}}}]}, "'a|b' stands in tables"),
+        ({"cited": [PUBLISHED | {"source": "a\nb"}]}, r"'a\nb' stands in tables"),
+        ({"rows": {"a|b": {"model": "SimDiffRec"}}}, "'a|b' stands in tables and must have no |"),
+        ({"rows": {"a\nb": {"model": "SimDiffRec"}}}, "no line break"),
+        ({"title": ""}, "lacks 'title'"),
+        ({"datasets": ["toy", "toy"]}, "datasets=['toy', 'toy'] must be different"),
+        ({"settings": {"nproc": 2}}, "nproc belongs to train: a run of an experiment is of one"),
         ({"metrics": ["HR@5"]}, "metric 'HR@5' must be one of hit, recall, ndcg, mrr at a cutoff"),
         ({"metrics": ["precision@5"]}, "metric 'precision@5' must be one of"),
         ({"rows": {"a, b": {"model": "SimDiffRec"}}}, "row 'a, b' must have no comma"),

@@ -453,6 +453,18 @@ def test_other_data_are_another_search(prepare: Any, data_path: Path) -> None:
         tuning.tune(prepare(RATES))
 
 
+def test_other_code_is_another_search(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for single runs: what trains may have changed, and old scores with it."""
+    first = tuning.tune(prepare(RATES, options={"trials": 1}))
+    search = prepare(RATES, options={"trials": 1})
+    message = "was made with code of recbole_simdiff='[0-9a-f]{16}', and now it is 'of tomorrow'"
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "code", lambda: "of tomorrow")
+        with pytest.raises(UserError, match=message):
+            tuning.tune(search)
+    assert tuning.tune(search) == first
+
+
 def test_a_storage_that_cannot_be_used(prepare: Any, tmp_path: Path) -> None:
     for url in ("nonsense", f"sqlite:///{tmp_path / 'gone' / 'study.db'}", "odd://host/base"):
         with pytest.raises(UserError, match="--storage cannot be used: "):
@@ -788,8 +800,8 @@ def test_mistakes_of_the_command(call: Any, tmp_path: Path, given: list[str], me
 
 
 def test_a_model_without_a_shipped_space(data_path: Path, capsys: Any) -> None:
-    assert main(["tune", "--model=NPE", "--dataset=toy", f"--data_path={data_path}"]) == 2
-    assert "no search space is shipped for NPE" in capsys.readouterr().err
+    assert main(["tune", "--model=DIEN", "--dataset=toy", f"--data_path={data_path}"]) == 2
+    assert "no search space is shipped for DIEN" in capsys.readouterr().err
 
 
 def test_configuration_files_lie_under_the_setting(tmp_path: Path, data_path: Path) -> None:
