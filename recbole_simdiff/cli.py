@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import difflib
 import json
 import os
 import shlex
@@ -15,7 +16,14 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from recbole_simdiff import augmentation, checkpoint, distributed, inference, prepare
-from recbole_simdiff.config import AUGMENTED, Config, parse_overrides, properties_dir, read_yaml
+from recbole_simdiff.config import (
+    AUGMENTED,
+    Config,
+    parse_overrides,
+    preset_files,
+    properties_dir,
+    read_yaml,
+)
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import command, space, tuning
 from recbole_simdiff.models import plugin_models, recbole_models
@@ -32,6 +40,7 @@ from recbole_simdiff.run import (
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
+RENAMED = {"start": "from", "end": "to"}  # attributes of a namespace that cannot be called so
 COMMANDS = (
     "train",
     "evaluate",
@@ -139,7 +148,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     augment.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
     augment.add_argument(
-        "--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win"
+        "--config_files",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="YAML files, later ones win",
     )
     augment.add_argument("--output", required=True, metavar="FILE", help="file to write")
 
@@ -236,16 +250,17 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", help=f"default {DEFAULTS['model']}")
     parser.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
     parser.add_argument(
-        "--config_files", nargs="+", default=[], metavar="FILE", help="YAML files, later ones win"
+        "--config_files",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="YAML files, later ones win",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 failed, 2 wrong input, 128 + signal stopped."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
-        arguments.insert(0, "train")
-    namespace, rest = build_parser().parse_known_args(command.name_first(arguments))
     handler = {
         "train": _train,
         "evaluate": _evaluate,
@@ -260,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = not several or os.environ["RANK"] == "0"
     failed = f"process {os.environ['RANK']}: error" if several else "error"
     try:
+        namespace, rest = _parse(list(sys.argv[1:] if argv is None else argv))
         if several and namespace.command != "train":
             raise UserError(f"{namespace.command} is a command for one process; train is not")
         return handler[namespace.command](namespace, parse_overrides(rest))
@@ -290,6 +306,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, SafetensorError) as error:  # a folder that cannot be written, a full disk
         print(f"{failed}: {error}", file=sys.stderr)
         return 1
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What the command takes, and the other arguments."""
+    start = arguments[0] if arguments else ""
+    if start and not start.startswith("-") and start not in COMMANDS:
+        near = difflib.get_close_matches(start, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
+        raise UserError(f"{start!r} is neither a command nor of the form --key=value; {hint}")
+    if start not in (*COMMANDS, "-h", "--help"):
+        arguments = ["train", *arguments]
+    namespace, rest = build_parser().parse_known_args(command.name_first(arguments))
+    for key, value in vars(namespace).items():
+        if value == "" or (key == "config_files" and "" in value):
+            raise UserError(f"--{RENAMED.get(key, key)} is empty; give a value, or leave it out")
+    return namespace, rest
 
 
 def _files(namespace: argparse.Namespace) -> list[str]:
@@ -396,20 +428,26 @@ def _recommend(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         found = recommender.recommend(
             [request.items for request in requests], namespace.k, namespace.seen == "drop"
         )
+    for request, answer in zip(requests, found, strict=True):
+        unknown, shown = len(answer.unknown), ", ".join(answer.unknown[:10])
+        if unknown == len(request.items):
+            note = (
+                f"no known item, no recommendation: {shown or 'it is empty'} (items are separated "
+                f"by commas: {','.join(recommender.item_ids[1:4])})"
+            )
+        elif not answer.items:
+            note = "all items there are have been seen; --seen=keep ranks them, too"
+        elif unknown:
+            note = f"{unknown} unknown items left out: {shown}"
+        else:
+            continue
+        print(f"{request.name}: {note}", file=sys.stderr)
+    if all(len(a.unknown) == len(r.items) for r, a in zip(requests, found, strict=True)):
+        raise UserError("no history has an item of the training data")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if namespace.format == "csv":
         writer.writerow(["history", "rank", "item", "score"])
     for request, answer in zip(requests, found, strict=True):
-        if answer.unknown:
-            print(
-                f"{request.name}: {len(answer.unknown)} unknown items left out: "
-                f"{', '.join(answer.unknown[:10])}",
-                file=sys.stderr,
-            )
-        if not answer.items:
-            print(
-                f"{request.name}: no known item in the history, no recommendation", file=sys.stderr
-            )
         ranked = list(enumerate(zip(answer.items, answer.scores, strict=True), start=1))
         if namespace.format == "json":
             print(json.dumps({"history": request.name, **answer._asdict()}))
@@ -422,13 +460,17 @@ def _recommend(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
+def _ids(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _requests(
     namespace: argparse.Namespace, recommender: inference.Recommender
 ) -> Iterator[_Request]:
-    for user in filter(None, (namespace.users or "").split(",")):
+    for user in _ids(namespace.users or ""):
         yield _Request(f"user {user}", recommender.history(user))
     for number, text in enumerate(namespace.history or (), start=1):
-        yield _Request(f"history {number}", [i.strip() for i in text.split(",") if i.strip()])
+        yield _Request(f"history {number}", _ids(text))
     try:
         if namespace.input == "-":
             yield from _read_histories(sys.stdin, "standard input")
@@ -530,15 +572,18 @@ def _list(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         for key, value, origin in rows:
             print(f"{key.ljust(width)}  {value!s:<32}  {origin}")
         return 0
-    folder = properties_dir()
-    print("models:           ", ", ".join(sorted(plugin_models())))
+    given = [key for key in (*DEFAULTS, "config_files") if getattr(namespace, key)]
+    if given or overrides:
+        raise UserError(f"list reads --{[*given, *overrides][0]} with --explain only")
+    models = plugin_models()
+    print("models:           ", ", ".join(sorted(models)))
     print("RecBole's models: ", ", ".join(sorted(recbole_models())))
     print(
         "data sets with settings here:",
-        ", ".join(p.stem for p in sorted((folder / "dataset").glob("*"))),
+        ", ".join(p.stem for p in sorted((properties_dir() / "dataset").glob("*"))),
     )
     print(f"augmented data:    {AUGMENTED}, for any of them: --model={AUGMENTED} --backbone=NAME")
-    for model in (*sorted(plugin_models()), AUGMENTED):
-        presets = sorted(path.stem for path in (folder / "preset" / model).glob("*.yaml"))
-        print(f"presets of {model}: paper, {', '.join(presets)}")
+    lineages = {name: [base.__name__ for base in models[name].__mro__] for name in sorted(models)}
+    for model, names in (lineages | {AUGMENTED: [AUGMENTED]}).items():
+        print(f"presets of {model}: {', '.join(['paper', *sorted(preset_files(names))])}")
     return 0

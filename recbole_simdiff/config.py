@@ -14,13 +14,15 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
+from recbole.evaluator import metric_types
 
 from recbole_simdiff.augmenters import diffuasr
 from recbole_simdiff.compat import restore_numpy_aliases
@@ -49,6 +51,8 @@ _CHOICES = {
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
 }
+_EVAL_ARGS = ("split", "group_by", "order", "mode")
+_LEAVE_OUT = ("valid_and_test", "valid_only", "test_only")
 
 
 class _Loader(yaml.SafeLoader):
@@ -97,7 +101,8 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """``--key=value`` and ``--key value`` arguments as a dictionary of parsed values.
 
     Raises:
-        UserError: for an argument that is neither, or a key given twice with different values.
+        UserError: for an argument that is neither, an empty value, or a key given twice with
+            different values.
     """
     result: dict[str, Any] = {}
     pending = list(arguments)
@@ -110,6 +115,8 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             if not pending or pending[0].startswith("--"):
                 raise UserError(f"--{key} needs a value: --{key}=value")
             text = pending.pop(0)
+        if not text:
+            raise UserError(f"--{key}= is empty; give a value, or {key}=None for none")
         value = parse_value(text)
         if key in result and result[key] != value:
             raise UserError(f"--{key} is given twice: {result[key]!r} and {value!r}")
@@ -136,6 +143,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def preset_files(names: Sequence[str]) -> dict[str, Path]:
+    """Preset -> its file, for a model and the models it derives from.
+
+    Args:
+        names (Sequence): of the models; where two have a preset of that name, the later wins.
+    """
+    folders = [properties_dir() / "preset" / name for name in names]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
 class Config(RecBoleConfig):
     """RecBole's ``Config`` with our layers; every value knows where it came from.
 
@@ -152,7 +169,7 @@ class Config(RecBoleConfig):
         dataset (str): name of the data set.
         config_files (Sequence): YAML files, later ones win.
         overrides (Mapping | None): values that win over every file.
-        origin (str): what the overrides are called in messages.
+        origin (str | Mapping): what the overrides, or each of them, are called in messages.
 
     Raises:
         UserError: for an unknown key or model, a wrong type, or an impossible value.
@@ -164,25 +181,40 @@ class Config(RecBoleConfig):
         dataset: str,
         config_files: Sequence[str | Path] = (),
         overrides: Mapping[str, Any] | None = None,
-        origin: str = COMMAND_LINE,
+        origin: str | Mapping[str, str] = COMMAND_LINE,
     ) -> None:
         self.origin: dict[str, str] = {}
         self._override_origin = origin
         self._given: dict[str, str] = {}
+        with self.naming_origins():
+            try:
+                super().__init__(model, dataset, list(config_files), dict(overrides or {}))
+            except (
+                AttributeError,
+                LookupError,
+                NotImplementedError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(str(error)) from error
+            self._check_values()
+
+    @contextmanager
+    def naming_origins(self) -> Iterator[None]:
+        """Within the block, a ``UserError`` that quotes ``key=value`` also says who set the key."""
         try:
-            super().__init__(model, dataset, list(config_files), dict(overrides or {}))
-        except (
-            AttributeError,
-            LookupError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(str(error)) from error
-        self._check_values()
+            yield
+        except UserError as error:
+            message, origin = str(error), self.origin | self._given
+            keys = dict.fromkeys(re.findall(r"\b(\w+)[=:]", message))
+            named = [
+                f"{k} from {origin[k]}" for k in keys if k in origin and origin[k] not in message
+            ]
+            error.args = (f"{message} ({', '.join(named)})" if named else message,)
+            raise
 
     # ------------------------------------------------------------------ RecBole's steps, replaced
 
@@ -202,7 +234,9 @@ class Config(RecBoleConfig):
         return merged
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
-        self._given.update(dict.fromkeys(config_dict or {}, self._override_origin))
+        origin = self._override_origin
+        named = dict.fromkeys(config_dict or {}, origin) if isinstance(origin, str) else origin
+        self._given.update(named)
         return dict(config_dict or {})
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -255,14 +289,13 @@ class Config(RecBoleConfig):
                 self._update_internal_config_dict(layer)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
-            own = [self.name] if self.name == AUGMENTED else names
-            self._load_preset([folder / "preset" / name for name in own], preset)
+            self._load_preset([self.name] if self.name == AUGMENTED else names, preset)
         self._check_keys()
         self._check_types()
 
-    def _load_preset(self, folders: Sequence[Path], preset: Any) -> None:
+    def _load_preset(self, names: Sequence[str], preset: Any) -> None:
         """The preset's file of the model or, where it has none of that name, of its base."""
-        files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+        files = preset_files(names)
         known = ["paper", *sorted(files)]
         if preset not in known:
             raise UserError(
@@ -276,6 +309,15 @@ class Config(RecBoleConfig):
         self.origin.update(self._given)
         if isinstance(final["eval_args"], dict):  # given in part, it keeps the rest of the default
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
+            _check_eval_args(final["eval_args"])
+        if self.origin["load_col"] == "recbole/properties/dataset/sample.yaml":
+            # RecBole loads users and items only; a model of sequences needs their order, too.
+            item = final["ITEM_ID_FIELD"]
+            ready = final["benchmark_filename"] is not None
+            order = item + final["LIST_SUFFIX"] if ready else final["TIME_FIELD"]
+            needed = (final["USER_ID_FIELD"], item, order)
+            final["load_col"] = {"inter": [name for name in needed if name]}
+            self.origin["load_col"] = "the fields of user, item and time"
         # RecBole draws negatives by default, and refuses them for CE. Here they are drawn for
         # exactly the models that read them: beside the positives (pair-wise) or as labelled rows.
         sampled = final.get("loss_type") == "BPR" or "PAIRWISE" in str(
@@ -290,6 +332,7 @@ class Config(RecBoleConfig):
     def _set_default_parameters(self) -> None:
         """RecBole's, but a copy of ml-100k in ``data_path`` goes before the one RecBole ships."""
         self._data_root = self.final_config_dict["data_path"]
+        self._check_metrics()
         super()._set_default_parameters()
         own = os.path.join(self._data_root, self.dataset)
         if os.path.isdir(own):
@@ -348,6 +391,20 @@ class Config(RecBoleConfig):
             elif isinstance(default, int) and isinstance(value, float):
                 self.external_config_dict[key] = int(value)
 
+    def _check_metrics(self) -> None:
+        metrics, topk = self.final_config_dict["metrics"], self.final_config_dict["topk"]
+        names = [metrics] if isinstance(metrics, str) else metrics
+        if not isinstance(names, list) or not names or any(type(n) is not str for n in names):
+            raise UserError(f"metrics={metrics} must be names of metrics, e.g. [Hit, NDCG]")
+        for name in names:
+            if name.lower() not in metric_types:
+                near = difflib.get_close_matches(name.lower(), metric_types, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"metrics={metrics}: there is no metric named {name!r}{hint}")
+        cuts = [topk] if isinstance(topk, int) else topk
+        if not isinstance(cuts, list) or not cuts or any(type(k) is not int or k < 1 for k in cuts):
+            raise UserError(f"topk={topk} must be whole numbers of at least 1, e.g. [5, 10]")
+
     def _check_values(self) -> None:
         final = self.final_config_dict
         for key in ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step"):
@@ -361,11 +418,9 @@ class Config(RecBoleConfig):
             raise UserError(f"learning_rate={final['learning_rate']} must be positive and finite")
         if not 0 < final["train_fraction"] <= 1:
             raise UserError(f"train_fraction={final['train_fraction']} must lie in (0, 1]")
-        for key in ("seed", "weight_decay", "show_users", "older_windows"):
+        for key in ("seed", "weight_decay", "show_users", "worker", "older_windows"):
             if not 0 <= final[key] < 2**32:
                 raise UserError(f"{key}={final[key]} must lie in [0, 2^32)")
-        if any(type(k) is not int for k in final["topk"]):
-            raise UserError(f"topk={final['topk']} must be whole numbers")
         if not isinstance(final["checkpoint_dir"], str):
             raise UserError(f"checkpoint_dir={final['checkpoint_dir']!r} must be a folder")
         for key, allowed in _CHOICES.items():
@@ -375,9 +430,15 @@ class Config(RecBoleConfig):
                     f"{', '.join(map(str, allowed))}"
                 )
         clip = final["clip_grad_norm"]
-        if not isinstance(clip, dict | None) or set(clip or ()) - {"max_norm", "norm_type"}:
+        if clip is not None and not (
+            isinstance(clip, dict)
+            and "max_norm" in clip
+            and clip.keys() <= {"max_norm", "norm_type"}
+            and all(_is_number(value) and value > 0 for value in clip.values())
+        ):
             raise UserError(
-                f"clip_grad_norm={final['clip_grad_norm']} must be like {{max_norm: 1.0}}"
+                f"clip_grad_norm={clip} must be like {{max_norm: 1.0}} or {{max_norm: 1.0, "
+                "norm_type: 2}, with positive numbers"
             )
         if final["eval_args"]["order"] != "TO":
             raise UserError(
@@ -397,6 +458,11 @@ class Config(RecBoleConfig):
             raise UserError(
                 f"train_sampling={final['train_sampling']} is not available for RecBole's own "
                 f"{self.model}, which trains on prefixes (prefix_last)"
+            )
+        if self.model in plugin_models() and final["transform"] is not None:
+            raise UserError(
+                f"transform={final['transform']} is not available for {self.model}, whose training "
+                "batches are not RecBole's"
             )
         groups = final["length_groups"]
         whole = isinstance(groups, list) and all(type(k) is int for k in groups)
@@ -423,6 +489,13 @@ class Config(RecBoleConfig):
         if values["train_neg_sample_args"].get("distribution") == "none":
             values["train_neg_sample_args"] = None
         return {"model": self.name, "dataset": self.dataset, "values": values}
+
+    def known_datasets(self) -> list[str]:
+        """Names of the data sets with settings here or with a folder in ``data_path``."""
+        settings = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
+        return sorted(
+            settings | {path.parent.name for path in Path(self._data_root).glob("*/*.inter")}
+        )
 
     def with_seed(self, seed: int) -> "Config":
         """The same configuration with another seed."""
@@ -465,9 +538,53 @@ def _interval(key: str, value: Any, source: str) -> Any:
     return value
 
 
+def _check_eval_args(args: Mapping[str, Any]) -> None:
+    """Refuse what RecBole would ignore in ``eval_args``, or only find once the data are read.
+
+    Raises:
+        UserError: naming the part and what is allowed.
+    """
+    mode, group_by = args["mode"], args["group_by"]
+    modes = mode if isinstance(mode, dict) else {"valid": mode, "test": mode}
+    for name, keys, known in (
+        ("eval_args", args, _EVAL_ARGS),
+        ("eval_args: mode", modes, ("valid", "test")),
+    ):
+        for key in keys:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ";"
+                raise UserError(f"{name}: unknown key {key!r}{hint} It has {', '.join(known)}")
+    for value in modes.values():
+        if not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d*", str(value)):
+            raise UserError(
+                f"eval_args: mode={mode!r} must be full, uni100 or pop100, of any number"
+            )
+    split = args["split"] if isinstance(args["split"], dict) and len(args["split"]) == 1 else {}
+    shares = split.get("RS", split.get("TS"))
+    by_shares = (
+        isinstance(shares, list)
+        and len(shares) == 3
+        and all(_is_number(share) and 0 <= share < math.inf for share in shares)
+        and shares[0] > 0
+    )
+    if not by_shares and split.get("LS") not in _LEAVE_OUT:
+        raise UserError(
+            f"eval_args: split={args['split']!r} must be {{LS: one of {', '.join(_LEAVE_OUT)}}}, "
+            "or shares of training, validation and test such as {RS: [0.8, 0.1, 0.1]} or "
+            "{TS: [0.8, 0.1, 0.1]}"
+        )
+    if group_by != "user" and str(group_by).lower() != "none":
+        raise UserError(f"eval_args: group_by={group_by!r} must be user or none")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _wanted_type(default: Any, value: Any) -> str | None:
     """What ``value`` should have been, given the default it replaces; None if it is fine."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = _is_number(value)
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, int):

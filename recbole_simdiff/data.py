@@ -6,6 +6,7 @@ length in it, and padded rows are built for one batch at a time. Row for row the
 """
 
 import csv
+import difflib
 import math
 import os
 from collections import Counter
@@ -50,11 +51,14 @@ class HostFixes(Dataset):
         searched = Path(self.dataset_path) / f"{self.dataset_name}.inter"
         known = self._get_download_url("url", allow_none=True)
         if known is None:
+            name = self.dataset_name
+            near = difflib.get_close_matches(name, self.config.known_datasets(), n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
             raise UserError(
-                f"dataset={self.dataset_name!r} is not there: {searched} does not exist, and "
-                "RecBole knows no download of that name. Put RecBole atomic files there, or point "
+                f"dataset={name!r} is not there: {searched} does not exist, and RecBole knows no "
+                f"download of that name. {hint}Put RecBole atomic files there, or point "
                 "--data_path at the folder that holds "
-                f"{self.dataset_name}/{self.dataset_name}.inter"
+                f"{name}/{name}.inter"
             )
         if n_processes() > 1:
             raise UserError(
@@ -90,6 +94,12 @@ class HostFixes(Dataset):
         items called "NA" or "None" are dropped; the Python engine is much slower.
         """
         load_col, unload_col = self._get_load_and_unload_col(source)
+        inter = getattr(source, "value", source) == "inter"
+        if inter and load_col is not None and not {self.uid_field, self.iid_field} <= load_col:
+            raise UserError(
+                f"load_col={self.config['load_col']} must have {self.uid_field} and "
+                f"{self.iid_field} under inter"
+            )
         if load_col == set():
             return None
         separator = self.config["field_separator"]
@@ -113,10 +123,16 @@ class HostFixes(Dataset):
             columns[header] = field
             dtypes[header] = np.float64 if ftype == FeatureType.FLOAT else str
         missing = (load_col or set()) - set(columns.values())
-        if missing and getattr(source, "value", source) == "inter":
+        if missing and inter:
+            hint = "load_col says what is needed"
+            if self.time_field in missing:
+                hint = (
+                    "TIME_FIELD names the column of times, which order the events. A file without "
+                    f"times needs one, such as the number of the line as {self.time_field}:float"
+                )
             raise UserError(
                 f"{filepath} has no column {', '.join(sorted(missing))}; it has "
-                f"{', '.join(self._header(filepath, separator))} (load_col says what is needed)"
+                f"{', '.join(self._header(filepath, separator))}. {hint}"
             )
         if not columns:
             return None

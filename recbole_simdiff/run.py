@@ -23,7 +23,7 @@ from recbole.utils import init_seed
 from torch import Tensor
 
 from recbole_simdiff import __version__, checkpoint, distributed, tracking
-from recbole_simdiff.config import AUGMENTED, Config
+from recbole_simdiff.config import AUGMENTED, COMMAND_LINE, Config
 from recbole_simdiff.data import (
     BucketLoader,
     FlatDataset,
@@ -226,6 +226,8 @@ def run(
     stored: tuple[dict[str, Tensor], dict[str, Any]] = (
         checkpoint.load(resume) if resume else ({}, {})
     )
+    if resume and not any(key.startswith("optimizer") for key in stored[1]):
+        raise UserError(f"{resume} cannot be resumed from; use the run's {LAST}")
     pseudo = stored[0].get(PSEUDO, pseudo)
     augmentation = augmentation or stored[1].get("augmentation", {})
     if config.name == AUGMENTED and pseudo is None:
@@ -233,6 +235,8 @@ def run(
     dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
     if distributed.n_processes() > 1:
         _join_processes(config, dataset, (train_data, valid_data, test_data), model)
+    if resume:
+        check_same_data(resume, *stored, dataset)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
     data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
     start_logging(run_dir, config["state"])  # from here on nothing the user typed can be wrong
@@ -243,7 +247,6 @@ def run(
     )
     trainer = PlanTrainer(config, model, run_dir, payload, data, report)
     if resume:
-        check_same_data(resume, *stored, dataset)
         trainer.resume(resume)
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     with tracking.tracked(config, run_dir) as tracked:
@@ -475,13 +478,15 @@ def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, 
         pseudo (LongTensor | None): invented items of each user, [users, M].
     """
     init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config)
     pseudo = None if pseudo is None else pseudo.long()
-    train_data, valid_data, test_data = create_loaders(config, dataset, pseudo)
-    if max(config["topk"]) >= dataset.item_num:
-        raise UserError(f"topk={config['topk']} exceeds the {dataset.item_num - 1} items there are")
-    init_seed(config["seed"], config["reproducibility"])
-    model = config.model_class(config, train_data._dataset).to(config["device"])
+    with config.naming_origins():
+        dataset = create_dataset(config)
+        train_data, valid_data, test_data = create_loaders(config, dataset, pseudo)
+        n_items = dataset.item_num - 1
+        if max(config["topk"]) > n_items:
+            raise UserError(f"topk={config['topk']} exceeds the {n_items} items there are")
+        init_seed(config["seed"], config["reproducibility"])
+        model = config.model_class(config, train_data._dataset).to(config["device"])
     return dataset, train_data, valid_data, test_data, model
 
 
@@ -655,7 +660,8 @@ def stored_config(
             )
     stored = content["config"]
     values = {**stored["values"], **overrides}
-    return Config(stored["model"], stored["dataset"], overrides=values, origin="checkpoint")
+    origin = dict.fromkeys(values, "checkpoint") | dict.fromkeys(overrides, COMMAND_LINE)
+    return Config(stored["model"], stored["dataset"], overrides=values, origin=origin)
 
 
 def check_same_data(

@@ -201,9 +201,15 @@ def test_show_users_prints_their_next_items(call: Any, tmp_path: Path, data_path
         (["--dataset=toy2"], "dataset='toy2' is not there:"),
         (["--config_files", "gone.yaml"], "cannot read the configuration file gone.yaml"),
         (["epochs=3"], "'epochs=3' is not of the form --key=value"),
+        (["--seed="], "--seed= is empty; give a value, or seed=None for none"),
+        (["--resume="], "--resume is empty; give a value, or leave it out"),
+        (["--config_files", ""], "--config_files is empty"),
+        (["--tau=-1"], "tau=-1.0 must be positive (tau from command line)"),
         (["--epochs"], "--epochs needs a value: --epochs=value"),
         (["--seed=1", "--seed=2"], "--seed is given twice: 1 and 2"),
         (["--k_noise=12"], "k_noise=12 must be smaller than the number of items"),
+        (["--k_noise=12"], "11 neighbours for each (k_noise from command line)"),
+        (["--topk=[1,5,20]"], "topk=[1, 5, 20] exceeds the 12 items there are (topk from command"),
         (["--TIME_FIELD=time"], "the time column 'time' is not loaded"),
     ],
 )
@@ -217,6 +223,42 @@ def test_a_mistake_costs_one_line_and_leaves_nothing_behind(
     (line,) = [text for text in found.err.splitlines() if text.startswith("error: ")]
     assert message in line
     assert saved(tmp_path) == []
+
+
+@pytest.mark.parametrize("key", ["model", "dataset"])
+@pytest.mark.parametrize("command", [[], ["list", "--explain"], ["tune"]])
+def test_an_empty_name_does_not_mean_the_default(
+    call: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], key: str
+) -> None:
+    """As of a shell variable that is not set."""
+    monkeypatch.setattr(cli, "Config", None)  # else a failure of this test would be a long training
+    found = call(*command, f"--{key}=")
+    assert found.code == 2
+    assert f"error: --{key} is empty; give a value, or leave it out" in found.err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("evalute", "'evalute' is neither a command nor of the form --key=value; did you mean ev"),
+        ("run", "'run' is neither a command nor of the form --key=value; commands are train, eval"),
+    ],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(
+    call: Any, given: str, message: str
+) -> None:
+    found = call(given, "--checkpoint=run")
+    assert found.code == 2
+    assert f"error: {message}" in found.err
+
+
+def test_config_files_given_one_by_one_are_all_read(call: Any, tmp_path: Path) -> None:
+    for name, text in (("a", "tau: 0.5\nk_noise: 2\n"), ("b", "tau: 0.6\n")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    files = [f"--config_files={tmp_path / name}.yaml" for name in ("a", "b")]
+    rows = explained(call("list", "--explain", *files).out)
+    assert rows["k_noise"] == ("2", f"{tmp_path}/a.yaml")
+    assert rows["tau"] == ("0.6", f"{tmp_path}/b.yaml")
 
 
 def test_a_diverged_training_fails_with_code_1(
@@ -252,6 +294,9 @@ def test_evaluate_takes_evaluation_keys_only(call: Any, run_dir: Path) -> None:
     found = call("evaluate", f"--checkpoint={run_dir}", "--topk=[3]", "--valid_metric=NDCG@3")
     assert found.code == 0
     assert "ndcg@3" in found.out
+    found = call("evaluate", f"--checkpoint={run_dir}", "--valid_metric=NDCG@7")
+    assert "valid_metric=NDCG@7 (command line) must be" in found.err
+    assert "(metrics from checkpoint, topk from checkpoint)" in found.err
     found = call("evaluate", f"--checkpoint={run_dir}", "--hidden_size=3")
     assert found.code == 2
     assert "--hidden_size cannot be changed here: the checkpoint fixes it." in found.err
@@ -285,7 +330,7 @@ def recommend(call: Any, run_dir: Path) -> Any:
 
 
 def test_recommend_to_users(recommend: Any) -> None:
-    found = recommend("--users=a,e", "--k=3", "--format=json")
+    found = recommend("--users=a, e", "--k=3", "--format=json")
     assert found.code == 0
     rows = [json.loads(line) for line in found.out.splitlines()]
     assert [row["history"] for row in rows] == ["user a", "user e"]
@@ -364,7 +409,34 @@ def test_unknown_items_are_reported_on_standard_error(recommend: Any) -> None:
     assert found.code == 0
     assert len(found.out.splitlines()) == 2
     assert "history 1: 2 unknown items left out: zz, yy" in found.err
-    assert "history 2: no known item in the history, no recommendation" in found.err
+    assert (
+        "history 2: no known item, no recommendation: zz (items are separated by commas: i1,i2,i3)"
+        in found.err
+    )
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+@pytest.mark.parametrize("text", ["i1 i2 i3", "i1;i2", "zz,yy", "[]", "i1\ti2"])
+def test_histories_without_any_known_item_are_a_mistake(
+    recommend: Any, tmp_path: Path, text: str, format: str
+) -> None:
+    """Most likely they are separated in another way."""
+    path = tmp_path / "histories"
+    path.write_text(f"{text}\n{text}\n")
+    found = recommend(f"--input={path}", f"--format={format}")
+    assert found.code == 2
+    assert found.out == ""
+    assert found.err.count("(items are separated by commas: i1,i2,i3)") == 2
+    assert "line 2: no known item, no recommendation: " in found.err
+    assert "error: no history has an item of the training data" in found.err
+
+
+def test_a_history_of_all_items_is_not_unknown(recommend: Any) -> None:
+    everything = ",".join(f"i{n}" for n in range(1, 13))
+    found = recommend(f"--history={everything}")
+    assert found.code == 0
+    assert "history 1: all items there are have been seen; --seen=keep" in found.err
+    assert "known item" not in found.err
 
 
 @pytest.mark.parametrize(
@@ -406,6 +478,9 @@ def test_list_names_models_data_sets_and_presets(call: Any) -> None:
     assert "SimDiffRec" not in lines["RecBole's models"]
     assert "amazon-beauty" in lines["data sets with settings here"]
     assert "official" in lines["presets of SimDiffRec"]
+    assert lines["presets of CL4SRec"] == " paper"
+    assert lines["presets of DiffCLRec"] == lines["presets of CaDiRec"]
+    assert lines["presets of CaDiRec"] == " paper, cl_trains_items, official, separate_items"
 
 
 def explained(text: str) -> dict[str, tuple[str, str]]:
@@ -444,6 +519,14 @@ def test_explain_of_recboles_model(call: Any) -> None:
     rows = explained(found.out)
     assert rows["embedding_size"][1] == "recbole/properties/model/GRU4Rec.yaml"
     assert "k_noise" not in rows
+
+
+@pytest.mark.parametrize("given", ["--cl_wieght=3", "--model=SASRec", "--config_files=a.yaml"])
+def test_list_alone_reads_no_keys(call: Any, given: str) -> None:
+    found = call("list", given)
+    assert (found.code, found.out) == (2, "")
+    key = given.partition("=")[0]
+    assert f"error: list reads {key} with --explain only" in found.err
 
 
 def test_list_refuses_unknown_keys(call: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from recbole_simdiff import config as config_module
 from recbole_simdiff import models
@@ -248,7 +249,7 @@ def test_numbers_take_the_type_of_their_default() -> None:
         ({"learning_rate": float("nan")}, "learning_rate=nan must be positive"),
         ({"train_sampling": "all"}, "is not one of user_all, prefix_last, p"),
         ({"metrics": ["Luck"]}, "no metric named 'Luck'"),
-        ({"topk": [0]}, "topk must be a positive integer"),
+        ({"topk": [0]}, r"topk=\[0\] must be whole numbers of at least 1"),
         ({"repeatable": False}, "repeatable"),
         ({"sr_loss": "MSE"}, "sr_loss='MSE' is not one of CE, BCE"),
         ({"noise_source": "none"}, "noise_source='none' is not one of similarity, gaussian"),
@@ -275,6 +276,43 @@ def test_impossible_values_are_refused(values: dict[str, Any], message: str) -> 
     refused(message, **values)
 
 
+@pytest.mark.parametrize(
+    ("values", "origins"),
+    [
+        ({"tau": -1}, "tau from FILE"),
+        ({"aug_ratio": 0}, "aug_ratio from FILE"),
+        ({"seed": -1}, "seed from FILE"),
+        ({"learning_rate": 0}, "learning_rate from FILE"),
+        ({"topk": []}, "topk from FILE"),
+        ({"eval_args": {"order": "RO"}}, "eval_args from FILE"),
+        (
+            {"n_heads": 3},
+            f"hidden_size from properties/model/{MODEL}.yaml, n_heads from FILE",
+        ),
+        (
+            {"valid_metric": "NDCG@7"},
+            "metrics from properties/overall.yaml, topk from properties/overall.yaml",
+        ),
+    ],
+)
+def test_an_impossible_value_names_its_origin(
+    tmp_path: Path, values: dict[str, Any], origins: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as caught:
+        Config(MODEL, "toy", [file])
+    message = str(caught.value)
+    assert message.endswith(f" ({origins.replace('FILE', str(file))})")
+    assert message.count(str(file)) == 1  # also where the check itself has named it
+
+
+def test_a_message_about_no_value_is_left_alone() -> None:
+    config = Config(MODEL, "toy", overrides={"tau": 0.2})
+    with pytest.raises(UserError, match=r"^the items of tau are gone$"), config.naming_origins():
+        raise UserError("the items of tau are gone")
+
+
 @pytest.mark.parametrize("metric", ["NDCG@7", "Precision@10", "NDCG", "@10", "10"])
 def test_the_selecting_metric_must_be_computed(metric: str) -> None:
     refused(
@@ -289,6 +327,64 @@ def test_the_selecting_metric_follows_metrics_and_topk() -> None:
     config = Config(MODEL, "toy", overrides=values)
     assert (config["metrics"], config["topk"]) == (["Recall"], [7])
     refused("valid_metric=NDCG@10 .properties/overall.yaml. must be one of", topk=[5])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modee": "uni100"}, r"unknown key 'modee'; did you mean mode\? It has split, group_by"),
+        ({"x": 1}, "unknown key 'x'; It has split, group_by, order, mode"),
+        ({"mode": {"tst": "uni100"}}, r"mode: unknown key 'tst'; did you mean test\?"),
+        ({"mode": "uni"}, "mode='uni' must be full, uni100 or pop100"),
+        ({"mode": {"valid": "full", "test": "some"}}, "mode=.*'some'} must be full, uni100"),
+        ({"split": "LS"}, "split='LS' must be {LS: one of valid_and_test, valid_only, test_only}"),
+        ({"split": {"LS": "both"}}, "split={'LS': 'both'} must be {LS: one of"),
+        ({"split": {"RS": [8, 1]}}, r"split={'RS': \[8, 1\]} must be .* such as {RS: \[0.8"),
+        ({"split": {"RS": [8, 1, "1"]}}, "split=.* or shares of training, validation and test"),
+        ({"split": {"RS": [0, 1, 1]}}, "split=.* or shares of training, validation and test"),
+        ({"split": {"TS": [8, 1, -1]}}, "split=.* or shares of training, validation and test"),
+        ({"split": {"LS": "test_only", "RS": [8, 1, 1]}}, "split=.* must be {LS: one of"),
+        ({"split": {}}, "split={} must be {LS: one of"),
+        ({"group_by": "item"}, "group_by='item' must be user or none"),
+    ],
+)
+def test_parts_of_eval_args_are_checked(values: dict[str, Any], message: str) -> None:
+    """RecBole ignores unknown ones and then ranks or splits as by default."""
+    refused(f"^eval_args: {message}", eval_args=values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mode": "pop20", "group_by": None},
+        {"mode": {"test": "uni5"}, "group_by": "None"},
+        {"split": {"RS": [8, 1, 1]}, "group_by": "none"},
+        {"split": {"TS": [0.9, 0, 0.1]}},
+        {"split": {"LS": "test_only"}},
+    ],
+)
+def test_what_recbole_knows_of_eval_args_is_taken(values: dict[str, Any]) -> None:
+    found = Config(MODEL, "toy", overrides={"eval_args": values})["eval_args"]
+    if "split" in values:
+        assert found["split"] == values["split"]
+
+
+def test_users_items_and_times_are_loaded_unless_something_else_is_asked_for() -> None:
+    config = Config(MODEL, "toy", overrides={"TIME_FIELD": "date", "ITEM_ID_FIELD": "shop"})
+    assert config["load_col"] == {"inter": ["user_id", "shop", "date"]}
+    assert config.origin["load_col"] == "the fields of user, item and time"
+    ready = Config(MODEL, "toy", overrides={"benchmark_filename": ["train", "valid", "test"]})
+    assert ready["load_col"] == {"inter": ["user_id", "item_id", "item_id_list"]}
+    for given in (None, {"inter": ["user_id", "item_id"]}):
+        assert Config(MODEL, "toy", overrides={"load_col": given})["load_col"] == given
+    yelp = Config(MODEL, "yelp")
+    assert yelp["load_col"] == {"inter": ["user_id", "business_id", "date"]}
+    assert yelp.origin["load_col"] == "properties/dataset/yelp.yaml"
+
+
+def test_recboles_models_transform_their_batches() -> None:
+    config = Config("SASRec", "toy", overrides={"transform": "inverse_itemseq"})
+    assert config["transform"] == "inverse_itemseq"
 
 
 def test_recboles_models_train_on_prefixes() -> None:
@@ -433,6 +529,13 @@ def test_both_forms_of_an_override() -> None:
     assert parse_overrides([]) == {}
 
 
+@pytest.mark.parametrize("arguments", [["--preset="], ["--preset", ""]])
+def test_an_empty_value_is_refused(arguments: list[str]) -> None:
+    """As of a shell variable that is not set; None is what stands for nothing."""
+    with pytest.raises(UserError, match="--preset= is empty; give a value, or preset=None"):
+        parse_overrides(arguments)
+
+
 def test_a_key_given_twice_must_agree() -> None:
     assert parse_overrides(["--tau=0.2", "--tau", "0.20"]) == {"tau": 0.2}
     with pytest.raises(UserError, match=r"--tau is given twice: 0\.2 and 0\.3"):
@@ -513,6 +616,21 @@ def test_a_file_that_names_another_model_is_refused(tmp_path: Path) -> None:
     [
         ({"topk": [10, 5.5]}, "must be whole numbers"),
         ({"clip_grad_norm": {"max": 1}}, "must be like {max_norm: 1.0}"),
+        ({"clip_grad_norm": {"max_norm": "abc"}}, "must be like {max_norm: 1.0}"),
+        ({"clip_grad_norm": {"max_norm": 0}}, "must be like {max_norm: 1.0}"),
+        ({"clip_grad_norm": {"max_norm": True}}, "must be like {max_norm: 1.0}"),
+        ({"clip_grad_norm": {"norm_type": 2}}, "must be like {max_norm: 1.0}"),
+        ({"clip_grad_norm": {"max_norm": 1, "norm_type": "two"}}, "must be like {max_norm: 1.0}"),
+        ({"clip_grad_norm": {}}, "must be like {max_norm: 1.0}"),
+        ({"metrics": []}, r"metrics=\[\] must be names of metrics, e.g. \[Hit, NDCG\]"),
+        ({"metrics": 5}, "metrics=5 must be names of metrics"),
+        ({"metrics": [5]}, r"metrics=\[5\] must be names of metrics"),
+        ({"metrics": ["Hitt"]}, "there is no metric named 'Hitt'; did you mean hit?"),
+        ({"topk": []}, r"topk=\[\] must be whole numbers of at least 1"),
+        ({"topk": "ten"}, "topk=ten must be whole numbers of at least 1"),
+        ({"topk": [True]}, r"topk=\[True\] must be whole numbers of at least 1"),
+        ({"worker": -1}, "worker=-1 must lie in"),
+        ({"transform": "crop_itemseq"}, "transform=crop_itemseq is not available for SimDiffRec"),
         ({"seed": 2**32}, "must lie in"),
         ({"show_users": -1}, "must lie in"),
         ({"state": "foo"}, "is not one of DEBUG, INFO"),

@@ -759,6 +759,42 @@ def test_a_missing_column_is_named_with_those_there_are(make_config: Any) -> Non
         create_dataset(make_config(load_col={"inter": columns}))
 
 
+def test_a_file_of_users_items_and_times_needs_no_settings(tmp_path: Path) -> None:
+    write_inter(tmp_path, "few", SEQUENCES)
+    found = create_dataset(Config("SimDiffRec", "few", overrides={"data_path": str(tmp_path)}))
+    assert found.statistics.actions == sum(map(len, SEQUENCES.values()))
+    test = readable(create_loaders(found.config, found)[2]._dataset)
+    assert [(user, target) for user, _, target in test] == [
+        (user, items[-1]) for user, items in SEQUENCES.items() if len(items) > 2
+    ]
+
+
+def test_a_file_without_times_says_what_to_do(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "few" / "few.inter", "user_id:token,item_id:token", ["u,i"])
+    with pytest.raises(UserError) as caught:
+        create_dataset(Config("SimDiffRec", "few", overrides={"data_path": str(tmp_path)}))
+    assert str(caught.value) == (
+        f"{path} has no column timestamp; it has user_id:token, item_id:token. TIME_FIELD names "
+        "the column of times, which order the events. A file without times needs one, such as the "
+        "number of the line as timestamp:float"
+    )
+
+
+@pytest.mark.parametrize("columns", [{}, {"inter": []}, {"inter": ["user_id", "timestamp"]}])
+def test_users_and_items_must_be_loaded(make_config: Any, columns: Any) -> None:
+    with pytest.raises(UserError, match=r"load_col=.* must have user_id and item_id under inter"):
+        create_dataset(make_config(load_col=columns))
+
+
+@pytest.mark.parametrize(("name", "near"), [("amazon_beauty", "amazon-beauty"), ("toyy", "toy")])
+def test_an_unknown_data_set_is_answered_with_the_nearest_name(
+    make_config: Any, name: str, near: str
+) -> None:
+    """Of those with settings here and those in ``data_path``."""
+    with pytest.raises(UserError, match=f"dataset='{name}' is not there.* Did you mean {near}\\?"):
+        create_dataset(make_config(dataset=name))
+
+
 def test_a_missing_time_column_is_named(make_config: Any) -> None:
     config = make_config(load_col={"inter": ["user_id", "item_id"]})
     with pytest.raises(UserError, match=r"time column 'timestamp' is not loaded.*TIME_FIELD.*load"):

@@ -365,11 +365,16 @@ def test_more_epochs_on_the_command_line(finished: Path) -> None:
 
 
 def test_the_best_checkpoint_cannot_be_resumed(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Refused before the data are read and the log of the run is opened."""
+    monkeypatch.setattr(sys.modules[run.__module__], "prepare", None)
+    (log,) = finished.glob("*.log")
+    log.unlink()
     assert main([f"--resume={finished / BEST}"]) == 2
     error = capsys.readouterr().err
     assert "best.safetensors cannot be resumed from; use the run's last.safetensors" in error
+    assert not log.exists()
 
 
 def test_a_missing_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -399,8 +404,11 @@ def test_other_data_are_refused(
         path.write_text(text.replace("c\ti12\t5\nc\ti1\t6\n", "c\ti12\t6\nc\ti1\t5\n"))
     else:
         write_inter(data_path, "toy", sequences)
+    (log,) = last.parent.glob("*.log")
+    before = log.read_text()
     with pytest.raises(UserError, match=r"is not the one .* was trained on"):
         run(make_config(**SMALL_STEPS | {"epochs": 2, "k_noise": 1}), last)
+    assert log.read_text() == before
 
 
 # ---------------------------------------------------------------------- the program

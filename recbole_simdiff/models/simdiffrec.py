@@ -169,6 +169,14 @@ class SimDiffRec(EncoderRecommender):
         if not 0 < config["aug_ratio"] <= 1:
             raise UserError(f"aug_ratio={config['aug_ratio']} must lie in (0, 1]")
         require_positive(config, "tau")
+        if (
+            config["diff_weight"] > 0
+            and config["diff_mse_weight"] == config["diff_round_weight"] == 0
+        ):
+            raise UserError(
+                f"diff_weight={config['diff_weight']} weighs nothing: diff_mse_weight=0 and "
+                "diff_round_weight=0. To train without the diffusion loss, give diff_weight=0"
+            )
         if not 0 < config["beta_start"] <= config["beta_end"] < 1:
             raise UserError(
                 f"beta_start={config['beta_start']} and beta_end={config['beta_end']} must satisfy "

@@ -1260,7 +1260,7 @@ def test_unknown_choices_are_refused_with_the_known_ones(make_config):
     for key, allowed in OPTIONS.items():
         with pytest.raises(UserError) as error:
             make_config("CaDiRec", **{key: "other"})
-        assert str(error.value) == f"{key}='other' is not one of {', '.join(allowed)}"
+        assert str(error.value).startswith(f"{key}='other' is not one of {', '.join(allowed)} (")
 
 
 def test_every_known_choice_trains(small):
