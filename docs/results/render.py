@@ -2,8 +2,8 @@
 
     python docs/results/render.py
 
-``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit. What is published is
-read from ``properties/experiment/table2.yaml``.
+``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit. What is published
+is read from ``properties/experiment/table2.yaml``.
 """
 
 import csv
