@@ -2,12 +2,13 @@
 
     python docs/results/render.py
 
-``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit. What is published
-is read from ``properties/experiment/table2.yaml``.
+``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit, and ``ml-100k/``
+what experiments wrote. What is published is read from ``properties/experiment/table2.yaml``.
 """
 
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -36,8 +37,9 @@ def pages() -> dict[Path, dict[str, str]]:
         for protocol in PROTOCOLS
     }
     return {
-        ROOT / "README.md": overview,
-        ROOT / "docs" / "results.md": details | {"commands": commands(lines)},
+        ROOT / "README.md": overview | {"table3": of_experiment(HERE / "ml-100k" / "table3.md")},
+        ROOT / "docs" / "results.md": details
+        | {"commands": commands(lines), "figure4": of_experiment(HERE / "ml-100k" / "figure4.md")},
     }
 
 
@@ -89,6 +91,13 @@ def commands(lines: Sequence[dict[str, str]]) -> str:
     once = {line["row"]: line for line in lines}.values()
     body = "".join(f"    $R {line['arguments']}\n" for line in once)
     return f'\n    R="python run_recbole_simdiff.py --dataset=amazon-beauty"\n{body}\n'
+
+
+def of_experiment(path: Path) -> str:
+    """The tables of an experiment's ``table.md`` with their captions, without those of tests."""
+    parts = path.read_text().split("\n\n")
+    pairs = [pair for pair in pairwise(parts) if "all items ranked" in pair[0]]
+    return "".join(f"\n{caption}\n\n{content.strip()}\n" for caption, content in pairs) + "\n"
 
 
 def cited() -> dict[str, dict[str, str]]:
