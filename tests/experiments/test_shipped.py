@@ -21,6 +21,7 @@ COMMANDS = {"benchmark": "benchmark", "ablation": "ablate", "sweep": "sweep"}
 REDUCED = {
     "epochs": 1,
     "train_fraction": 0.1,
+    "user_inter_num_interval": "[100,inf)",
     "MAX_ITEM_LIST_LENGTH": 20,
     "hidden_size": 64,
     "inner_size": 16,
@@ -49,6 +50,8 @@ def reduced(name: str, folder: Path) -> Path:
         own = {**content.get("sweep", {}), **content.get("settings", {}), **row}
         small = {k: v for k, v in REDUCED.items() if k in known and k not in own}
         content["rows"][title] = {**row, **small}
+    if "sweep" in content:
+        content["sweep"] = {key: values[:3] for key, values in content["sweep"].items()}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
