@@ -146,15 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Runs the stages of --model=DiffuASR before the last and writes all "
         "interactions, invented ones in front. Other --key=value override the configuration.",
     )
-    augment.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
-    augment.add_argument(
-        "--config_files",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="YAML files, later ones win",
-    )
+    _add_data_arguments(augment)
     augment.add_argument("--output", required=True, metavar="FILE", help="file to write")
 
     _add_prepare_arguments(
@@ -248,6 +240,10 @@ def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", help=f"default {DEFAULTS['model']}")
+    _add_data_arguments(parser)
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
     parser.add_argument(
         "--config_files",
