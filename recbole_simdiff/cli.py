@@ -364,11 +364,12 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _print_result(result: RunResult) -> None:
-    best = "-" if result.best_epoch is None else result.best_epoch
+    chosen = f"best epoch {result.best_epoch} of {result.epochs}"
+    if result.best_epoch is None:
+        chosen = f"nothing to validate on, the last of {result.epochs} epochs"
     print(
-        f"\n{result.config['model']} on {result.config['dataset']}: best epoch {best} of "
-        f"{result.epochs}, {result.seconds:.0f} s of training, peak memory "
-        f"{result.peak_memory_mb / 1024:.2f} GiB"
+        f"\n{result.config['model']} on {result.config['dataset']}: {chosen}, "
+        f"{result.seconds:.0f} s of training, peak memory {result.peak_memory_mb / 1024:.2f} GiB"
         + (f", on the GPU {gpu / 1024:.2f} GiB" if (gpu := result.peak_gpu_memory_mb) else "")
     )
     print(result.table())

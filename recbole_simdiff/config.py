@@ -23,6 +23,7 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType
 
 from recbole_simdiff.augmenters import diffuasr
 from recbole_simdiff.compat import restore_numpy_aliases
@@ -398,9 +399,15 @@ class Config(RecBoleConfig):
             raise UserError(f"metrics={metrics} must be names of metrics, e.g. [Hit, NDCG]")
         for name in names:
             if name.lower() not in metric_types:
-                near = difflib.get_close_matches(name.lower(), metric_types, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"metrics={metrics}: there is no metric named {name!r}{hint}")
+                known = ", ".join(sorted(metric_types))
+                raise UserError(f"metrics={metrics}: {name!r} is not one of {known}")
+            mode = self.final_config_dict["eval_args"]["mode"]
+            full = "full" in (mode.values() if isinstance(mode, dict) else [mode])
+            if full and metric_types[name.lower()] == EvaluatorType.VALUE:
+                raise UserError(
+                    f"metrics={metrics}: {name} compares scores with labels and cannot rank; "
+                    f"eval_args: mode={mode} takes ranking metrics only, such as [Hit, NDCG, MRR]"
+                )
         cuts = [topk] if isinstance(topk, int) else topk
         if not isinstance(cuts, list) or not cuts or any(type(k) is not int or k < 1 for k in cuts):
             raise UserError(f"topk={topk} must be whole numbers of at least 1, e.g. [5, 10]")
@@ -452,7 +459,8 @@ class Config(RecBoleConfig):
         if metric.lower() not in metrics or wrong_k:
             raise UserError(
                 f"valid_metric={final['valid_metric']} ({self.origin.get('valid_metric')}) must be "
-                f"one of metrics={final['metrics']} at one of topk={final['topk']}"
+                f"one of metrics={final['metrics']} at one of topk={final['topk']}, e.g. "
+                f"{final['metrics'][0]}@{final['topk'][0]}"
             )
         if self.model not in plugin_models() and final["train_sampling"] != "prefix_last":
             raise UserError(

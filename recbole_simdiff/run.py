@@ -33,7 +33,7 @@ from recbole_simdiff.data import (
     create_loaders,
 )
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models import plugin_models
+from recbole_simdiff.models import build_model, plugin_models
 from recbole_simdiff.trainer import (
     BEST,
     KEPT,
@@ -486,7 +486,7 @@ def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, 
         if max(config["topk"]) > n_items:
             raise UserError(f"topk={config['topk']} exceeds the {n_items} items there are")
         init_seed(config["seed"], config["reproducibility"])
-        model = config.model_class(config, train_data._dataset).to(config["device"])
+        model = build_model(config, train_data._dataset).to(config["device"])
     return dataset, train_data, valid_data, test_data, model
 
 

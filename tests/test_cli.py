@@ -797,3 +797,10 @@ def test_the_spread_over_sampling_seeds_is_printed(capsys: pytest.CaptureFixture
         ["mean", "0.2500", "0.1250"],
         ["std", "0.0125", "0.5000"],
     ]
+
+
+def test_without_validation_the_last_epoch_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model": "SASRec", "dataset": "toy", "values": {"metric_decimal_place": 4}}
+    test = {"history kept": {"hit@5": 0.5}}
+    cli._print_result(RunResult({}, test, None, 3, 1.0, 1.0, {}, config, {}, "here"))
+    assert "SASRec on toy: nothing to validate on, the last of 3 epochs," in capsys.readouterr().out

@@ -4,8 +4,10 @@ Adding a model means adding a file here, a yaml under ``properties/model/`` and 
 list to extend: every recommender that a file defines is a model.
 """
 
+import contextlib
 import difflib
 import importlib
+import io
 import pkgutil
 from typing import Any
 
@@ -58,3 +60,22 @@ def get_model(name: str) -> Any:
         f"model={name!r} is not a sequential model of recbole_simdiff or RecBole.{hint} "
         "'python run_recbole_simdiff.py list' names all of them."
     )
+
+
+def build_model(config: Any, dataset: Any) -> Any:
+    """The model of a configuration for its training data.
+
+    Raises:
+        UserError: if a model of RecBole reads more of the data than is loaded.
+    """
+    if config["model"] in plugin_models():
+        return config.model_class(config, dataset)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # FEARec prints its frequencies
+            return config.model_class(config, dataset)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"model={config['model']} cannot be built for dataset={config['dataset']!r} "
+            f"({error}) with load_col={config['load_col']}; columns that it reads are added there, "
+            "those of items under item"
+        ) from error
