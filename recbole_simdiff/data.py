@@ -31,7 +31,7 @@ from torch import Tensor
 from recbole_simdiff.distributed import n_processes, own_rows
 from recbole_simdiff.encoder import PSEUDO_LENGTH, ROW_NUMBER, ROW_START
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models import plugin_models
+from recbole_simdiff.models import needed_data_set, plugin_models
 
 # Where a row's history begins in the flat array, and where its target is.
 HISTORY_START, TARGET = "_history_start", "_target"
@@ -783,10 +783,10 @@ def create_dataset(config: Any) -> FlatDataset:
     Raises:
         UserError: if a file or column is missing, or the model is not sequential.
     """
-    special = getattr(recbole_datasets, f"{config['model']}Dataset", None)
+    special = needed_data_set(config["model"])
     if special is not None:
         raise UserError(
-            f"model={config['model']} needs RecBole's {special.__name__}, which is not supported"
+            f"model={config['model']} needs RecBole's {special}, which is not supported"
         )
     try:
         return FlatDataset(config)

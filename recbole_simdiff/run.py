@@ -728,8 +728,14 @@ def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
     """Log to the terminal and, with a run folder, to ``<run>.log`` in it; process 0 alone does."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir is not None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(run_dir / f"{run_dir.name}.log"))
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(run_dir / f"{run_dir.name}.log"))
+        except OSError as error:
+            raise UserError(
+                f"the run folder {run_dir} cannot be written ({error.strerror}); checkpoint_dir "
+                "says where runs go"
+            ) from error
     level = level.upper() if distributed.rank() == 0 else "CRITICAL"
     logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
 

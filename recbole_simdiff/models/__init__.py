@@ -11,6 +11,7 @@ import io
 import pkgutil
 from typing import Any
 
+import recbole.data.dataset as recbole_datasets
 from recbole.model.abstract_recommender import SequentialRecommender
 
 from recbole_simdiff.errors import UserError
@@ -39,6 +40,12 @@ def recbole_models() -> dict[str, type]:
     }
 
 
+def needed_data_set(model: str) -> str | None:
+    """The data set class of its own that a model of RecBole needs; such models are refused."""
+    name = f"{model}Dataset"
+    return name if hasattr(recbole_datasets, name) else None
+
+
 def available_models() -> list[str]:
     """Names of all models, this package's first."""
     return [*sorted(plugin_models()), *sorted(recbole_models())]
@@ -58,7 +65,7 @@ def get_model(name: str) -> Any:
     hint = f" Did you mean {' or '.join(by_lower[n] for n in near)}?" if near else ""
     raise UserError(
         f"model={name!r} is not a sequential model of recbole_simdiff or RecBole.{hint} "
-        "'python run_recbole_simdiff.py list' names all of them."
+        "The command 'list' names all of them."
     )
 
 
