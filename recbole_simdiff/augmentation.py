@@ -40,6 +40,7 @@ from recbole_simdiff.augmenters.random_items import random_items, random_own
 from recbole_simdiff.config import AUGMENTED, Config
 from recbole_simdiff.data import FlatDataset, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import build_model
 from recbole_simdiff.run import (
     RunResult,
     aligned,
@@ -202,7 +203,7 @@ def _augment(config: Config, test: bool) -> Augmented:
 def _check_backbone(config: Config, train: FlatDataset, ends: Tensor) -> int:
     """Width of the backbone's item table; refuse, before anything is trained, what cannot work."""
     alone = config.backbone()
-    guide = Guide(alone.model_class(alone, train), "cpu")
+    guide = Guide(build_model(alone, train), "cpu")
     width = guide.table().shape[1]
     if config["augmenter"] == "diffuasr":
         _long_enough(config, ends)

@@ -26,7 +26,7 @@ from recbole_simdiff.config import (
 )
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import command, space, tuning
-from recbole_simdiff.models import plugin_models, recbole_models
+from recbole_simdiff.models import needed_data_set, plugin_models, recbole_models
 from recbole_simdiff.run import (
     RESUMABLE_KEYS,
     RunResult,
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{failed}: {error}", file=sys.stderr)
         return 1
     except Interrupted as stop:
-        again = f"python run_recbole_simdiff.py --resume={shlex.quote(str(stop.run_dir))}"
+        again = f"{_program()} --resume={shlex.quote(str(stop.run_dir))}"
         again += f" --nproc={os.environ['WORLD_SIZE']}" if several else ""
         again = "the same command" if stop.same_command else again
         if first:
@@ -318,6 +318,15 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if value == "" or (key == "config_files" and "" in value):
             raise UserError(f"--{RENAMED.get(key, key)} is empty; give a value, or leave it out")
     return namespace, rest
+
+
+def _program() -> str:
+    """How this program was called: as the installed command, or as a script of some folder."""
+    called = Path(sys.argv[0])
+    if called.name == "recbole-simdiff":
+        return called.name
+    script = "run_recbole_simdiff.py"
+    return f"python {shlex.quote(sys.argv[0]) if called.name == script else script}"
 
 
 def _files(namespace: argparse.Namespace) -> list[str]:
@@ -364,11 +373,12 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _print_result(result: RunResult) -> None:
-    best = "-" if result.best_epoch is None else result.best_epoch
+    chosen = f"best epoch {result.best_epoch} of {result.epochs}"
+    if result.best_epoch is None:
+        chosen = f"nothing to validate on, the last of {result.epochs} epochs"
     print(
-        f"\n{result.config['model']} on {result.config['dataset']}: best epoch {best} of "
-        f"{result.epochs}, {result.seconds:.0f} s of training, peak memory "
-        f"{result.peak_memory_mb / 1024:.2f} GiB"
+        f"\n{result.config['model']} on {result.config['dataset']}: {chosen}, "
+        f"{result.seconds:.0f} s of training, peak memory {result.peak_memory_mb / 1024:.2f} GiB"
         + (f", on the GPU {gpu / 1024:.2f} GiB" if (gpu := result.peak_gpu_memory_mb) else "")
     )
     print(result.table())
@@ -418,7 +428,11 @@ def _recommend(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     recommender = inference.load(namespace.checkpoint, namespace.use_gpu == "true")
     requests = list(_requests(namespace, recommender))
     if not requests:
-        raise UserError("nothing to recommend to: give --users, --history or --input")
+        raise UserError(
+            f"nothing to recommend to: {namespace.input} has no history"
+            if namespace.input
+            else "nothing to recommend to: give --users, --history or --input"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unknown items are reported per history below
         found = recommender.recommend(
@@ -464,7 +478,7 @@ def _requests(
     namespace: argparse.Namespace, recommender: inference.Recommender
 ) -> Iterator[_Request]:
     for user in _ids(namespace.users or ""):
-        yield _Request(f"user {user}", recommender.history(user))
+        yield _Request(user, recommender.history(user))
     for number, text in enumerate(namespace.history or (), start=1):
         yield _Request(f"history {number}", _ids(text))
     try:
@@ -572,8 +586,9 @@ def _list(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if given or overrides:
         raise UserError(f"list reads --{[*given, *overrides][0]} with --explain only")
     models = plugin_models()
+    trained = sorted(name for name in recbole_models() if needed_data_set(name) is None)
     print("models:           ", ", ".join(sorted(models)))
-    print("RecBole's models: ", ", ".join(sorted(recbole_models())))
+    print("RecBole's models: ", ", ".join(trained))
     print(
         "data sets with settings here:",
         ", ".join(p.stem for p in sorted((properties_dir() / "dataset").glob("*"))),

@@ -23,6 +23,7 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType
 
 from recbole_simdiff.augmenters import diffuasr
 from recbole_simdiff.compat import restore_numpy_aliases
@@ -56,7 +57,18 @@ _LEAVE_OUT = ("valid_and_test", "valid_only", "test_only")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-3 as a float, and leaves dates as text."""
+    """Safe YAML that reads 1e-3 as a float and dates as text, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is given twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -138,8 +150,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a YAML file: {error}") from None
     if content is None:
         return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise UserError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{path} must hold 'key: value' lines; the key {key!r} is not a name")
     return content
 
 
@@ -396,11 +411,10 @@ class Config(RecBoleConfig):
         names = [metrics] if isinstance(metrics, str) else metrics
         if not isinstance(names, list) or not names or any(type(n) is not str for n in names):
             raise UserError(f"metrics={metrics} must be names of metrics, e.g. [Hit, NDCG]")
+        ranking = sorted(k for k, v in metric_types.items() if v == EvaluatorType.RANKING)
         for name in names:
-            if name.lower() not in metric_types:
-                near = difflib.get_close_matches(name.lower(), metric_types, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"metrics={metrics}: there is no metric named {name!r}{hint}")
+            if name.lower() not in ranking:
+                raise UserError(f"metrics={metrics}: {name!r} is not one of {', '.join(ranking)}")
         cuts = [topk] if isinstance(topk, int) else topk
         if not isinstance(cuts, list) or not cuts or any(type(k) is not int or k < 1 for k in cuts):
             raise UserError(f"topk={topk} must be whole numbers of at least 1, e.g. [5, 10]")
@@ -447,12 +461,12 @@ class Config(RecBoleConfig):
             )
         metric, _, k = str(final["valid_metric"]).partition("@")
         metrics = [name.lower() for name in final["metrics"]]
-        at_k = metric.lower() not in ("gauc", "auc", "logloss", "mae", "rmse")
-        wrong_k = k not in map(str, final["topk"]) if at_k else bool(k)
+        wrong_k = bool(k) if metric.lower() == "gauc" else k not in map(str, final["topk"])
         if metric.lower() not in metrics or wrong_k:
             raise UserError(
                 f"valid_metric={final['valid_metric']} ({self.origin.get('valid_metric')}) must be "
-                f"one of metrics={final['metrics']} at one of topk={final['topk']}"
+                f"one of metrics={final['metrics']} at one of topk={final['topk']}, e.g. "
+                f"{final['metrics'][0]}@{final['topk'][0]}"
             )
         if self.model not in plugin_models() and final["train_sampling"] != "prefix_last":
             raise UserError(
@@ -556,7 +570,7 @@ def _check_eval_args(args: Mapping[str, Any]) -> None:
                 hint = f"; did you mean {near[0]}?" if near else ";"
                 raise UserError(f"{name}: unknown key {key!r}{hint} It has {', '.join(known)}")
     for value in modes.values():
-        if not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d*", str(value)):
+        if not re.fullmatch(r"full|(uni|pop)[1-9]\d*", str(value)):
             raise UserError(
                 f"eval_args: mode={mode!r} must be full, uni100 or pop100, of any number"
             )

@@ -31,7 +31,7 @@ from torch import Tensor
 from recbole_simdiff.distributed import n_processes, own_rows
 from recbole_simdiff.encoder import PSEUDO_LENGTH, ROW_NUMBER, ROW_START
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models import plugin_models
+from recbole_simdiff.models import needed_data_set, plugin_models
 
 # Where a row's history begins in the flat array, and where its target is.
 HISTORY_START, TARGET = "_history_start", "_target"
@@ -103,13 +103,19 @@ class HostFixes(Dataset):
         if load_col == set():
             return None
         separator = self.config["field_separator"]
+        headers = self._header(filepath, separator)
         columns, dtypes = {}, {}
-        for header in self._header(filepath, separator):
+        for header in headers:
             field, colon, kind = header.partition(":")
             if not colon or kind not in {t.value for t in FeatureType}:
                 raise UserError(
                     f"{filepath}: column {header!r} must be 'name:type' with a type of "
-                    f"{', '.join(t.value for t in FeatureType)}"
+                    f"{', '.join(t.value for t in FeatureType)}; columns are separated by "
+                    f"field_separator={separator!r}"
+                )
+            if field in (self.uid_field, self.iid_field) and kind != "token":
+                raise UserError(
+                    f"{filepath}: column {header!r} holds ids; it must be {field}:token"
                 )
             if (load_col is not None and field not in load_col) or field in (unload_col or ()):
                 continue
@@ -125,14 +131,16 @@ class HostFixes(Dataset):
         missing = (load_col or set()) - set(columns.values())
         if missing and inter:
             hint = "load_col says what is needed"
-            if self.time_field in missing:
+            if missing & {self.uid_field, self.iid_field}:
+                hint = "USER_ID_FIELD and ITEM_ID_FIELD name the columns of users and items"
+            elif self.time_field in missing:
                 hint = (
                     "TIME_FIELD names the column of times, which order the events. A file without "
                     f"times needs one, such as the number of the line as {self.time_field}:float"
                 )
             raise UserError(
                 f"{filepath} has no column {', '.join(sorted(missing))}; it has "
-                f"{', '.join(self._header(filepath, separator))}. {hint}"
+                f"{', '.join(headers)}. {hint}"
             )
         if not columns:
             return None
@@ -150,14 +158,66 @@ class HostFixes(Dataset):
         except (ValueError, UnicodeDecodeError) as error:
             raise UserError(f"{filepath} is not a readable atomic file: {error}") from error
         frame = frame[list(columns)].rename(columns=columns)
+        if inter and self.time_field in frame and dtypes.get(f"{self.time_field}:float"):
+            self._check_times(filepath, frame[self.time_field])
         for field in frame:
             if self.field2type[field].value.endswith("seq"):
                 self._split_sequences(frame, field)
         return frame
 
     def _header(self, filepath: str, separator: str) -> list[str]:
-        with open(filepath, encoding=self.config["encoding"]) as file:
-            return file.readline().rstrip("\r\n").split(separator)
+        encoding = self.config["encoding"] or "utf-8"
+        try:
+            with open(filepath, encoding=encoding) as file:
+                line = file.readline().removeprefix("\ufeff").rstrip("\r\n")
+        except (UnicodeDecodeError, LookupError) as error:
+            raise UserError(
+                f"{filepath} is not text in {encoding=} ({error}); --encoding=latin-1, for "
+                "example, reads another"
+            ) from error
+        return line.split(separator)
+
+    @staticmethod
+    def _check_times(filepath: str, times: pd.Series) -> None:
+        """Events without a time have no place in a sequence; RecBole gives them the mean time."""
+        wrong = ~np.isfinite(times.to_numpy())
+        if wrong.any():
+            raise UserError(
+                f"{filepath}: {wrong.sum():,} of {len(times):,} events have no finite value of "
+                f"{times.name}, which orders them; the first is event {wrong.argmax() + 1} of the "
+                "file. Fill in the times, or take these lines out"
+            )
+
+    def _filter_nan_user_or_item(self) -> None:
+        """Leave out lines without a user or an item.
+
+        Symptom: once a line has no user, RecBole drops a wrong line for each without an item, and
+        item 0 remains in the sequences.
+        """
+        for name, fields in (
+            ("inter_feat", [self.uid_field, self.iid_field]),
+            ("user_feat", [self.uid_field]),
+            ("item_feat", [self.iid_field]),
+        ):
+            feat = getattr(self, name)
+            missing = feat[fields].isna().any(axis=1) if feat is not None else np.array([])
+            if missing.any():
+                self.logger.warning(
+                    f"{self.dataset_name}: {missing.sum():,} of {len(feat):,} lines of {name} have "
+                    f"no {' or no '.join(fields)} and are left out"
+                )
+                setattr(self, name, feat[~missing])
+
+    def _reset_index(self) -> None:
+        """Say what filtered when nothing is left."""
+        if self.inter_feat.empty:
+            keys = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
+            filters = ", ".join(f"{k}={self.config[k]}" for k in keys if self.config[k] is not None)
+            raise UserError(
+                f"dataset={self.dataset_name!r} ({self.dataset_path}) has no interactions, or "
+                f"{filters} leave none"
+            )
+        super()._reset_index()
 
     def _split_sequences(self, frame: pd.DataFrame, field: str) -> None:
         separator = self.config["seq_separator"]
@@ -723,10 +783,10 @@ def create_dataset(config: Any) -> FlatDataset:
     Raises:
         UserError: if a file or column is missing, or the model is not sequential.
     """
-    special = getattr(recbole_datasets, f"{config['model']}Dataset", None)
+    special = needed_data_set(config["model"])
     if special is not None:
         raise UserError(
-            f"model={config['model']} needs RecBole's {special.__name__}, which is not supported"
+            f"model={config['model']} needs RecBole's {special}, which is not supported"
         )
     try:
         return FlatDataset(config)

@@ -602,8 +602,6 @@ def _settings(name: str) -> dict[str, Any]:
 def _hint(output: Path, settings: Mapping[str, Any], with_titles: bool) -> str:
     arguments = [f"--dataset={output.name}", f"--data_path={output.parent}"]
     names = _names(settings)
-    if "load_col" not in settings:
-        arguments.append(f"--load_col={{inter: [{names.user}, {names.item}, {names.time}]}}")
     if with_titles and "item_title_field" not in settings:
         arguments.append(f"--item_title_field={names.title}")
     return shlex.join(arguments)

@@ -33,7 +33,7 @@ from recbole_simdiff.data import (
     create_loaders,
 )
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models import plugin_models
+from recbole_simdiff.models import build_model, plugin_models
 from recbole_simdiff.trainer import (
     BEST,
     KEPT,
@@ -486,7 +486,7 @@ def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, 
         if max(config["topk"]) > n_items:
             raise UserError(f"topk={config['topk']} exceeds the {n_items} items there are")
         init_seed(config["seed"], config["reproducibility"])
-        model = config.model_class(config, train_data._dataset).to(config["device"])
+        model = build_model(config, train_data._dataset).to(config["device"])
     return dataset, train_data, valid_data, test_data, model
 
 
@@ -728,8 +728,14 @@ def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
     """Log to the terminal and, with a run folder, to ``<run>.log`` in it; process 0 alone does."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir is not None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(run_dir / f"{run_dir.name}.log"))
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(run_dir / f"{run_dir.name}.log"))
+        except OSError as error:
+            raise UserError(
+                f"the run folder {run_dir} cannot be written ({error.strerror}); checkpoint_dir "
+                "says where runs go"
+            ) from error
     level = level.upper() if distributed.rank() == 0 else "CRITICAL"
     logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
 

@@ -608,7 +608,10 @@ class PlanTrainer(Trainer):
                 found = self._neg_sample_batch_eval(batch)
             interaction, scores, positive_u, positive_i = found
             if torch.isnan(scores).any():
-                raise TrainingDiverged("the model's scores contain NaN; nothing can be ranked")
+                raise TrainingDiverged(
+                    "the model's scores contain NaN; nothing can be ranked. A smaller "
+                    "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
+                )
             length = batch[0][self.config["ITEM_LIST_LENGTH_FIELD"]].cpu()
             invented = batch[0][PSEUDO_LENGTH].cpu() if PSEUDO_LENGTH in batch[0] else 0
             seen["user"].append(batch[0][self.config["USER_ID_FIELD"]].cpu())

@@ -69,6 +69,7 @@ ALLOWED = {
         "config",
         "data",
         "errors",
+        "models",
         "run",
         "tracking",
         "trainer",

@@ -333,7 +333,7 @@ def test_recommend_to_users(recommend: Any) -> None:
     found = recommend("--users=a, e", "--k=3", "--format=json")
     assert found.code == 0
     rows = [json.loads(line) for line in found.out.splitlines()]
-    assert [row["history"] for row in rows] == ["user a", "user e"]
+    assert [row["history"] for row in rows] == ["a", "e"]
     assert set(rows[0]["items"]) == {"i10", "i11", "i12"}  # a has seen all others
     assert len(rows[1]["items"]) == len(rows[1]["scores"]) == 3
     assert not set(rows[1]["items"]) & set(SEQUENCES["e"])
@@ -443,6 +443,7 @@ def test_a_history_of_all_items_is_not_unknown(recommend: Any) -> None:
     ("given", "message"),
     [
         ([], "nothing to recommend to: give --users, --history or --input"),
+        (["--input=/dev/null"], "nothing to recommend to: /dev/null has no history"),
         (["--users=zoe"], "user 'zoe' is not in the data set 'toy'"),
         (["--history=i1", "--k=0"], "k=0 must be at least 1"),
         (["--input=gone.csv"], "cannot read gone.csv"),
@@ -476,6 +477,7 @@ def test_list_names_models_data_sets_and_presets(call: Any) -> None:
     assert "SimDiffRec" in lines["models"]
     assert "SASRec" in lines["RecBole's models"]
     assert "SimDiffRec" not in lines["RecBole's models"]
+    assert not {"DIEN", "GRU4RecKG", "KSR"} & set(lines["RecBole's models"].strip().split(", "))
     assert "amazon-beauty" in lines["data sets with settings here"]
     assert "official" in lines["presets of SimDiffRec"]
     assert lines["presets of CL4SRec"] == " paper"
@@ -797,3 +799,35 @@ def test_the_spread_over_sampling_seeds_is_printed(capsys: pytest.CaptureFixture
         ["mean", "0.2500", "0.1250"],
         ["std", "0.0125", "0.5000"],
     ]
+
+
+def test_without_validation_the_last_epoch_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model": "SASRec", "dataset": "toy", "values": {"metric_decimal_place": 4}}
+    test = {"history kept": {"hit@5": 0.5}}
+    cli._print_result(RunResult({}, test, None, 3, 1.0, 1.0, {}, config, {}, "here"))
+    assert "SASRec on toy: nothing to validate on, the last of 3 epochs," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("called", "shown"),
+    [
+        ("/usr/bin/recbole-simdiff", "recbole-simdiff"),
+        ("/code/run_recbole_simdiff.py", "python /code/run_recbole_simdiff.py"),
+        ("-c", "python run_recbole_simdiff.py"),
+    ],
+)
+def test_how_to_continue_is_said_in_the_words_of_the_call(
+    monkeypatch: pytest.MonkeyPatch, called: str, shown: str
+) -> None:
+    monkeypatch.setattr("sys.argv", [called])
+    assert cli._program() == shown
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(
+    call: Any, tmp_path: Path, data_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    found = call(*arguments(tmp_path, checkpoint_dir=tmp_path / "file"))
+    assert found.code == 2
+    assert f"the run folder {tmp_path / 'file'}/" in found.err
+    assert "cannot be written (Not a directory); checkpoint_dir says" in found.err

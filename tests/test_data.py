@@ -527,6 +527,44 @@ def test_missing_values_of_items(make_config: Any, with_holes: Path) -> None:
     assert item["vector"][rows["i3"]].tolist() == [2.5, 0]
 
 
+def test_lines_without_a_user_or_an_item_are_left_out(
+    make_config: Any, data_path: Path, caplog: Any
+) -> None:
+    lines = [",i1,1", "u1,i1,1", "u1,,2", "u1,i2,3", "u1,i3,4"]
+    columns = "user_id:token,item_id:token,timestamp:float"
+    write_atomic(data_path / "gaps" / "gaps.inter", columns, lines)
+    dataset = create_dataset(make_config(dataset="gaps"))
+    dataset.build()
+    assert raw(dataset, "item_id", dataset.flat["item_id"]) == ["i1", "i2", "i3"]
+    assert "2 of 5 lines of inter_feat have no user_id or no item_id" in caplog.text
+
+
+@pytest.mark.parametrize("time", ["", "inf"])
+def test_events_without_a_time_are_refused(make_config: Any, data_path: Path, time: str) -> None:
+    """The mean, which RecBole fills in, would put them anywhere."""
+    columns = "user_id:token,item_id:token,timestamp:float"
+    write_atomic(data_path / "gaps" / "gaps.inter", columns, ["u1,i1,1", f"u1,i2,{time}"])
+    with pytest.raises(UserError, match=r"1 of 2 events.*no finite.*timestamp.*is event 2"):
+        create_dataset(make_config(dataset="gaps"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(make_config: Any, data_path: Path) -> None:
+    path = data_path / "toy" / "toy.inter"
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert create_dataset(make_config()).statistics.actions == 30
+
+
+def test_another_encoding_is_named_and_can_be_set(make_config: Any, data_path: Path) -> None:
+    path = data_path / "toy" / "toy.inter"
+    text = path.read_text().replace("user_id", "usér").replace("i1", "í1")
+    path.write_text(text, encoding="latin-1")
+    values = {"USER_ID_FIELD": "usér", "load_col": {"inter": ["usér", "item_id", "timestamp"]}}
+    with pytest.raises(UserError, match=r"toy\.inter is not text in encoding='utf-8'.*--encoding="):
+        create_dataset(make_config(**values))
+    found = create_dataset(make_config(encoding="latin-1", **values))
+    assert "í1" in found.field2id_token["item_id"]
+
+
 def test_items_without_a_line_in_the_item_file(make_config: Any, with_holes: Path) -> None:
     path = with_holes / "holes.item"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # i3 is gone
@@ -807,6 +845,9 @@ def test_a_missing_time_column_is_named(make_config: Any) -> None:
         ("user_id:token,item_id,timestamp:float", "column 'item_id' must be 'name:type'"),
         ("user_id:token,item_id:str,timestamp:float", "column 'item_id:str' must be 'name:type'"),
         ("user_id:token,item_id:token,timestamp:float", "is not a readable atomic file"),
+        ("user_id:token,item_id:float,timestamp:float", "holds ids; it must be item_id:token"),
+        ("uid:token,item_id:token,timestamp:float", "has no column user_id; .* USER_ID_FIELD and"),
+        ("user_id:token;item_id:token", r"separated by field_separator='\\t'"),
     ],
 )
 def test_unreadable_files_are_named(
@@ -818,9 +859,12 @@ def test_unreadable_files_are_named(
     assert str(path) in str(caught.value)
 
 
-def test_an_error_inside_recbole_names_the_data_set(make_config: Any) -> None:
+def test_filters_that_leave_nothing_are_named(make_config: Any) -> None:
     config = make_config(user_inter_num_interval="[99,inf)")
-    with pytest.raises(UserError, match=r"dataset='toy' \(.*toy\.inter\): Some feat is empty"):
+    message = (
+        r"dataset='toy' \(.*toy\) has no.*, or .*user_inter_num_interval=\[99,inf\).*leave none"
+    )
+    with pytest.raises(UserError, match=message):
         create_dataset(config)
 
 

@@ -870,8 +870,7 @@ def test_command(tmp_path: Path, call: Any) -> None:
         "toy: 2 users, 2 items, 4 actions, average length 2.00, sparsity 0.00%",
         str(inter),
         f"{inter.with_suffix('.item')}, 1 titles",
-        f"train on it with --dataset=toy --data_path={tmp_path / 'data'} "
-        "'--load_col={inter: [user_id, item_id, timestamp]}' --item_title_field=title",
+        f"train on it with --dataset=toy --data_path={tmp_path / 'data'} --item_title_field=title",
     ]
     code, _, err = call(*given, "--skip_malformed")
     assert code == 2

@@ -17,7 +17,7 @@ from recbole_simdiff import evaluate, run
 from recbole_simdiff.config import Config
 from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models import recbole_models
+from recbole_simdiff.models import build_model, recbole_models
 from recbole_simdiff.run import RESULT
 from recbole_simdiff.trainer import BEST, LAST, PROTOCOLS, REMOVED, PlanTrainer
 
@@ -114,12 +114,21 @@ def test_every_other_model_builds_and_has_a_finite_loss(tmp_path: Path, model: s
     assert tuple(found) == PROTOCOLS
 
 
-def test_a_share_of_the_users_where_the_model_reads_all_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["S3Rec", "FDSA"])
+def test_a_model_that_reads_more_than_is_loaded_says_so(tmp_path: Path, model: str) -> None:
+    load_col = {"inter": ["user_id", "item_id", "timestamp"]}
+    config = make_config(model, tmp_path, load_col=load_col)
+    with pytest.raises(UserError, match=rf"{model} cannot be built .*class.*with load_col=.*item"):
+        build_model(config, create_dataset(config).build()[0])
+
+
+def test_a_share_of_the_users_where_the_model_reads_all_rows(tmp_path: Path, capsys: Any) -> None:
     """FEARec reads the sequences of the whole training part when it is made."""
     config = make_config("FEARec", tmp_path, train_fraction=0.5)
     train_data, _, _ = create_loaders(config, create_dataset(config))
     rows = train_data._dataset.inter_feat
-    network = config.model_class(config, train_data._dataset)
+    network = build_model(config, train_data._dataset)
+    assert capsys.readouterr().out == ""
     assert len(rows["item_id_list"]) == len(rows) > 0
     assert network.calculate_loss(next(iter(train_data))).item() > 0
 

@@ -25,6 +25,7 @@ COMMANDS = {
 }
 KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "sweep": ("sweep",)}
 READERS = {"plot", "analyze"}  # which train nothing
+OTHERS = {"benchmark": "--models"} | dict.fromkeys(READERS, "--models or --runs")  # than a NAME
 ANALYSES = (*analysis.GROUPS, "views")
 DATASET = "ml-100k"  # of a benchmark without a file
 LONGEST_NAME = 80  # of files about single runs
@@ -33,11 +34,13 @@ LONGEST_NAME = 80  # of files about single runs
 def add_parsers(commands: Any) -> None:
     """Add the parsers of these commands to those of the command line."""
     for name, text in COMMANDS.items():
+        given = "[NAME]" if name in OTHERS else "NAME"
+        other = f"; or give {OTHERS[name]}" if name in OTHERS else ""
         parser = commands.add_parser(
             name,
             allow_abbrev=False,
             help=text,
-            usage="%(prog)s [NAME] [options] [--key=value ...]",
+            usage=f"%(prog)s {given} [options] [--key=value ...]",
             description=f"{text[0].upper()}{text[1:]}. An experiment is a file under "
             "properties/experiment/, named without .yaml, or any .yaml file; other --key=value "
             "override the settings of all its runs. Each run leaves a line in "
@@ -45,11 +48,7 @@ def add_parsers(commands: Any) -> None:
             "command continues what was interrupted, repeats what failed, and trains nothing "
             "twice.",
         )
-        alone = "; or give --models" if name == "benchmark" else ""
-        alone = "; or give --models or --runs" if name in READERS else alone
-        parser.add_argument(
-            "--experiment", required=not alone, metavar="NAME", help=f"name or .yaml file{alone}"
-        )
+        parser.add_argument("--experiment", metavar="NAME", help=f"name or .yaml file{other}")
         for option, metavar, text in (
             ("--models", "A,B", "only these rows"),
             ("--datasets", "D,D", "in place of the experiment's"),
@@ -165,8 +164,8 @@ def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spe
         experiment = spec.load_experiment(namespace.experiment)
         return spec.select(experiment, namespace.models, namespace.datasets, numbers, overrides)
     if not namespace.models:
-        others = "--models or --runs" if namespace.command in READERS else "or --models"
-        raise UserError(f"{namespace.command} needs the name of an experiment, {others}")
+        other = f", or {OTHERS[name]}" if (name := namespace.command) in OTHERS else ""
+        raise UserError(f"{name} needs the name of an experiment{other}")
     metrics: Sequence[str] = spec.METRICS
     if "topk" in overrides:
         topk = overrides["topk"]

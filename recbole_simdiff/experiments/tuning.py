@@ -291,9 +291,9 @@ def _check_engine(
     if engine not in ALGORITHMS:
         raise UserError(f"--engine={engine} is not one of {', '.join(ALGORITHMS)}")
     if algo is not None and algo not in ALGORITHMS[engine]:
+        other = f"; optuna has {', '.join(ALGORITHMS['optuna'])}" if engine != "optuna" else ""
         raise UserError(
-            f"--algo={algo}: engine {engine} has {', '.join(ALGORITHMS[engine])}; optuna has "
-            f"{', '.join(ALGORITHMS['optuna'])}"
+            f"--algo={algo}: engine {engine} has {', '.join(ALGORITHMS[engine])}{other}"
         )
     for key, number in (("trials", trials), ("jobs", jobs)):
         if number < 1:

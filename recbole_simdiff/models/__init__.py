@@ -4,11 +4,14 @@ Adding a model means adding a file here, a yaml under ``properties/model/`` and 
 list to extend: every recommender that a file defines is a model.
 """
 
+import contextlib
 import difflib
 import importlib
+import io
 import pkgutil
 from typing import Any
 
+import recbole.data.dataset as recbole_datasets
 from recbole.model.abstract_recommender import SequentialRecommender
 
 from recbole_simdiff.errors import UserError
@@ -37,6 +40,12 @@ def recbole_models() -> dict[str, type]:
     }
 
 
+def needed_data_set(model: str) -> str | None:
+    """The data set class of its own that a model of RecBole needs; such models are refused."""
+    name = f"{model}Dataset"
+    return name if hasattr(recbole_datasets, name) else None
+
+
 def available_models() -> list[str]:
     """Names of all models, this package's first."""
     return [*sorted(plugin_models()), *sorted(recbole_models())]
@@ -56,5 +65,24 @@ def get_model(name: str) -> Any:
     hint = f" Did you mean {' or '.join(by_lower[n] for n in near)}?" if near else ""
     raise UserError(
         f"model={name!r} is not a sequential model of recbole_simdiff or RecBole.{hint} "
-        "'python run_recbole_simdiff.py list' names all of them."
+        "The command 'list' names all of them."
     )
+
+
+def build_model(config: Any, dataset: Any) -> Any:
+    """The model of a configuration for its training data.
+
+    Raises:
+        UserError: if a model of RecBole reads more of the data than is loaded.
+    """
+    if config["model"] in plugin_models():
+        return config.model_class(config, dataset)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # FEARec prints its frequencies
+            return config.model_class(config, dataset)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"model={config['model']} cannot be built for dataset={config['dataset']!r} "
+            f"({error}) with load_col={config['load_col']}; columns that it reads are added there, "
+            "those of items under item"
+        ) from error

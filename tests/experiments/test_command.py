@@ -268,8 +268,9 @@ def test_files_of_other_runs_have_other_names(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["benchmark"], "benchmark needs the name of an experiment, or --models"),
-        (["plot"], "plot needs the name of an experiment, --models or --runs"),
-        (["analyze"], "analyze needs the name of an experiment, --models or --runs"),
+        (["ablate"], "ablate needs the name of an experiment\n"),
+        (["plot"], "plot needs the name of an experiment, or --models or --runs"),
+        (["analyze"], "analyze needs the name of an experiment, or --models or --runs"),
         (["benchmark", "--models=SASRec", "--nproc=2"], "the command line: nproc belongs to train"),
         (["benchmark", "--models=SASRec", "--topk=1.5"], "topk"),
         (["benchmark", "--models=SASRec", "--topk=[7]"], "valid_metric=NDCG@10"),

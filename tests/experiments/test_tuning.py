@@ -585,7 +585,7 @@ def test_a_score_that_is_no_number_is_a_failure(
         ("user_inter_num_interval choice ['[5,inf)']\n", {}, "cannot be searched"),
         ("show_users choice [1,2]\n", {}, "cannot be searched"),
         (MIXED, {"algo": "exhaustive"}, r"line 2: an exhaustive search needs choice or quniform"),
-        (RATES, {"algo": "grid"}, "--algo=grid: engine optuna has bayes, random, exhaustive"),
+        (RATES, {"algo": "grid"}, "--algo=grid: engine optuna has bayes, random, exhaustive$"),
         (RATES, {"engine": "skopt"}, "--engine=skopt is not one of optuna, hyperopt, ray"),
         (RATES, {"engine": "ray", "algo": "bayes"}, "--algo=bayes: engine ray has random, exhau"),
         (RATES, {"trials": 0}, "--trials=0 must be at least 1"),
