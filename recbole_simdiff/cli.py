@@ -117,7 +117,9 @@ def build_parser() -> argparse.ArgumentParser:
         'line: \'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON).',
     )
     recommend.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or file")
-    recommend.add_argument("--users", metavar="U,U", help="users of the training data set")
+    users = recommend.add_mutually_exclusive_group()
+    users.add_argument("--users", metavar="U,U", help="users of the training data set")
+    users.add_argument("--all_users", action="store_true", help="all of them")
     recommend.add_argument(
         "--history", action="append", metavar="I,I", help="a history of item ids; may be repeated"
     )
@@ -365,11 +367,16 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         if distributed.rank() > 0:
             return 0
     _print_result(result)
+    _print_place(result)
     try:
         _show_users(result, config["show_users"])
     except UserError as error:  # the run itself succeeded
         print(error, file=sys.stderr)
     return 0
+
+
+def _print_place(result: RunResult) -> None:
+    print(f"checkpoints and result.json: {result.run_dir}")
 
 
 def _print_result(result: RunResult) -> None:
@@ -394,7 +401,6 @@ def _print_result(result: RunResult) -> None:
             print(f"\ntest of {notes['backbone']} by input length, without and with augmentation")
             print(augmentation.format_report(result))
         print(f"\n{augmentation.format_quality(notes['quality'])}")
-    print(f"checkpoints and result.json: {result.run_dir}")
 
 
 def _show_users(result: RunResult, n_users: int) -> None:
@@ -431,7 +437,7 @@ def _recommend(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         raise UserError(
             f"nothing to recommend to: {namespace.input} has no history"
             if namespace.input
-            else "nothing to recommend to: give --users, --history or --input"
+            else "nothing to recommend to: give --users, --all_users, --history or --input"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unknown items are reported per history below
@@ -477,7 +483,7 @@ def _ids(text: str) -> list[str]:
 def _requests(
     namespace: argparse.Namespace, recommender: inference.Recommender
 ) -> Iterator[_Request]:
-    for user in _ids(namespace.users or ""):
+    for user in recommender.users if namespace.all_users else _ids(namespace.users or ""):
         yield _Request(user, recommender.history(user))
     for number, text in enumerate(namespace.history or (), start=1):
         yield _Request(f"history {number}", _ids(text))
@@ -532,7 +538,9 @@ def _tune(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     )
     trials = tuning.tune(search)
     print(tuning.summary(search, trials))
-    _print_result(tuning.test(search, search.ranked(trials)[0]))
+    result = tuning.test(search, search.ranked(trials)[0])
+    _print_result(result)
+    _print_place(result)
     return 0
 
 

@@ -214,8 +214,8 @@ class HostFixes(Dataset):
             keys = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
             filters = ", ".join(f"{k}={self.config[k]}" for k in keys if self.config[k] is not None)
             raise UserError(
-                f"dataset={self.dataset_name!r} ({self.dataset_path}) has no interactions, or "
-                f"{filters} leave none"
+                f"dataset={self.dataset_name!r} ({self.dataset_path}) has no interactions"
+                + (f", or {filters} leave none" if filters else "")
             )
         super()._reset_index()
 

@@ -264,6 +264,9 @@ class PlanTrainer(Trainer):
         if self.config["train_neg_sample_args"].get("dynamic"):
             train_data.get_model(self.model)
         phases = training_plan(self.model, self.config)
+        if len(phases) > 1:
+            listed = ", ".join(f"{p.name} (at most {p.epochs} epochs)" for p in phases)
+            self.logger.info(f"phases: {listed}")
         with self.stoppable():
             if distributed.largest(not (self.run_dir / LAST).is_file()):
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed

@@ -339,6 +339,12 @@ def test_recommend_to_users(recommend: Any) -> None:
     assert not set(rows[1]["items"]) & set(SEQUENCES["e"])
 
 
+def test_recommend_to_everybody(recommend: Any) -> None:
+    found = recommend("--all_users", "--k=3", "--format=json")
+    assert found.out == recommend("--users=a,b,c,d,e,f", "--k=3", "--format=json").out
+    assert "not allowed with" in recommend("--all_users", "--users=a").err
+
+
 def test_recommend_to_histories(recommend: Any) -> None:
     found = recommend("--history=i1, i2", "--history=i3", "--k=2")
     lines = found.out.splitlines()
@@ -442,7 +448,7 @@ def test_a_history_of_all_items_is_not_unknown(recommend: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "nothing to recommend to: give --users, --history or --input"),
+        ([], "nothing to recommend to: give --users, --all_users, --history or --input"),
         (["--input=/dev/null"], "nothing to recommend to: /dev/null has no history"),
         (["--users=zoe"], "user 'zoe' is not in the data set 'toy'"),
         (["--history=i1", "--k=0"], "k=0 must be at least 1"),

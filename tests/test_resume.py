@@ -278,7 +278,9 @@ def test_signal_handlers_are_put_back(make_config: Any, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- two phases
 
 
-def test_s3rec_runs_both_phases_and_resumes_in_the_second(tmp_path: Path) -> None:
+def test_s3rec_runs_both_phases_and_resumes_in_the_second(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """RecBole needs two programs for this. Items carry their genre, which ships with ml-100k."""
     small = {
         "pretrain_epochs": 1,
@@ -295,7 +297,9 @@ def test_s3rec_runs_both_phases_and_resumes_in_the_second(tmp_path: Path) -> Non
         "checkpoint_dir": str(tmp_path / "saved"),
     }
     config = Config("S3Rec", "ml-100k", overrides=small)
-    wanted = train(config, tmp_path / "unbroken")
+    with caplog.at_level("INFO"):
+        wanted = train(config, tmp_path / "unbroken")
+    assert "phases: pretrain (at most 1 epochs), finetune (at most 2 epochs)" in caplog.messages
     log = wanted["progress"][-1]
     assert [(e["phase"], e["epoch"], "valid" in e) for e in log] == [
         ("pretrain", 0, False),
