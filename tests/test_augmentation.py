@@ -793,6 +793,17 @@ def test_the_recommenders_weights_are_in_the_key(configure: Configure) -> None:
     assert augment(config).notes["pseudo"] != notes["pseudo"]
 
 
+def test_other_code_makes_another_generator(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T26: what an older version made is not taken for this one's."""
+    config = configure(diffuasr_epochs=1)
+    before = augment(config).notes["pseudo"]
+    monkeypatch.setattr(augmentation, "code", lambda: "another version")
+    assert augment(config).notes["pseudo"] != before
+    assert len(list(Path(config["augmentation_cache"]).glob("diffuser-*"))) == 2
+
+
 def test_loading_equals_making_again(configure: Configure, trained: list[str]) -> None:
     """T25, T26: from nothing, and from the trained generator alone."""
     config = configure()
@@ -942,12 +953,27 @@ def test_a_given_baseline_is_of_the_same_data(configure: Configure, tmp_path: Pa
         augment(configure(baseline_checkpoint=baseline.run_dir))
 
 
-def test_a_given_baseline_has_held_out_the_same(configure: Configure) -> None:
+BY_RATIO = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "mode": "full"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (
+            {"split": {"LS": "test_only"}, "order": "TO", "group_by": "user", "mode": "full"},
+            {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+        ),
+        (BY_RATIO | {"group_by": "none"}, BY_RATIO | {"group_by": "user"}),
+    ],
+    ids=["split", "group_by"],
+)
+def test_a_given_baseline_has_held_out_the_same(
+    configure: Configure, theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
     """Trained on this run's validation items, it would carry them into the pseudo-items."""
-    split = {"split": {"LS": "test_only"}, "order": "TO", "group_by": "user", "mode": "full"}
-    baseline = run(configure(eval_args=split).backbone())
+    baseline = run(configure(eval_args=theirs).backbone())
     with pytest.raises(UserError, match="eval_args"):
-        augment(configure(baseline_checkpoint=baseline.run_dir))
+        augment(configure(eval_args=ours, baseline_checkpoint=baseline.run_dir))
 
 
 def test_a_given_baseline_was_ranked_the_same_way_and_on_raw_data(configure: Configure) -> None:
@@ -1144,6 +1170,36 @@ def test_one_user_in_twenty_is_held_out(configure: Configure, windows: str) -> N
     assert len(pairs[0]) + len(held_out[0]) == len(every[0]) == (40 if windows == "first" else 100)
     watched = configure("SASRec", n_pseudo=2, diffuasr_monitor="train_loss")
     assert len(augmentation.learning_pairs(watched, items, ends)[1][0]) == 0
+
+
+def test_who_is_held_out_depends_on_the_seed_alone(configure: Configure) -> None:
+    """A stopped training goes on with the same pairs."""
+    lengths = torch.tensor([0, *([8] * 40)])
+    ends, items = lengths.cumsum(0), torch.repeat_interleave(torch.arange(41), lengths)
+
+    def held(drawn_before: int, **changes: Any) -> list[int]:
+        torch.manual_seed(drawn_before)
+        config = configure("SASRec", diffuasr_monitor="heldout", **changes)
+        return augmentation.learning_pairs(config, items, ends)[1][0][:, 0].tolist()
+
+    assert held(1) == held(2)
+    assert held(1) != held(1, seed=7)
+
+
+def test_the_generator_depends_on_the_seed_alone(configure: Configure, tmp_path: Path) -> None:
+    """Not on what drew random numbers before it: its initial weights, its steps, its items."""
+    config = configure("SASRec")
+    dataset, train, *_, model = prepare(config.backbone())
+    items, ends = train._dataset.training_items()
+    made, weights = [], []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        place = tmp_path / f"{number}"
+        made.append(augmentation.generate(config, items, ends, dataset.item_num, model, place)[0])
+        weights.append(checkpoint.split(checkpoint.load(place / LAST)[0], "model"))
+    assert torch.equal(made[0], made[1])
+    for name, tensor in weights[0].items():
+        assert torch.equal(weights[1][name], tensor), name
 
 
 def test_each_epoch_trains_on_every_pair_that_is_not_held_out(
