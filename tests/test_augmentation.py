@@ -698,10 +698,12 @@ def test_sampling_settings_keep_the_trained_generator(
     assert len(set(places)) == 1
     made = Path(configure()["augmentation_cache"]).glob("diffuasr-*.safetensors")
     assert len(list(made)) == 3
-    for changes in ({}, {"diffuasr_strength": 0.7}):
-        augment(configure(diffuasr_cf_training="combined", **changes))
+    in_training = {"diffuasr_guidance": "classifier", "diffuasr_guide_in_training": True}
+    for guided in ({"diffuasr_cf_training": "combined"}, in_training):
+        for changes in ({}, {"diffuasr_strength": 0.7}):
+            augment(configure(**guided, **changes))
     augment(configure(diffuasr_learning_rate=0.02))
-    assert len(set(places)) == 4
+    assert len(set(places)) == 6
 
 
 def test_a_cache_that_was_moved_is_found(configure: Configure, tmp_path: Path) -> None:
@@ -1128,6 +1130,7 @@ class Learner:
         self.pairs = target[n_held:], condition[n_held:]
         self.held_out = target[:n_held], condition[:n_held]
         self.trained: list[list[int]] = []  # pairs, by step
+        self.losses: list[float] = []  # by step
         self.held: list[list[int]] = []  # pairs, by epoch
         self.weights: list[dict[str, Tensor]] = []  # before each step
         self.script: list[float] = []
@@ -1136,7 +1139,9 @@ class Learner:
         def stepped(model: Any, target: Tensor, condition: Tensor) -> Tensor:
             self.trained.append(self._pairs(target))
             self.weights.append({k: v.detach().clone() for k, v in model.state_dict().items()})
-            return loss(model, target, condition)
+            value = loss(model, target, condition)
+            self.losses.append(value.item())
+            return value
 
         def held(model: Any, target: Tensor, condition: Tensor, seed: int) -> float:
             self.held.append(self._pairs(target))
@@ -1215,6 +1220,9 @@ def test_each_epoch_trains_on_every_pair_that_is_not_held_out(
     epochs = [[p for step in learner.trained[4 * e : 4 * e + 4] for p in step] for e in range(3)]
     assert [len(step) for step in learner.trained] == [16, 16, 16, 9] * 3
     (held,) = {tuple(pairs) for pairs in learner.held}
+    for epoch, found in enumerate(log["train"]):  # each pair weighs the same
+        *whole, last = learner.losses[4 * epoch : 4 * epoch + 4]
+        assert found == pytest.approx((16 * sum(whole) + 9 * last) / 57)
     for pairs in epochs:
         assert sorted([*pairs, *held]) == list(range(60))
     assert epochs[0] != epochs[1]
