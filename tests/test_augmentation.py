@@ -698,10 +698,12 @@ def test_sampling_settings_keep_the_trained_generator(
     assert len(set(places)) == 1
     made = Path(configure()["augmentation_cache"]).glob("diffuasr-*.safetensors")
     assert len(list(made)) == 3
-    for changes in ({}, {"diffuasr_strength": 0.7}):
-        augment(configure(diffuasr_cf_training="combined", **changes))
+    in_training = {"diffuasr_guidance": "classifier", "diffuasr_guide_in_training": True}
+    for guided in ({"diffuasr_cf_training": "combined"}, in_training):
+        for changes in ({}, {"diffuasr_strength": 0.7}):
+            augment(configure(**guided, **changes))
     augment(configure(diffuasr_learning_rate=0.02))
-    assert len(set(places)) == 4
+    assert len(set(places)) == 6
 
 
 def test_a_cache_that_was_moved_is_found(configure: Configure, tmp_path: Path) -> None:
@@ -791,6 +793,17 @@ def test_the_recommenders_weights_are_in_the_key(configure: Configure) -> None:
     tensors["model.item_embedding.weight"][3, 3] += 1e-6
     checkpoint.save(best, tensors, content)
     assert augment(config).notes["pseudo"] != notes["pseudo"]
+
+
+def test_other_code_makes_another_generator(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T26: what an older version made is not taken for this one's."""
+    config = configure(diffuasr_epochs=1)
+    before = augment(config).notes["pseudo"]
+    monkeypatch.setattr(augmentation, "code", lambda: "another version")
+    assert augment(config).notes["pseudo"] != before
+    assert len(list(Path(config["augmentation_cache"]).glob("diffuser-*"))) == 2
 
 
 def test_loading_equals_making_again(configure: Configure, trained: list[str]) -> None:
@@ -942,12 +955,27 @@ def test_a_given_baseline_is_of_the_same_data(configure: Configure, tmp_path: Pa
         augment(configure(baseline_checkpoint=baseline.run_dir))
 
 
-def test_a_given_baseline_has_held_out_the_same(configure: Configure) -> None:
+BY_RATIO = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "mode": "full"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (
+            {"split": {"LS": "test_only"}, "order": "TO", "group_by": "user", "mode": "full"},
+            {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+        ),
+        (BY_RATIO | {"group_by": "none"}, BY_RATIO | {"group_by": "user"}),
+    ],
+    ids=["split", "group_by"],
+)
+def test_a_given_baseline_has_held_out_the_same(
+    configure: Configure, theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
     """Trained on this run's validation items, it would carry them into the pseudo-items."""
-    split = {"split": {"LS": "test_only"}, "order": "TO", "group_by": "user", "mode": "full"}
-    baseline = run(configure(eval_args=split).backbone())
+    baseline = run(configure(eval_args=theirs).backbone())
     with pytest.raises(UserError, match="eval_args"):
-        augment(configure(baseline_checkpoint=baseline.run_dir))
+        augment(configure(eval_args=ours, baseline_checkpoint=baseline.run_dir))
 
 
 def test_a_given_baseline_was_ranked_the_same_way_and_on_raw_data(configure: Configure) -> None:
@@ -1102,6 +1130,7 @@ class Learner:
         self.pairs = target[n_held:], condition[n_held:]
         self.held_out = target[:n_held], condition[:n_held]
         self.trained: list[list[int]] = []  # pairs, by step
+        self.losses: list[float] = []  # by step
         self.held: list[list[int]] = []  # pairs, by epoch
         self.weights: list[dict[str, Tensor]] = []  # before each step
         self.script: list[float] = []
@@ -1110,7 +1139,9 @@ class Learner:
         def stepped(model: Any, target: Tensor, condition: Tensor) -> Tensor:
             self.trained.append(self._pairs(target))
             self.weights.append({k: v.detach().clone() for k, v in model.state_dict().items()})
-            return loss(model, target, condition)
+            value = loss(model, target, condition)
+            self.losses.append(value.item())
+            return value
 
         def held(model: Any, target: Tensor, condition: Tensor, seed: int) -> float:
             self.held.append(self._pairs(target))
@@ -1146,6 +1177,36 @@ def test_one_user_in_twenty_is_held_out(configure: Configure, windows: str) -> N
     assert len(augmentation.learning_pairs(watched, items, ends)[1][0]) == 0
 
 
+def test_who_is_held_out_depends_on_the_seed_alone(configure: Configure) -> None:
+    """A stopped training goes on with the same pairs."""
+    lengths = torch.tensor([0, *([8] * 40)])
+    ends, items = lengths.cumsum(0), torch.repeat_interleave(torch.arange(41), lengths)
+
+    def held(drawn_before: int, **changes: Any) -> list[int]:
+        torch.manual_seed(drawn_before)
+        config = configure("SASRec", diffuasr_monitor="heldout", **changes)
+        return augmentation.learning_pairs(config, items, ends)[1][0][:, 0].tolist()
+
+    assert held(1) == held(2)
+    assert held(1) != held(1, seed=7)
+
+
+def test_the_generator_depends_on_the_seed_alone(configure: Configure, tmp_path: Path) -> None:
+    """Not on what drew random numbers before it: its initial weights, its steps, its items."""
+    config = configure("SASRec")
+    dataset, train, *_, model = prepare(config.backbone())
+    items, ends = train._dataset.training_items()
+    made, weights = [], []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        place = tmp_path / f"{number}"
+        made.append(augmentation.generate(config, items, ends, dataset.item_num, model, place)[0])
+        weights.append(checkpoint.split(checkpoint.load(place / LAST)[0], "model"))
+    assert torch.equal(made[0], made[1])
+    for name, tensor in weights[0].items():
+        assert torch.equal(weights[1][name], tensor), name
+
+
 def test_each_epoch_trains_on_every_pair_that_is_not_held_out(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -1159,6 +1220,9 @@ def test_each_epoch_trains_on_every_pair_that_is_not_held_out(
     epochs = [[p for step in learner.trained[4 * e : 4 * e + 4] for p in step] for e in range(3)]
     assert [len(step) for step in learner.trained] == [16, 16, 16, 9] * 3
     (held,) = {tuple(pairs) for pairs in learner.held}
+    for epoch, found in enumerate(log["train"]):  # each pair weighs the same
+        *whole, last = learner.losses[4 * epoch : 4 * epoch + 4]
+        assert found == pytest.approx((16 * sum(whole) + 9 * last) / 57)
     for pairs in epochs:
         assert sorted([*pairs, *held]) == list(range(60))
     assert epochs[0] != epochs[1]

@@ -954,6 +954,9 @@ def test_sampled_evaluation_still_works(build: Any, tmp_path: Path) -> None:
         assert result[KEPT]["hit@5"] == 1.0  # the target and two others are ranked
         assert result[KEPT]["mrr@5"] >= 1 / 3
     assert min(result[KEPT]["hit@5"] for result in results["full"]) < 1.0  # all 12 are
+    # DiffuASR T32: nobody's rank is worse among fewer.
+    for few, every in zip(results["uni2"], results["full"], strict=True):
+        assert all(value >= every[KEPT][name] for name, value in few[KEPT].items())
 
 
 def test_a_time_column_that_is_not_a_number_is_refused(make_config: Any, data_path: Path) -> None:

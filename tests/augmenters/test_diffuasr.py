@@ -539,7 +539,7 @@ def test_conditions_are_kept(change):
 
 def test_combined_training_fits_the_guided_prediction():
     """No condition is dropped, and both branches are in the loss."""
-    model = build(diffuasr_cf_training="combined", diffuasr_strength=0.7)
+    model = build(diffuasr_cf_training="combined", diffuasr_strength=0.7, diffuasr_p_uncond=0.9)
     torch.manual_seed(2)
     found = model.loss(TARGET, HISTORY)
     torch.manual_seed(2)
@@ -589,6 +589,20 @@ def test_the_fixed_noise_loss_is_fixed(monkeypatch, rows):
     monkeypatch.setattr(diffuasr, "ROWS", 4)
     if rows == 512:
         assert model.fixed_noise_loss(TARGET, HISTORY, 5) == pytest.approx(first)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_the_fixed_noise_loss_is_a_mean_over_pairs(monkeypatch, rows):
+    """Each weighs the same, whatever chunk it is in."""
+    monkeypatch.setattr(diffuasr, "ROWS", rows)
+    model = build()
+
+    def errors(x_0: Tensor, t: Tensor, eps: Tensor, c: Tensor, condition: Tensor) -> Tensor:
+        return condition[:, :1, None].float().expand_as(x_0)
+
+    monkeypatch.setattr(model, "_errors", errors)
+    expected = FIRST.float().mean().item()
+    assert model.fixed_noise_loss(TARGET, HISTORY, 5) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("source", OPTIONS["diffuasr_embeddings"])
@@ -734,7 +748,8 @@ def test_classifier_guidance_scale(scale, sign):
 def test_the_classifier_sees_its_own_scale_and_label():
     guide = LinearGuide()
     x_t, t, c = noised()
-    for label, expected in (("item", FIRST), ("seq", HISTORY)):
+    oldest = torch.tensor([9, 5, 7, 11])  # of histories too long for the condition to hold it
+    for label, expected in (("item", oldest), ("seq", HISTORY)):
         guide.seen.clear()
         model = build(
             guide,
@@ -743,7 +758,7 @@ def test_the_classifier_sees_its_own_scale_and_label():
             diffuasr_cg_log_prob="bce",
             diffuasr_strength=1.0,
         )
-        generate(model)
+        model.generate(HISTORY, USERS, oldest, 7)
         assert len(guide.seen) == 4
         assert all(torch.equal(seen, expected) for _, seen, _ in guide.seen)
         assert {kind for _, _, kind in guide.seen} == {"bce"}
@@ -826,6 +841,17 @@ def test_own_items_can_be_excluded():
     assert allowed.max() <= V
     free = build().nearest_items(x, HISTORY)
     assert (free.unsqueeze(2) == HISTORY.unsqueeze(1)).any()
+
+
+@pytest.mark.parametrize("exclude", OPTIONS["diffuasr_exclude"])
+def test_items_without_training_interactions_are_never_written(exclude):
+    """Nor where the user's own history is all that is known."""
+    known = torch.tensor([2, 5, 9])
+    config = settings(diffuasr_exclude=exclude)
+    model = DiffuASR(config, V + 1, LinearGuide(), known)
+    assert set(model.nearest_items(model.table[TARGET], HISTORY).unique().tolist()) <= {2, 5, 9}
+    found = model.nearest_items(torch.randn(4, M, D), known.expand(4, 3))
+    assert torch.isin(found, known).all()
 
 
 # ---------------------------------------------------------------- generation

@@ -324,8 +324,10 @@ def test_clean_vectors_carry_noise_of_the_first_step_where_chosen(small):
 
 def test_clean_noise_can_cover_the_context_or_be_left_out(small):
     table = small().item_embedding.weight
-    everywhere = small(x0_noise_context=True).clean(THREE) - table[THREE.items]
+    model = small(x0_noise_context=True)
+    everywhere = torch.stack([model.clean(THREE) - table[THREE.items] for _ in range(200)])
     assert (everywhere != 0).all()
+    assert everywhere.std().item() == pytest.approx(model.process.noise[1].item(), rel=0.04)
     assert torch.equal(small(x0_noise=False).clean(THREE), table[THREE.items])
 
 
@@ -437,6 +439,7 @@ def test_generation_has_no_dropout_no_gradient_and_keeps_the_mode(small, monkeyp
     def fail(*args: Any) -> Any:
         raise ArithmeticError
 
+    assert not any(module.training for module in plain.modules())
     monkeypatch.setattr(noisy, "denoise", fail)
     with pytest.raises(ArithmeticError):
         noisy.generate(THREE)
@@ -538,6 +541,16 @@ def test_denoiser_sees_both_sides_and_the_order(small, pos):
 
 
 @BOTH_POSITIONS
+def test_positions_enter_the_denoiser_in_one_way(small, pos):
+    """As vectors added to the input, or as a bias of the attention; the encoder keeps vectors."""
+    model = small(denoiser_pos=pos)
+    relative = pos == "relative"
+    assert (model.denoiser.position_embedding is None) == relative
+    assert isinstance(model.denoiser_encoder, RelativeTransformer) == relative
+    assert model.position_embedding.num_embeddings == MAX_LENGTH
+
+
+@BOTH_POSITIONS
 def test_denoiser_ignores_padding_and_other_rows(small, pos):
     """Invariant 16: rows alone, together, and padded further agree."""
     model = small(denoiser_pos=pos)
@@ -578,11 +591,29 @@ def test_denoiser_has_its_own_sizes(small):
     assert len(encoder.layer) == 3
     assert encoder.layer[0].multi_head_attention.num_attention_heads == 4
     assert encoder.layer[0].feed_forward.dense_1.out_features == 24
-    assert encoder.layer[0].multi_head_attention.attn_dropout.p == 0.3
+    dropouts = [m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout)]
+    assert dropouts == [0.3] * len(dropouts)
     assert model.denoiser.dropout.p == 0.3
     assert model.denoiser.LayerNorm.eps == 1e-5
     assert model.trm_encoder.layer[0].feed_forward.dense_1.out_features == 16
     assert model.dropout.p == 0.0
+
+
+@pytest.mark.parametrize("items", OPTIONS["denoiser_items"])
+def test_initial_weights_of_the_denoiser(make_config, items):
+    """N(0, 0.02) everywhere, biases 0, norms 1, as in the encoder."""
+    config = make_config("CaDiRec", hidden_size=32, denoiser_items=items)
+    model = CaDiRec(config, SimpleNamespace(num=lambda field: 40))
+    parts = ("denoiser.", "denoiser_encoder.", "denoiser_items.")
+    own = {name: p for name, p in model.named_parameters() if name.startswith(parts)}
+    assert ("denoiser_items.weight" in own) == (items == "separate")
+    for name, value in own.items():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif "LayerNorm" in name:
+            assert (value == 1).all(), name
+        else:
+            assert value.std().item() == pytest.approx(0.02, rel=0.25), name
 
 
 # ---------------------------------------------------------------- relative positions
@@ -873,6 +904,31 @@ def test_without_positions_the_views_are_the_sequence(small, monkeypatch):
     torch.testing.assert_close(loss.contrastive, 0.1 * nt_xent(state, state, 1.0, "dot"))
     assert model.monitor["changed"] == 0
     assert model.monitor["untouched_views"] == 1
+
+
+@pytest.mark.parametrize("aug_mask", OPTIONS["aug_mask"])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_substituted_views_are_made_as_in_training(small, monkeypatch, aug_mask, steps):
+    """From the sampler or, as released, from one estimate; each under its own name."""
+    model = small(reverse_steps=steps, aug_mask=aug_mask)
+    estimated = record(monkeypatch, model, "estimate")
+    generated = record(monkeypatch, model, "generate")
+    made: list[Tensor] = []
+    make_views = model.make_views
+
+    def keep(item_seq: Tensor, x_hat: Tensor, noised: Noised) -> Any:
+        assert noised.n_rows == 4 * model.n_masks
+        views = make_views(item_seq, x_hat, noised)
+        made.append(views.items)
+        return views
+
+    monkeypatch.setattr(model, "make_views", keep)
+    found = model.substituted(rows())
+    assert (len(estimated), len(generated)) == ((1, 0) if steps == 0 else (0, 1))
+    assert list(found) == ["first view", "second view"]
+    assert torch.equal(found["first view"], made[0][:4])
+    assert torch.equal(found["second view"], made[0][4:])
+    assert not torch.equal(made[0][:4], made[0][4:])
 
 
 def test_monitor_of_a_case_worked_by_hand(small, monkeypatch):

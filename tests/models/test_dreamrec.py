@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.sequential_recommender import SASRec
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -141,6 +142,26 @@ def test_real_positions_whose_vector_sums_to_zero_still_attend(small: Any) -> No
     torch.testing.assert_close(model.guide(SEQ, LAYOUT, last_only=False)[:4], expected)
 
 
+def test_the_other_encoder_is_recboles(small: Any, make_config: Any) -> None:
+    """Embeddings normalised, then its Transformer; the state of the newest item."""
+    model = small(**ENCODERS["recbole"], layer_norm_eps=1e-3)
+    for name, parameter in model.named_parameters():
+        if name.startswith(("encoder.", "input_norm.")):
+            torch.nn.init.normal_(parameter)
+    values = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "layer_norm_eps": 1e-3}
+    config = make_config(MAX_ITEM_LIST_LENGTH=MAX_LENGTH, n_layers=2, n_heads=2, **values)
+    theirs = SASRec(config, SimpleNamespace(num=lambda field: 13)).eval()
+    names = {"encoder": "trm_encoder", "input_norm": "LayerNorm"}
+    state = {
+        ".".join([names.get(first, first), *rest]): value
+        for name, value in model.state_dict().items()
+        for first, *rest in [name.split(".")]
+        if first not in ("denoiser", "null_guidance")
+    }
+    theirs.load_state_dict(state)
+    torch.testing.assert_close(model.guide(SEQ, LAYOUT, last_only=True), theirs(SEQ, LEN))
+
+
 @EVERY_ENCODER
 def test_cells_beyond_the_length_do_not_count(small: Any, encoder: str) -> None:
     """T15: other ids there leave h bit-identical."""
@@ -188,6 +209,16 @@ def test_dropout_sits_where_the_released_block_has_it(small: Any) -> None:
         assert not torch.equal(first, second), name
     only = small(attn_dropout_prob=0.4).train()
     assert not torch.equal(*(only.guide(SEQ, LAYOUT, last_only=True) for _ in range(2)))
+
+
+def test_dropout_of_the_other_encoder(small: Any) -> None:
+    model = small(**ENCODERS["recbole"], hidden_dropout_prob=0.3, attn_dropout_prob=0.4)
+    found = {
+        name.split(".")[-1]: module.p
+        for name, module in model.encoder.named_modules()
+        if isinstance(module, torch.nn.Dropout)
+    }
+    assert found == {"attn_dropout": 0.4, "out_dropout": 0.3, "dropout": 0.3}
 
 
 # ---------------------------------------------------------------- sizes and initial values
@@ -672,7 +703,9 @@ def test_samples_are_averaged(small: Any) -> None:
         draw = one.gaussian(USER)
         singles = [one.sample(h, draw) for _ in range(3)]
     assert not torch.allclose(singles[0], singles[1])
-    torch.testing.assert_close(three.generate(rows()), torch.stack(singles).mean(0))
+    generated = three.generate(rows())
+    torch.testing.assert_close(generated, torch.stack(singles).mean(0))
+    assert not generated.requires_grad  # nor does any step of the chain
 
 
 def test_more_samples_come_closer_to_the_mean(small: Any) -> None:
