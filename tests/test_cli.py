@@ -613,7 +613,7 @@ def test_a_run_on_augmented_data_is_compared_with_one_without(
     again = call("evaluate", f"--checkpoint={place}")
     assert again.code == 0
     tables = [text[text.index("split ") :] for text in (found.out, again.out)]
-    assert tables[0] == tables[1]
+    assert tables[0] == f"{tables[1]}checkpoints and result.json: {place}\n"
     found = call("recommend", f"--checkpoint={place}", "--history=i1,i2", "--k=3")
     assert found.code == 0
     assert len(found.out.splitlines()) == 4
