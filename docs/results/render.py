@@ -2,8 +2,9 @@
 
     python docs/results/render.py
 
-``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit, and ``ml-100k/``
-what experiments wrote. What is published is read from ``properties/experiment/table2.yaml``.
+``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit,
+``amazon-beauty-validation.csv`` what some runs found after each epoch, and ``ml-100k/`` what
+experiments wrote. What is published is read from ``properties/experiment/table2.yaml``.
 """
 
 import csv
@@ -18,6 +19,7 @@ ROOT = HERE.parents[1]
 PROTOCOLS = ("history kept", "history removed")
 METRICS = ("hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20")
 NAMES = {"hit": "HR", "ndcg": "NDCG"}
+AFTER = (5, 10, 20, 30, 40, 60, 100)  # epochs trained
 
 
 def main() -> None:
@@ -30,7 +32,12 @@ def pages() -> dict[Path, dict[str, str]]:
     """Page -> name of a table -> its Markdown."""
     with (HERE / "amazon-beauty.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    overview = {"overview": table(overview_rows(lines))}
+    with (HERE / "amazon-beauty-validation.csv").open(newline="") as file:
+        epochs_seen = list(csv.DictReader(file))
+    overview = {
+        "overview": table(overview_rows(lines)),
+        "learning": table(learning_rows(epochs_seen)),
+    }
     details = {
         f"{split}, {protocol}": table(detail_rows(lines, split, protocol))
         for split in ("test", "valid")
@@ -84,6 +91,17 @@ def detail_rows(
     for line in lines:
         if is_of(line, split, protocol):
             yield line["row"], *(digits(line[name]) for name in METRICS), epochs(line)
+
+
+def learning_rows(lines: Sequence[dict[str, str]]) -> Iterator[Sequence[str]]:
+    """Validation NDCG@10 after so many epochs; nothing where a run had ended."""
+    yield "validation NDCG@10 after epochs", *map(str, AFTER), "best"
+    found: dict[str, dict[int, str]] = {}
+    for line in lines:
+        found.setdefault(line["row"], {})[int(line["epochs"])] = line["ndcg@10"]
+    for row, values in found.items():
+        seen = (digits(values[n]) if n in values else "" for n in AFTER)
+        yield row, *seen, digits(max(values.values(), key=float))
 
 
 def commands(lines: Sequence[dict[str, str]]) -> str:
