@@ -2,8 +2,9 @@
 
 An operation whose tensors are not all on one device fails as it does with CUDA, and a value that is
 read without a copy to the CPU, too. The numbers are those of the CPU to the bit, random ones
-included, so a run on ``mock`` must end with the result of a run on the CPU. What it cannot show is
-what the kernels of a real GPU do.
+included, so a run on ``mock`` must end with the result of a run on the CPU, where both make
+attention of plain operations (``SDPBackend.MATH``). What it cannot show is what the kernels of a
+real GPU do.
 """
 
 from typing import Any
@@ -90,8 +91,6 @@ def _check_devices(packet: Any, tensors: list[Tensor]) -> None:
 
 
 def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    if func is aten._fused_sdp_choice.default:
-        return 0  # attention in plain operations
     tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
     _check_devices(func.overloadpacket, tensors)
     device = kwargs.get("device") or (args[0].device if func is aten.copy_.default else MOCK)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recbole_simdiff import evaluate, load, run
 from recbole_simdiff.augmentation import run_augmented
@@ -33,7 +34,8 @@ def on_mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
         monkeypatch.setattr(Config, "_init_device", choose)
         torch.__future__.set_swap_module_params_on_conversion(True)
 
-    yield start
+    with sdpa_kernel(SDPBackend.MATH):
+        yield start
     torch.__future__.set_swap_module_params_on_conversion(before)
 
 

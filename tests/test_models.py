@@ -37,7 +37,9 @@ def test_models_are_found() -> None:
     [("simdiffrec", "SimDiffRec"), ("SasRec", "SASRec"), ("Bert4Rec", "BERT4Rec")],
 )
 def test_unknown_names_get_the_nearest(name: str, nearest: str) -> None:
-    message = f"model='{name}' is not a sequential model of .* Did you mean {nearest}.* list' name"
+    message = (
+        f"model='{name}' is not a sequential model of .* Did you mean {nearest}.* 'list' names"
+    )
     with pytest.raises(UserError, match=message):
         get_model(name)
 

@@ -518,7 +518,7 @@ def test_stopped_by_a_signal_and_resumed(
     assert "Traceback" not in error
     place = only_run(tmp_path / "saved")
     assert f"stopped by {number.name}; everything is saved." in error
-    assert f"python run_recbole_simdiff.py --resume={place}" in error
+    assert f"run_recbole_simdiff.py --resume={place}" in error
     assert not list(place.glob("*.tmp"))
     assert main([f"--resume={place}"]) == 0
     assert_same_run(place, unbroken["run_dir"])

@@ -73,7 +73,8 @@ def build_model(config: Any, dataset: Any) -> Any:
     """The model of a configuration for its training data.
 
     Raises:
-        UserError: if a model of RecBole reads more of the data than is loaded.
+        UserError: if a model of RecBole refuses its settings, or reads more of the data than is
+            loaded.
     """
     if config["model"] in plugin_models():
         return config.model_class(config, dataset)
@@ -82,7 +83,7 @@ def build_model(config: Any, dataset: Any) -> Any:
             return config.model_class(config, dataset)
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"model={config['model']} cannot be built for dataset={config['dataset']!r} "
-            f"({error}) with load_col={config['load_col']}; columns that it reads are added there, "
-            "those of items under item"
+            f"model={config['model']} cannot be built for dataset={config['dataset']!r}: {error}. "
+            f"Columns that it reads, if they are missing, are added to "
+            f"load_col={config['load_col']}, those of items under item"
         ) from error
