@@ -311,7 +311,8 @@ def test_dangers_would_be_seen(source: str) -> None:
 
 
 def test_the_yaml_loader_is_a_safe_one() -> None:
-    assert issubclass(config._Loader, yaml.SafeLoader)
+    assert issubclass(config._Loader, yaml.constructor.SafeConstructor)
+    assert not issubclass(config._Loader, yaml.constructor.FullConstructor)  # derived from it
     unsafe = [tag for tag in config._Loader.yaml_constructors if tag and "python" in tag]
     assert unsafe == []
 

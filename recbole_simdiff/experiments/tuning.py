@@ -608,25 +608,29 @@ def _work_on(search: Search, study: Any, screen: _Screen) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optuna.storages.fail_stale_trials(study)
-        states = Counter(stored.state.name for stored in study.get_trials(deepcopy=False))
-        over = len(_recorded(search, study))
-        if states["WAITING"] or over + states["RUNNING"] < search.trials:
-            objective = _Objective(search, screen)
-            study.optimize(objective, n_trials=1, catch=_IMPOSSIBLE, callbacks=[after])
-        elif states["RUNNING"]:
-            screen.write(f"waiting for {states['RUNNING']} trials of other processes")
-            time.sleep(1)
-        else:
+        with contextlib.ExitStack() as claim:
+            # Counted and begun in one turn; two processes would else begin the last trial twice.
+            claim.enter_context(checkpoint.turn(search.folder / STUDY))
+            states = Counter(stored.state.name for stored in study.get_trials(deepcopy=False))
+            over = len(_recorded(search, study))
+            if states["WAITING"] or over + states["RUNNING"] < search.trials:
+                objective = _Objective(search, screen, begun=claim.close)
+                study.optimize(objective, n_trials=1, catch=_IMPOSSIBLE, callbacks=[after])
+                continue
+        if not states["RUNNING"]:
             return
+        screen.write(f"waiting for {states['RUNNING']} trials of other processes")
+        time.sleep(1)
 
 
 class _Objective:
-    """The score of one of Optuna's trials."""
+    """The score of one of Optuna's trials; ``begun`` is called once the trial is in the storage."""
 
-    def __init__(self, search: Search, screen: _Screen) -> None:
-        self.search, self.screen, self.reported = search, screen, 0
+    def __init__(self, search: Search, screen: _Screen, begun: Callable[[], None]) -> None:
+        self.search, self.screen, self.begun, self.reported = search, screen, begun, 0
 
     def __call__(self, trial: Any) -> float:
+        self.begun()
         search = self.search
         self._set_sampler(trial)
         values = {d.key: d.value(_suggest(trial, d)) for d in search.space}

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -19,7 +20,7 @@ import optuna
 import pytest
 from recbole.trainer import HyperTuning
 
-from recbole_simdiff import augmentation, run
+from recbole_simdiff import augmentation, checkpoint, run
 from recbole_simdiff import config as config_module
 from recbole_simdiff.cli import main
 from recbole_simdiff.config import Config, read_yaml
@@ -411,6 +412,44 @@ def test_several_processes_work_on_one_study(prepare: Any, tmp_path: Path) -> No
     assert alone[0].values == trials[0].values
     assert alone[0].score == trials[0].score
     assert len(rows(search)) == 4
+
+
+def test_trials_are_counted_and_begun_in_turn(
+    prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two workers that look at the same time would both begin the last trial."""
+    search = prepare(RATES, options={"trials": 1})
+    study = begin(search)
+
+    def elsewhere(self: Search, *_: Any) -> Any:
+        with checkpoint.turn(search.folder / tuning.STUDY):  # free while a trial is trained
+            return SimpleNamespace(valid={KEPT: {METRIC: 0.5}}, epochs=1, seconds=1.0)
+
+    monkeypatch.setattr(Search, "measure", elsewhere)
+    worker = threading.Thread(
+        target=tuning._work_on, args=(search, study, tuning._Screen(search, [])), daemon=True
+    )
+    with checkpoint.turn(search.folder / tuning.STUDY):
+        worker.start()
+        worker.join(0.5)
+        assert worker.is_alive()
+        assert not study.trials
+        done = optuna.trial.create_trial(
+            value=0.1,
+            params={"learning_rate": "0.01"},
+            distributions={
+                "learning_rate": optuna.distributions.CategoricalDistribution(
+                    list(search.space[0].texts)
+                )
+            },
+        )
+        study.add_trial(done)
+    worker.join(60)
+    assert not worker.is_alive()
+    assert len(study.trials) == 1
+    study.enqueue_trial({})
+    tuning._work_on(search, study, tuning._Screen(search, []))
+    assert [trial.value for trial in study.trials] == [0.1, 0.5]
 
 
 def test_a_worker_that_cannot_work_is_named(prepare: Any) -> None:
