@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.dataset import SequentialDataset
@@ -226,6 +228,47 @@ class Bench:
             flush=True,
         )
 
+    def raw(self, lines: int = 2_023_070) -> None:
+        """The settings' filters on a file as long as Amazon's raw one: they must lead back.
+
+        The prepared lines lie scattered between others that no 5-core holds: rare items of known
+        users, known items of rare users, and users with eight lines, half of them of rare items.
+        """
+        rng = np.random.default_rng(0)
+        source = Path(self.data_path, self.dataset, f"{self.dataset}.inter")
+        core = pd.read_csv(source, sep="\t", dtype=str)
+        user, item = core.columns[:2]
+        extra = rng.choice(core.to_numpy(), lines - len(core))
+        kind, k = np.divmod(np.arange(len(extra)), len(extra) // 3 + 1)
+        extra[kind == 0, 1] = [f"rare-{n}" for n in k[kind == 0] // 4]
+        extra[kind == 1, 0] = [f"rare-{n}" for n in k[kind == 1] // 4]
+        extra[kind == 2, 0] = [f"eight-{n}" for n in k[kind == 2] // 8]
+        half = (kind == 2) & (k % 2 == 0)
+        extra[half, 1] = [f"half-{n}" for n in k[half] // 8]
+        everything = pd.concat([core, pd.DataFrame(extra, columns=core.columns)])
+        folder = Path(self.folder, "raw", self.dataset)
+        folder.mkdir(parents=True)
+        everything = everything.iloc[rng.permutation(lines)]
+        everything.to_csv(folder / source.name, sep="\t", index=False)
+
+        def actions(data_path: str | Path) -> set[tuple[str, str]]:
+            dataset = create_dataset(self.config("SimDiffRec", data_path=str(data_path)))
+            dataset.build()
+            ids = [name.partition(":")[0] for name in (user, item)]
+            columns = (dataset.id2token(name, dataset.flat[name].numpy()) for name in ids)
+            return set(zip(*columns, strict=True))
+
+        prepared, found = actions(self.data_path), set[tuple[str, str]]()
+        with measured() as memory:
+            seconds = timed(lambda: found.update(actions(folder.parent)))
+        assert found == prepared
+        print(
+            f"5-core of {everything[user].nunique():,} users, {everything[item].nunique():,} "
+            f"items, {lines:,} lines: the {len(found):,} lines of the prepared file, "
+            f"{seconds:.0f} s, peak {memory.peak:.2f} GiB",
+            flush=True,
+        )
+
     @staticmethod
     def softmax_loss(tokens: int = 1466, n_items: int = 12_102) -> None:
         """Forward and backward of the full-softmax loss: dense, torch's chunked one, ours."""
@@ -330,7 +373,7 @@ def main() -> None:
     parser.add_argument("--data_path", default="dataset")
     parser.add_argument("--threads", type=int, default=0)
     parts = ["loss", "plain", "simdiffrec", "bf16", "cadirec", "dreamrec", "contrastive"]
-    parts += ["generation", "growth", "evaluation", "stock"]
+    parts += ["raw", "generation", "growth", "evaluation", "stock"]
     parser.add_argument("--parts", default=",".join(parts), help=f"of {','.join(parts)}")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -349,6 +392,7 @@ def main() -> None:
         "cadirec": lambda: bench.ours("(d) CaDiRec", "CaDiRec"),
         "dreamrec": lambda: bench.ours("(e) DreamRec", "DreamRec"),
         "contrastive": lambda: bench.contrastive(f"{plain}, prefix_last"),
+        "raw": bench.raw,
         "generation": bench.generation,
         "growth": bench.growth,
         "evaluation": bench.evaluation,
