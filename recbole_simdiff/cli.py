@@ -28,6 +28,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import command, space, tuning
 from recbole_simdiff.models import needed_data_set, plugin_models, recbole_models
 from recbole_simdiff.run import (
+    EVALUATION_KEYS,
     RESUMABLE_KEYS,
     RunResult,
     check_processes,
@@ -71,20 +72,42 @@ examples:
 """
 
 
+class _Once(argparse.Action):
+    """An option that has one value: a second one would silently replace the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(self).setdefault("given", values)
+        if given != values:
+            raise UserError(f"{option_string} is given twice: {given!r} and {values!r}")
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options are named in full and, but for those that add up, have one value."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+        self.register("action", None, _Once)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; any other --key=value is a configuration key."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="run_recbole_simdiff.py",
         description="Diffusion and contrastive sequential recommendation on RecBole.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar=f"{{{','.join(COMMANDS)}}}")
 
     train = commands.add_parser(
         "train",
-        allow_abbrev=False,
         help="train a model, select on validation, test once, save (the default)",
         description="Train a model. Every other --key=value overrides the configuration; "
         "'list --explain' shows all keys.",
@@ -103,7 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     test = commands.add_parser(
-        "evaluate", allow_abbrev=False, help="evaluate a checkpoint on its data set"
+        "evaluate",
+        help="evaluate a checkpoint on its data set",
+        description="Validation and test of a checkpoint's model, as at the end of its training. "
+        f"Of the configuration, these --key=value can be given: {', '.join(EVALUATION_KEYS)}; for "
+        "DreamRec also those of its generation.",
     )
     test.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file"
@@ -111,7 +138,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     recommend = commands.add_parser(
         "recommend",
-        allow_abbrev=False,
         help="top-k items for users or histories, from a checkpoint alone",
         description="Histories are item ids as in the data set, oldest first. --input reads one a "
         'line: \'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON).',
@@ -143,7 +169,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     augment = commands.add_parser(
         "augment",
-        allow_abbrev=False,
         help="the data that DiffuASR trains on, as an atomic .inter file",
         description="Runs the stages of --model=DiffuASR before the last and writes all "
         "interactions, invented ones in front. Other --key=value override the configuration.",
@@ -154,7 +179,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare_arguments(
         commands.add_parser(
             "prepare",
-            allow_abbrev=False,
             help="raw downloads to RecBole atomic files",
             description="Files are plain or .gz; their first line says which format of the source "
             "they have. Repeated visits stay in the file.",
@@ -162,7 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     listing = commands.add_parser(
-        "list", allow_abbrev=False, help="models, data sets and presets; --explain: every value"
+        "list", help="models, data sets and presets; --explain: every value"
     )
     _add_model_arguments(listing)
     listing.add_argument("--explain", action="store_true", help="each effective value and its file")
@@ -173,7 +197,6 @@ def _add_tune(commands: Any) -> None:
     text = "search the best setting of a model by its validation score, then test it once"
     parser = commands.add_parser(
         "tune",
-        allow_abbrev=False,
         help=text,
         description=f"{text.capitalize()}. The space is a RecBole parameter file, by default "
         "properties/tuning/<Model>.hyper; a key given here as --key=value is fixed and not "
@@ -186,7 +209,9 @@ def _add_tune(commands: Any) -> None:
     parser.add_argument("--engine", default="optuna", help="optuna (default), hyperopt or ray")
     parser.add_argument("--algo", help="bayes, random or exhaustive; default bayes, of ray random")
     parser.add_argument("--trials", type=int, default=50, metavar="N", help="default 50")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at the same time")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="trials at the same time (default 1)"
+    )
     parser.add_argument("--storage", metavar="URL", help="Optuna's data base, default in <output>")
     parser.add_argument("--output", default="results", metavar="DIR", help="default results")
     parser.add_argument(

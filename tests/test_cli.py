@@ -93,7 +93,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
             ["train", "--help"],
             ["--model", "--dataset", "--config_files", "--resume", "--key=value"],
         ),
-        (["evaluate", "--help"], ["--checkpoint", "run folder"]),
+        (["evaluate", "--help"], ["--checkpoint", "run folder", "save_rankings"]),
         (
             ["recommend", "--help"],
             [
@@ -207,6 +207,8 @@ def test_show_users_prints_their_next_items(call: Any, tmp_path: Path, data_path
         (["--tau=-1"], "tau=-1.0 must be positive (tau from command line)"),
         (["--epochs"], "--epochs needs a value: --epochs=value"),
         (["--seed=1", "--seed=2"], "--seed is given twice: 1 and 2"),
+        (["--model=SASRec", "-m", "DuoRec"], "-m is given twice: 'SASRec' and 'DuoRec'"),
+        (["--nproc=1", "--nproc=2"], "--nproc is given twice: 1 and 2"),
         (["--k_noise=12"], "k_noise=12 must be smaller than the number of items"),
         (["--k_noise=12"], "11 neighbours for each (k_noise from command line)"),
         (["--topk=[1,5,20]"], "topk=[1, 5, 20] exceeds the 12 items there are (topk from command"),

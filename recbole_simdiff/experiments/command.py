@@ -36,17 +36,20 @@ def add_parsers(commands: Any) -> None:
     for name, text in COMMANDS.items():
         given = "[NAME]" if name in OTHERS else "NAME"
         other = f"; or give {OTHERS[name]}" if name in OTHERS else ""
+        ends = (
+            "Nothing is trained."
+            if name in READERS
+            else "The same command continues what was interrupted, repeats what failed, and trains "
+            "nothing twice."
+        )
         parser = commands.add_parser(
             name,
-            allow_abbrev=False,
             help=text,
             usage=f"%(prog)s {given} [options] [--key=value ...]",
             description=f"{text[0].upper()}{text[1:]}. An experiment is a file under "
             "properties/experiment/, named without .yaml, or any .yaml file; other --key=value "
             "override the settings of all its runs. Each run leaves a line in "
-            "<output>/<experiment>/runs.jsonl, which tables and figures are made of. The same "
-            "command continues what was interrupted, repeats what failed, and trains nothing "
-            "twice.",
+            f"<output>/<experiment>/runs.jsonl, which tables and figures are made of. {ends}",
         )
         parser.add_argument("--experiment", metavar="NAME", help=f"name or .yaml file{other}")
         for option, metavar, text in (

@@ -716,3 +716,9 @@ def test_the_released_behaviour() -> None:
     differing = {k: v for k, v in official.final_config_dict.items() if plain[k] != v}
     documented = {"align": "left", "condition": "position", "valid_metric": "Hit@10"}
     assert differing == {"preset": "official", **documented}
+
+
+@pytest.mark.parametrize("dataset", SCRIPTS)
+def test_the_released_behaviour_is_that_of_one_script_on_every_data_set(dataset: str) -> None:
+    config = Config("ECLSR", dataset, overrides={"preset": "official"})
+    assert (config["masking"], config["mask_ratio"], config["last_k"]) == ("probability", 0.2, 10)
