@@ -405,7 +405,7 @@ def _print_place(result: RunResult) -> None:
 
 
 def _print_result(result: RunResult) -> None:
-    chosen = f"best epoch {result.best_epoch} of {result.epochs}"
+    chosen = f"best epoch {result.best_epoch}, last {result.epochs - 1}"
     if result.best_epoch is None:
         chosen = f"nothing to validate on, the last of {result.epochs} epochs"
     print(

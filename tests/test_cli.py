@@ -593,7 +593,7 @@ def test_a_run_on_augmented_data_is_compared_with_one_without(
     assert found.code == 0
     (place,) = (tmp_path / "saved").iterdir()
     assert place.name.startswith("DiffuASR-toy-")
-    assert "DiffuASR on toy: best epoch 0 of 1," in found.out
+    assert "DiffuASR on toy: best epoch 0, last 0," in found.out
     assert "test of GRU4Rec by input length, without and with augmentation" in found.out
     rows = [line.split() for line in found.out.splitlines()]
     result = json.loads((place / RESULT).read_text())
