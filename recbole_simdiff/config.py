@@ -48,7 +48,7 @@ _REFUSED_KEYS = {
 
 _CHOICES = {
     "train_sampling": ("user_all", "prefix_last", "prefix_all"),
-    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
 }

@@ -248,6 +248,7 @@ def test_numbers_take_the_type_of_their_default() -> None:
         ({"learning_rate": 0}, "learning_rate=0.0 must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate=nan must be positive"),
         ({"train_sampling": "all"}, "is not one of user_all, prefix_last, p"),
+        ({"learner": "sparse_adam"}, "is not one of adam, adamw, sgd, adagrad, rmsprop$"),
         (
             {"metrics": ["Luck"]},
             r"'Luck' is not one of averagep.*ndcg.* \(metrics from command line\)",
