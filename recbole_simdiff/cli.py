@@ -525,7 +525,7 @@ def _requests(
 def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
     """One history a line: CSV of item ids, a JSON list, or a JSON object with ``items``."""
     for number, line in enumerate(lines, start=1):
-        line, name = line.strip(), f"line {number}"
+        line, name = line.removeprefix("\ufeff").strip(), f"line {number}"
         if not line:
             continue
         if line[0] not in "[{":

@@ -48,7 +48,8 @@ _REFUSED_KEYS = {
 
 _CHOICES = {
     "train_sampling": ("user_all", "prefix_last", "prefix_all"),
-    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),
+    "rm_dup_inter": (None, "first", "last"),  # pandas reads false as: keep neither
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
 }
@@ -435,6 +436,8 @@ class Config(RecBoleConfig):
         for key in ("seed", "weight_decay", "show_users", "worker", "older_windows"):
             if not 0 <= final[key] < 2**32:
                 raise UserError(f"{key}={final[key]} must lie in [0, 2^32)")
+        if not 0 <= (digits := final["metric_decimal_place"]) <= 15:
+            raise UserError(f"metric_decimal_place={digits} must lie in [0, 15]")
         if not isinstance(final["checkpoint_dir"], str):
             raise UserError(f"checkpoint_dir={final['checkpoint_dir']!r} must be a folder")
         for key, allowed in _CHOICES.items():

@@ -208,6 +208,32 @@ class HostFixes(Dataset):
                 )
                 setattr(self, name, feat[~missing])
 
+    def _filter_by_field_value(self) -> None:
+        """Refuse what RecBole cannot filter by.
+
+        Symptom: at text that is no interval it warns, filters nothing and drops the last line but
+        one; other faults of ``val_interval`` end in tracebacks.
+        """
+        intervals = self.config["val_interval"]
+        if not isinstance(intervals, dict | None):
+            raise UserError(
+                f'val_interval={intervals!r} must be like {{field: "[5,inf)"}}, or None'
+            )
+        for field, wanted in (intervals or {}).items():
+            if self.field2type.get(field) in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
+                allowed = 'an interval such as "[5,inf)"'
+                try:
+                    parsed = self._parse_intervals_str(wanted) or ()
+                except (IndexError, ValueError):
+                    parsed = ()
+                good = len(parsed) == str(wanted).count(";") + 1
+            else:
+                allowed = "a list of values as text, such as ['1', '2']"
+                good = isinstance(wanted, list) and all(isinstance(v, str) for v in wanted)
+            if not good and field in self.field2type:  # RecBole names fields that are not there
+                raise UserError(f"val_interval: {field}={wanted!r} must be {allowed}")
+        super()._filter_by_field_value()
+
     def _reset_index(self) -> None:
         """Say what filtered when nothing is left."""
         if self.inter_feat.empty:

@@ -1,7 +1,7 @@
 """Recommendations from a checkpoint alone, in the user's own item ids."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,10 +98,16 @@ class Recommender:
             list: one ``Recommendation`` per history; empty where no item of it is known.
 
         Raises:
-            UserError: if k is less than 1.
+            UserError: if k is less than 1, or a history is no list of ids.
         """
         if k < 1:
             raise UserError(f"k={k} must be at least 1")
+        for history in histories:
+            if isinstance(history, str) or not isinstance(history, Iterable):
+                raise UserError(
+                    f"{history!r} is not a history but an id; recommend takes a list of "
+                    f"histories, each a list of ids, such as [[{history!r}]]"
+                )
         known = [[self._number[i] for i in map(str, h) if i in self._number] for h in histories]
         results = [
             Recommendation([], [], [i for i in map(str, h) if i not in self._number])

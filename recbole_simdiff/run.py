@@ -680,6 +680,7 @@ def check_same_data(
     """
     stored = checkpoint.split(tensors, "data")
     same = content["items"] == item_ids(dataset) and content["users"] == user_ids(dataset)
+    same = same and content.get("ready_rows") == _ready_rows(dataset)
     if not same or any(not torch.equal(v, stored[k]) for k, v in _histories(dataset).items()):
         raise UserError(
             f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one "
@@ -706,7 +707,16 @@ def _payload(config: Config, dataset: FlatDataset) -> dict[str, Any]:
         "items": item_ids(dataset),
         "users": user_ids(dataset),
         "titles": dataset.item_titles(),
+        "ready_rows": _ready_rows(dataset),
     }
+
+
+def _ready_rows(dataset: FlatDataset) -> str | None:
+    """Checksum of the rows of ``benchmark_filename``, which are no whole histories."""
+    if dataset.list_fields:
+        return None
+    sizes = torch.tensor(dataset.file_size_list)
+    return checkpoint.digest(dataset.inter_feat.interaction | {"sizes": sizes})
 
 
 def _histories(dataset: FlatDataset) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
 from recbole.model.loss import BPRLoss
 from recbole.trainer import Trainer
+from recbole.utils import init_seed
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
@@ -116,6 +117,7 @@ class Progress:
     best_result: Metrics = field(default_factory=dict)
     misses: int = 0  # evaluations since the best one
     seconds: float = 0.0
+    seconds_before: float = 0.0  # of them, those before this epoch
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
 
 
@@ -154,17 +156,19 @@ class TargetCollector(Collector):
     ) -> None:
         """Collect one batch: scores [B, N], and the row and id of each target."""
         needs = [n for n in ("rec.meanrank", "rec.score", "data.label") if self.register.need(n)]
-        rows = torch.arange(len(scores_tensor))
-        if needs or not torch.equal(positive_u.cpu(), rows):
+        one_each = torch.equal(positive_u.cpu(), torch.arange(len(scores_tensor)))
+        k, keep = max(self.topk), self.config["save_rankings"] and one_each
+        by_recbole = bool(needs) or not one_each
+        if by_recbole:
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
-            return
-        k, keep = max(self.topk), self.config["save_rankings"]
+            if not keep:
+                return
         top = scores_tensor.topk(k, dim=-1).indices  # [B, K]
         target = positive_i.to(top.device).unsqueeze(1)
         hit = (top == target).int()
-        if keep or self.register.need("rec.items"):
+        if not by_recbole if self.register.need("rec.items") else keep:
             self.data_struct.update_tensor("rec.items", top)
-        if self.register.need("rec.topk"):
+        if self.register.need("rec.topk") and not by_recbole:
             self.data_struct.update_tensor(
                 "rec.topk", torch.cat([hit, torch.ones_like(hit[:, :1])], 1)
             )
@@ -325,24 +329,23 @@ class PlanTrainer(Trainer):
             self._enter_stage(phase.name)
         while progress.epoch < phase.epochs and progress.misses < self.stopping_step:
             self.model.epoch = progress.epoch
-            started = time.monotonic()
-            means = self._train_epoch(train_data, progress.epoch, show_progress)
+            with self._on_the_clock():
+                means = self._train_epoch(train_data, progress.epoch, show_progress)
             entry: dict[str, Any] = {"phase": phase.name, "epoch": progress.epoch, "loss": means}
             entry["monitor"] = {k: v / progress.step for k, v in progress.monitor_sums.items()}
-            seconds = time.monotonic() - started
+            entry["seconds"] = progress.seconds - progress.seconds_before
             better = False
             if phase.evaluate and valid_data and (progress.epoch + 1) % self.eval_step == 0:
-                with preserved_rng():
+                with self._on_the_clock():
                     result = self.evaluate_protocols(valid_data, (KEPT,), show_progress)[KEPT]
                 entry["valid"] = result
                 better = self._compare(result)
-            progress.seconds += time.monotonic() - started
-            entry["seconds"] = seconds
             if distributed.rank() == 0:
                 self._log_epoch(entry, better)
             progress.log.append(entry)
             progress.epoch, progress.step = progress.epoch + 1, 0
             progress.loss_sums, progress.monitor_sums = {}, {}
+            progress.seconds_before = progress.seconds
             if better or not (phase.evaluate and valid_data):
                 self.save_state(BEST)
             self.save_state(LAST)
@@ -350,6 +353,15 @@ class PlanTrainer(Trainer):
                 on_epoch(progress.log)
             if self.report is not None and "valid" in entry:
                 self.report(progress)
+
+    @contextmanager
+    def _on_the_clock(self) -> Iterator[None]:
+        """Count the seconds of the block, also when it is interrupted."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.progress.seconds += time.monotonic() - started
 
     def _enter_stage(self, name: str) -> None:
         """What RecBole's two-stage model does when it is constructed for that stage."""
@@ -543,7 +555,8 @@ class PlanTrainer(Trainer):
             show_progress (bool): a progress bar, on a terminal.
 
         Returns:
-            dict: protocol -> metric -> unrounded value. Sampled rankings know ``KEPT`` only.
+            dict: protocol -> metric -> unrounded value. Sampled rankings know ``KEPT`` only; their
+            candidates are drawn by ``seed``, the same in every evaluation.
 
         Raises:
             TrainingDiverged: if a score is NaN.
@@ -598,33 +611,38 @@ class PlanTrainer(Trainer):
             self.item_tensor = eval_data._dataset.get_item_feature().to(self.device)
         collectors = {name: self._collector() for name in protocols}
         seen: dict[str, list[Tensor]] = {"user": [], "item": [], "length": []}
-        for batch in tqdm(
-            eval_data, desc="evaluate", leave=False, disable=None if show_progress else True
-        ):
-            self.stop.check(self.run_dir)
-            if batch is None:  # the rows of this batch are those of other processes
-                continue
-            history = batch[1] if full else None
-            if full:
-                found = self._full_sort_batch_eval((batch[0], None, *batch[2:]))
-            else:
-                found = self._neg_sample_batch_eval(batch)
-            interaction, scores, positive_u, positive_i = found
-            if torch.isnan(scores).any():
-                raise TrainingDiverged(
-                    "the model's scores contain NaN; nothing can be ranked. A smaller "
-                    "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
-                )
-            length = batch[0][self.config["ITEM_LIST_LENGTH_FIELD"]].cpu()
-            invented = batch[0][PSEUDO_LENGTH].cpu() if PSEUDO_LENGTH in batch[0] else 0
-            seen["user"].append(batch[0][self.config["USER_ID_FIELD"]].cpu())
-            seen["item"].append(positive_i.cpu())
-            seen["length"].append(length - invented)
-            if KEPT in collectors:
-                collectors[KEPT].eval_batch_collect(scores, interaction, positive_u, positive_i)
-            if REMOVED in collectors and history is not None:
-                scores[history[0].to(self.device), history[1].to(self.device)] = -torch.inf
-                collectors[REMOVED].eval_batch_collect(scores, interaction, positive_u, positive_i)
+        with preserved_rng():
+            if not full:  # the same candidates whatever was drawn before, by training or not at all
+                init_seed(self.config["seed"], self.config["reproducibility"])
+            for batch in tqdm(
+                eval_data, desc="evaluate", leave=False, disable=None if show_progress else True
+            ):
+                self.stop.check(self.run_dir)
+                if batch is None:  # the rows of this batch are those of other processes
+                    continue
+                history = batch[1] if full else None
+                if full:
+                    found = self._full_sort_batch_eval((batch[0], None, *batch[2:]))
+                else:
+                    found = self._neg_sample_batch_eval(batch)
+                interaction, scores, positive_u, positive_i = found
+                if torch.isnan(scores).any():
+                    raise TrainingDiverged(
+                        "the model's scores contain NaN; nothing can be ranked. A smaller "
+                        "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
+                    )
+                length = batch[0][self.config["ITEM_LIST_LENGTH_FIELD"]].cpu()
+                invented = batch[0][PSEUDO_LENGTH].cpu() if PSEUDO_LENGTH in batch[0] else 0
+                seen["user"].append(batch[0][self.config["USER_ID_FIELD"]].cpu())
+                seen["item"].append(positive_i.cpu())
+                seen["length"].append(length - invented)
+                if KEPT in collectors:
+                    collectors[KEPT].eval_batch_collect(scores, interaction, positive_u, positive_i)
+                if REMOVED in collectors and history is not None:
+                    scores[history[0].to(self.device), history[1].to(self.device)] = -torch.inf
+                    collectors[REMOVED].eval_batch_collect(
+                        scores, interaction, positive_u, positive_i
+                    )
 
         def whole(rows: Tensor) -> Tensor:
             return distributed.in_order(rows, eval_data.sample_size, eval_data.step)

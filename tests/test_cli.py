@@ -378,13 +378,14 @@ NAMES = ["line 1", "line 3", "u1", "line 5", "line 6"]
 HISTORIES = [["i1", "i2"], ["i3", "i4"], ["i5"], ["i6"], ["i7", "i8"]]
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with a byte order mark"])
 @pytest.mark.parametrize("source", ["file", "standard input"])
 def test_histories_are_read_line_by_line(
-    recommend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+    recommend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, mark: str
 ) -> None:
     """CSV, JSON lists and JSON objects, with or without a name."""
-    (tmp_path / "histories").write_text(LINES)
-    monkeypatch.setattr("sys.stdin", io.StringIO(LINES))
+    (tmp_path / "histories").write_text(mark + LINES)
+    monkeypatch.setattr("sys.stdin", io.StringIO(mark + LINES))
     place = str(tmp_path / "histories") if source == "file" else "-"
     found = recommend(f"--input={place}", "--format=json", "--k=12")
     assert found.code == 0

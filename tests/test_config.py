@@ -248,6 +248,10 @@ def test_numbers_take_the_type_of_their_default() -> None:
         ({"learning_rate": 0}, "learning_rate=0.0 must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate=nan must be positive"),
         ({"train_sampling": "all"}, "is not one of user_all, prefix_last, p"),
+        ({"rm_dup_inter": False}, "rm_dup_inter=False .* is not one of None, first, last$"),
+        ({"rm_dup_inter": 0}, "rm_dup_inter=0 .* is not one of None, first, last$"),
+        ({"metric_decimal_place": -1}, r"decimal_place=-1 must lie in \[0, 15\]"),
+        ({"learner": "sparse_adam"}, "is not one of adam, adamw, sgd, adagrad, rmsprop$"),
         (
             {"metrics": ["Luck"]},
             r"'Luck' is not one of averagep.*ndcg.* \(metrics from command line\)",

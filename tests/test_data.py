@@ -1305,3 +1305,37 @@ def test_invented_items_of_nobody_change_no_row(data_path: Path, backbone: str) 
         train = create_loaders(config, create_dataset(config), pseudo)[0]
         rows.append(in_order(train))
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "message"),
+    [
+        ({"timestamp": "5"}, r"val_interval: timestamp='5' must be an interval such as"),
+        ({"timestamp": "[1,2];5"}, "timestamp='.1,2.;5' must be an interval"),
+        ({"timestamp": "[,5]"}, "must be an interval"),
+        ({"timestamp": ""}, "must be an interval"),
+        ({"timestamp": [1, 2, 3]}, "must be an interval"),
+        ({"timestamp": None}, "timestamp=None must be an interval"),
+        ({"item_id": "i1"}, "item_id='i1' must be a list of values as text"),
+        ({"item_id": [1, 2]}, "must be a list of values as text"),
+        ({"nowhere": "[1,2]"}, r"Field \[nowhere\] not defined"),
+        ("[1,2]", r"val_interval='\[1,2\]' must be like \{field: "),
+    ],
+)
+def test_what_is_no_interval_is_refused(make_config: Any, intervals: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_dataset(make_config(val_interval=intervals))
+
+
+@pytest.mark.parametrize(
+    ("intervals", "actions"),
+    [
+        ({"timestamp": "[1,4)"}, 15),
+        ({"timestamp": [1, 3]}, 15),
+        ({"timestamp": "[0,0];[7,inf)"}, 8),
+        ({"item_id": ["i1", "i12"]}, 6),
+        (None, 30),
+    ],
+)
+def test_intervals_filter(make_config: Any, intervals: Any, actions: int) -> None:
+    assert create_dataset(make_config(val_interval=intervals)).statistics.actions == actions

@@ -134,6 +134,13 @@ def test_k_must_be_positive(recommender: Recommender, k: int) -> None:
         recommender.recommend([["i1"]], k=k)
 
 
+@pytest.mark.parametrize("flat", [["i1", "i2"], "i1", [1, 2], [["i1"], "i2"]])
+def test_ids_in_place_of_histories_are_refused(recommender: Recommender, flat: Any) -> None:
+    """The letters of "i1" would be taken for the items "i" and "1"."""
+    with pytest.raises(UserError, match=r"is not a history but an id; .* such as \[\["):
+        recommender.recommend(flat)
+
+
 def test_unknown_items_are_reported_and_left_out(recommender: Recommender) -> None:
     with pytest.warns(UserWarning, match="2 items are not in the training data; left out"):
         (found,) = recommender.recommend([["i1", "nope", "i2", "[PAD]"]], k=3)

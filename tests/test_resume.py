@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from recbole_simdiff import checkpoint
+from recbole_simdiff import trainer as trainer_module
 from recbole_simdiff.cli import main
 from recbole_simdiff.config import Config
 from recbole_simdiff.errors import UserError
@@ -181,6 +183,29 @@ def test_interrupted_in_a_step(stop_and_go: Any, step: int, stands_at: tuple[int
     assert (progress["epoch"], progress["step"]) == stands_at
 
 
+def test_seconds_of_all_parts_count(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that moves by one with each training step."""
+    clock = [0]
+
+    def tick(_: int) -> None:
+        clock[0] += 1
+
+    def stop_in_the_second_epoch(call: int) -> None:
+        tick(call)
+        at(STEPS + 2, interrupt)(call)
+
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    config = make_config(**SMALL_STEPS)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", stop_in_the_second_epoch)
+    train(config, tmp_path / "run", tick, resume=True)
+    progress = checkpoint.load(tmp_path / "run" / LAST)[1]["progress"]
+    assert progress["seconds"] == 3 * STEPS
+    assert [entry["seconds"] for entry in progress["log"]] == [STEPS] * 3
+
+
 @pytest.mark.parametrize(
     ("batch", "epoch"),
     [
@@ -235,7 +260,7 @@ def test_recboles_models_resume_from_a_crash(stop_and_go: Any) -> None:
     stop_and_go("BERT4Rec", Crash, at(7, crash), train_batch_size=4, **masks)
 
 
-@pytest.mark.parametrize("learner", ["adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("learner", ["adamw", "sgd", "rmsprop", "adagrad"])
 def test_every_optimiser_resumes(stop_and_go: Any, learner: str) -> None:
     stop_and_go("SimDiffRec", Interrupted, at(6, interrupt), learner=learner)
 

@@ -1,5 +1,6 @@
 """One training and its test: what is written, and that it repeats."""
 
+import gzip
 import json
 import statistics
 from pathlib import Path
@@ -432,3 +433,68 @@ def test_a_result_of_an_earlier_version_is_read_too(go: Any) -> None:
     path.write_text(json.dumps(stored))
     assert read_result(path.parent).by_length == {}
     assert read_result(path.parent).test == result.test
+
+
+# ---------------------------------------------------------------------- sampled rankings
+
+
+def test_candidates_are_drawn_by_the_seed_alone(go: Any, make_config: Any) -> None:
+    """Training that draws numbers of its own moves none: evaluated or resumed, it is as it was."""
+    sampled = {"loss_type": "BPR", "eval_args": split("valid_and_test") | {"mode": "uni2"}}
+    changes = sampled | {"epochs": 3, "stopping_step": 99}
+    # Not trained to speak of, so that nothing but the candidates can change a rank.
+    changes |= {"learning_rate": 1e-12, "metrics": ["NDCG", "MRR"], "topk": [3]}
+    changes |= {"valid_metric": "MRR@3"}
+    result, stored = go("SASRec", **changes)
+    assert stored["log"][0]["valid"] == stored["log"][1]["valid"] == stored["log"][2]["valid"]
+    again = evaluate(result.run_dir)
+    assert (again.valid, again.test) == (result.valid, result.test)
+    resumed = run(make_config("SASRec", **changes), resume=Path(result.run_dir) / LAST)
+    assert (resumed.valid, resumed.test) == (result.valid, result.test)
+    drawn = {
+        go("SASRec", **changes | {"seed": seed})[1]["test"][KEPT]["mrr@3"] for seed in range(4)
+    }
+    assert len(drawn) > 1
+
+
+def test_rankings_are_saved_beside_metrics_of_ranks(go: Any) -> None:
+    """GAUC goes through RecBole's collector, which keeps no rankings."""
+    table = {}
+    for metrics in (["GAUC", "NDCG"], ["NDCG"], ["GAUC", "NDCG", "ItemCoverage"]):
+        result, stored = go(save_rankings=True, metrics=metrics)
+        folder = Path(result.run_dir)
+        files = (
+            (folder / "ranks.csv").read_text(),
+            gzip.decompress((folder / "lists.csv.gz").read_bytes()),
+        )
+        table[str(metrics)] = (files, stored["test"][KEPT]["ndcg@5"])
+    assert table["['GAUC', 'NDCG']"] == table["['NDCG']"]
+    assert table["['GAUC', 'NDCG', 'ItemCoverage']"] == table["['NDCG']"]
+
+
+def test_changed_ready_made_rows_are_refused(make_config: Any, data_path: Path) -> None:
+    """Same users and items, another target."""
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    files = {
+        "train": ["u1\ti1\ti2", "u1\ti1 i2\ti3", "u2\ti4 i5\ti1"],
+        "valid": ["u1\ti1 i2 i3\ti4", "u2\ti4 i5 i1\ti2"],
+        "test": ["u1\ti1 i2 i3 i4\ti5", "u2\ti5 i1 i2\ti3"],
+    }
+    folder = data_path / "ready"
+    folder.mkdir()
+    for name, rows in files.items():
+        (folder / f"ready.{name}.inter").write_text(header + "\n".join(rows) + "\n")
+    result = run(
+        make_config(
+            dataset="ready",
+            load_col={"inter": ["user_id", "item_id_list", "item_id"]},
+            alias_of_item_id=["item_id_list"],
+            benchmark_filename=list(files),
+            train_sampling="prefix_last",
+        )
+    )
+    assert evaluate(result.run_dir).test == result.test
+    path = folder / "ready.test.inter"
+    path.write_text(path.read_text().replace("u2\ti5 i1 i2\ti3", "u2\ti5 i1 i2\ti4"))
+    with pytest.raises(UserError, match=r"is not the one .* was trained on"):
+        evaluate(result.run_dir)
