@@ -438,6 +438,13 @@ class Config(RecBoleConfig):
                 raise UserError(f"{key}={final[key]} must lie in [0, 2^32)")
         if not 0 <= (digits := final["metric_decimal_place"]) <= 15:
             raise UserError(f"metric_decimal_place={digits} must lie in [0, 15]")
+        for key in ("load_col", "unload_col"):
+            for names in (final[key] or {}).values():
+                texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+                if not texts and names != "*":
+                    raise UserError(
+                        f"{key}={final[key]!r} must be like {{inter: [user_id, item_id]}}"
+                    )
         if not isinstance(final["checkpoint_dir"], str):
             raise UserError(f"checkpoint_dir={final['checkpoint_dir']!r} must be a folder")
         for key, allowed in _CHOICES.items():

@@ -166,7 +166,8 @@ class TargetCollector(Collector):
         top = scores_tensor.topk(k, dim=-1).indices  # [B, K]
         target = positive_i.to(top.device).unsqueeze(1)
         hit = (top == target).int()
-        if not by_recbole if self.register.need("rec.items") else keep:
+        lists = self.register.need("rec.items")
+        if (lists and not by_recbole) or (keep and not lists):
             self.data_struct.update_tensor("rec.items", top)
         if self.register.need("rec.topk") and not by_recbole:
             self.data_struct.update_tensor(

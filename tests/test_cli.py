@@ -131,7 +131,7 @@ def test_train_prints_both_protocols_and_the_folder(
     found = call("train", *arguments(tmp_path, epochs=2))
     assert found.code == 0
     assert "SimDiffRec on toy: best epoch" in found.out
-    assert "of 2," in found.out
+    assert ", last 1," in found.out
     rows = [line.split()[:3] for line in found.out.splitlines() if "history" in line]
     assert rows == [
         [part, "history", protocol]

@@ -251,6 +251,9 @@ def test_numbers_take_the_type_of_their_default() -> None:
         ({"rm_dup_inter": False}, "rm_dup_inter=False .* is not one of None, first, last$"),
         ({"rm_dup_inter": 0}, "rm_dup_inter=0 .* is not one of None, first, last$"),
         ({"metric_decimal_place": -1}, r"decimal_place=-1 must lie in \[0, 15\]"),
+        ({"load_col": {"inter": None}}, r"load_col=\{'inter': None\} must be like \{inter: \["),
+        ({"load_col": {"inter": "item_id"}}, r"load_col=\{'inter': 'item_id'\} must be like"),
+        ({"unload_col": {"inter": [1]}}, r"unload_col=\{'inter': \[1\]\} must be like"),
         ({"learner": "sparse_adam"}, "is not one of adam, adamw, sgd, adagrad, rmsprop$"),
         (
             {"metrics": ["Luck"]},
