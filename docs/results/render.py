@@ -3,14 +3,16 @@
     python docs/results/render.py
 
 ``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit,
-``amazon-beauty-validation.csv`` what some runs found after each epoch, and ``ml-100k/`` what
-experiments wrote. What is published is read from ``properties/experiment/table2.yaml``.
+``amazon-beauty-validation.csv`` what some runs found after each epoch, ``ml-100k/`` what
+experiments wrote, and ``speed.txt`` what ``python -m tests.benchmarks`` printed. What is published
+is read from ``properties/experiment/table2.yaml``.
 """
 
 import csv
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from textwrap import indent
 
 import yaml
 
@@ -37,6 +39,8 @@ def pages() -> dict[Path, dict[str, str]]:
     overview = {
         "overview": table(overview_rows(lines)),
         "learning": table(learning_rows(epochs_seen)),
+        "table3": of_experiment(HERE / "ml-100k" / "table3.md"),
+        "speed": indent((HERE / "speed.txt").read_text(), "    "),
     }
     details = {
         f"{split}, {protocol}": table(detail_rows(lines, split, protocol))
@@ -44,7 +48,7 @@ def pages() -> dict[Path, dict[str, str]]:
         for protocol in PROTOCOLS
     }
     return {
-        ROOT / "README.md": overview | {"table3": of_experiment(HERE / "ml-100k" / "table3.md")},
+        ROOT / "README.md": overview,
         ROOT / "docs" / "results.md": details
         | {"commands": commands(lines), "figure4": of_experiment(HERE / "ml-100k" / "figure4.md")},
     }

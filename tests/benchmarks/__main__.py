@@ -68,7 +68,12 @@ class Bench:
         trainer = PlanTrainer(config, model, Path(self.folder))
         for batch in list(train)[:3]:
             trainer._step(batch, trainer._updates())
-        return lambda: trainer._train_epoch(train, 0)
+
+        def epoch() -> None:
+            trainer.progress.step = 0  # else it goes on where the last one ended
+            trainer._train_epoch(train, 0)
+
+        return epoch
 
     def ours(self, name: str, model_name: str = "SimDiffRec", **overrides: Any) -> None:
         """One epoch of a model of this package."""
@@ -130,7 +135,7 @@ class Bench:
                 text += f"encoder passes; {passes:.2f} made, {free:.2f} without gradient"
             print(text, flush=True)
 
-    def stock(self, n_batches: int = 6, rounds: int = 3) -> None:
+    def stock(self, n_batches: int = 4, rounds: int = 3) -> None:
         """RecBole's SASRec with its own data set, loader, model and trainer: (a).
 
         After a whole epoch, each model of this package that was measured before runs an epoch in
@@ -372,7 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", default="dataset")
     parser.add_argument("--threads", type=int, default=0)
-    parts = ["loss", "plain", "simdiffrec", "bf16", "cadirec", "dreamrec", "contrastive"]
+    parts = ["loss", "plain", "simdiffrec", "cadirec", "dreamrec", "bf16", "contrastive"]
     parts += ["raw", "generation", "growth", "evaluation", "stock"]
     parser.add_argument("--parts", default=",".join(parts), help=f"of {','.join(parts)}")
     arguments = parser.parse_args()
@@ -385,12 +390,12 @@ def main() -> None:
         "loss": bench.softmax_loss,
         "plain": lambda: bench.ours(plain, **PLAIN),
         "simdiffrec": lambda: bench.ours(full),
+        "cadirec": lambda: bench.ours("(d) CaDiRec", "CaDiRec"),
+        "dreamrec": lambda: bench.ours("(e) DreamRec", "DreamRec"),
         "bf16": lambda: (
             bench.ours(f"{plain}, bf16", **PLAIN, enable_amp=True),
             bench.ours(f"{full}, bf16", enable_amp=True),
         ),
-        "cadirec": lambda: bench.ours("(d) CaDiRec", "CaDiRec"),
-        "dreamrec": lambda: bench.ours("(e) DreamRec", "DreamRec"),
         "contrastive": lambda: bench.contrastive(f"{plain}, prefix_last"),
         "raw": bench.raw,
         "generation": bench.generation,
