@@ -433,7 +433,8 @@ class Config(RecBoleConfig):
             raise UserError(f"learning_rate={final['learning_rate']} must be positive and finite")
         if not 0 < final["train_fraction"] <= 1:
             raise UserError(f"train_fraction={final['train_fraction']} must lie in (0, 1]")
-        for key in ("seed", "weight_decay", "show_users", "worker", "older_windows"):
+        unsigned = ("seed", "weight_decay", "show_users", "worker", "older_windows")
+        for key in (*unsigned, "stopping_updates"):
             if not 0 <= final[key] < 2**32:
                 raise UserError(f"{key}={final[key]} must lie in [0, 2^32)")
         if not 0 <= (digits := final["metric_decimal_place"]) <= 15:

@@ -148,35 +148,105 @@ def sampled_bce_loss(hidden: Tensor, table: Tensor, target: Tensor, negative: Te
 
 @of_all_rows
 def info_nce(
-    anchor: Tensor, positive: Tensor, temperature: float, negative: Tensor | None = None
+    anchor: Tensor,
+    positive: Tensor,
+    temperature: float,
+    negative: Tensor | None = None,
+    similarity: str = "cosine",
 ) -> Tensor:
     """InfoNCE of each anchor against all positives and, if given, all extra negatives.
 
-    Vectors are L2-normalised. Row b of ``positive`` is the right answer of row b of ``anchor``; the
-    other rows, and every row of ``negative``, are wrong answers (SimDiffRec Eq. 17).
+    Row b of ``positive`` is the right answer of row b of ``anchor``; the other rows, and every row
+    of ``negative``, are wrong answers (SimDiffRec Eq. 17).
 
     Args:
         anchor (Tensor): [B, H].
         positive (Tensor): [B, H].
         temperature (float): tau > 0.
         negative (Tensor | None): extra negatives, [M, H].
+        similarity (str): ``cosine``, or ``dot`` for unnormalised vectors.
 
     Returns:
         Tensor: scalar, mean over the B anchors.
 
     Raises:
-        ValueError: if the shapes differ or the temperature is not positive.
+        ValueError: if the shapes differ, the temperature is not positive or the similarity is
+            neither of the two.
     """
-    if anchor.shape != positive.shape:
-        raise ValueError(
-            f"anchor {tuple(anchor.shape)} and positive {tuple(positive.shape)} must match"
-        )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    _check_contrast(anchor, positive, temperature, similarity)
     keys = positive if negative is None else torch.cat([positive, negative])
     with torch.autocast(anchor.device.type, enabled=False):
-        logits = F.normalize(anchor.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).t()
-    return F.cross_entropy(logits / temperature, torch.arange(len(anchor), device=anchor.device))
+        logits = _vectors(anchor, similarity) @ _vectors(keys, similarity).t() / temperature
+    return F.cross_entropy(logits, torch.arange(len(anchor), device=anchor.device))
+
+
+@of_all_rows
+def state_info_nce(
+    anchor: Tensor,
+    positive: Tensor,
+    temperature: float,
+    similarity: str,
+    user: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    negative: Tensor | None = None,
+    same_target: bool = False,
+) -> Tensor:
+    """InfoNCE of states of many positions, several of which may belong to one user.
+
+    State m of ``positive`` is the right answer of state m of ``anchor``, state m of ``negative`` a
+    wrong answer of that anchor alone. The other states of ``positive`` are wrong answers, but for
+    those of the same user and those with the same next item. The latter, of other users, can be
+    further right answers instead: then the loss is the mean over all right answers, each against
+    every answer that takes part (SupCon, Khosla et al. 2020, Eq. 2).
+
+    Args:
+        anchor (Tensor): [M, H].
+        positive (Tensor): [M, H].
+        temperature (float): tau > 0.
+        similarity (str): ``cosine``, or ``dot`` for unnormalised vectors.
+        user (LongTensor): user of each state, [M].
+        target (LongTensor): next item of each state, [M].
+        weight (Tensor): what each anchor counts, [M].
+        negative (Tensor | None): a hard negative of each anchor, [M, H].
+        same_target (bool): states of other users with the same next item are right answers.
+
+    Returns:
+        Tensor: scalar, the weighted sum over the M anchors.
+
+    Raises:
+        ValueError: if the shapes differ, the temperature is not positive or the similarity is
+            neither of the two.
+    """
+    _check_contrast(anchor, positive, temperature, similarity)
+    anchor, positive = _vectors(anchor, similarity), _vectors(positive, similarity)
+    with torch.autocast(anchor.device.type, enabled=False):
+        logits = anchor @ positive.t() / temperature  # [M, M]
+    own = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
+    other_user = user.unsqueeze(1) != user
+    equal_target = target.unsqueeze(1) == target
+    right = own | (equal_target & other_user) if same_target else own
+    logits = logits.masked_fill(~(right | (other_user & ~equal_target)), -torch.inf)
+    total = logits.logsumexp(1)
+    if negative is not None:
+        own_negative = (anchor * _vectors(negative, similarity)).sum(1) / temperature
+        total = torch.logaddexp(total, own_negative)
+    mean_right = logits.masked_fill(~right, 0.0).sum(1) / right.sum(1)
+    return (weight * (total - mean_right)).sum()
+
+
+def _check_contrast(first: Tensor, second: Tensor, temperature: float, similarity: str) -> None:
+    if first.shape != second.shape:
+        raise ValueError(f"the two sides {tuple(first.shape)} and {tuple(second.shape)} must match")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity={similarity!r} is not one of {', '.join(SIMILARITIES)}")
+
+
+def _vectors(rows: Tensor, similarity: str) -> Tensor:
+    """What is multiplied: float32 rows, of length 1 for ``cosine``, [n, H]."""
+    return F.normalize(rows.float(), dim=-1) if similarity == "cosine" else rows.float()
 
 
 @of_all_rows
@@ -206,15 +276,9 @@ def nt_xent(
         ValueError: if the shapes differ, the temperature is not positive or the similarity is
             neither of the two.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"views {tuple(first.shape)} and {tuple(second.shape)} must match")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"similarity={similarity!r} is not one of {', '.join(SIMILARITIES)}")
+    _check_contrast(first, second, temperature, similarity)
     with torch.autocast(first.device.type, enabled=False):
-        z = torch.cat([first, second]).float()
-        z = F.normalize(z, dim=-1) if similarity == "cosine" else z
+        z = _vectors(torch.cat([first, second]), similarity)
         logits = z @ z.t() / temperature
     rows = torch.arange(len(z), device=z.device)
     partner = rows.roll(len(first))

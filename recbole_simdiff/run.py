@@ -55,6 +55,7 @@ READERS = ("experiments", "cli.py", "inference.py", "prepare.py", "tracking.py")
 RESUMABLE_KEYS = (
     "epochs",
     "stopping_step",
+    "stopping_updates",
     "data_path",
     "use_gpu",
     "gpu_id",

@@ -116,6 +116,8 @@ class Progress:
     best_epoch: int | None = None
     best_result: Metrics = field(default_factory=dict)
     misses: int = 0  # evaluations since the best one
+    updates: int = 0  # batches trained on, in all phases
+    idle_updates: int = 0  # of them, those since the best evaluation or the phase's beginning
     seconds: float = 0.0
     seconds_before: float = 0.0  # of them, those before this epoch
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
@@ -292,6 +294,7 @@ class PlanTrainer(Trainer):
         else:
             progress.best_score = None  # the best epoch is one of this phase
         progress.phase, progress.epoch, progress.misses = number, 0, 0
+        progress.idle_updates = 0
         before = self.optimizers
         self._build_optimizers()
         if phase.refine and before.keys() == self.optimizers.keys():
@@ -328,13 +331,14 @@ class PlanTrainer(Trainer):
         progress = self.progress
         if hasattr(self.model, "train_stage"):
             self._enter_stage(phase.name)
-        while progress.epoch < phase.epochs and progress.misses < self.stopping_step:
+        while progress.epoch < phase.epochs and not self._out_of_patience():
             self.model.epoch = progress.epoch
             with self._on_the_clock():
                 means = self._train_epoch(train_data, progress.epoch, show_progress)
             entry: dict[str, Any] = {"phase": phase.name, "epoch": progress.epoch, "loss": means}
             entry["monitor"] = {k: v / progress.step for k, v in progress.monitor_sums.items()}
             entry["seconds"] = progress.seconds - progress.seconds_before
+            entry["updates"] = progress.updates
             better = False
             if phase.evaluate and valid_data and (progress.epoch + 1) % self.eval_step == 0:
                 with self._on_the_clock():
@@ -371,6 +375,16 @@ class PlanTrainer(Trainer):
             pairwise = self.config["loss_type"] == "BPR"
             self.model.loss_fct = BPRLoss() if pairwise else nn.CrossEntropyLoss()
 
+    def _out_of_patience(self) -> bool:
+        """Whether ``stopping_step`` evaluations and ``stopping_updates`` updates brought nothing.
+
+        RecBole counts evaluations only: an epoch of user_all has a sixth of the updates of one of
+        prefix_last, and so had a sixth of the patience.
+        """
+        progress = self.progress
+        enough = progress.idle_updates >= self.config["stopping_updates"]
+        return enough and progress.misses >= self.stopping_step
+
     def _compare(self, result: Metrics) -> bool:
         """Whether this evaluation is the best so far; a tie is not."""
         progress = self.progress
@@ -379,6 +393,7 @@ class PlanTrainer(Trainer):
         if progress.best_score is None or (gain if self.valid_metric_bigger else -gain) > 0:
             progress.best_score, progress.best_result = score, result
             progress.best_epoch, progress.misses = progress.epoch, 0
+            progress.idle_updates = 0
             return True
         progress.misses += 1
         return False
@@ -406,6 +421,8 @@ class PlanTrainer(Trainer):
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value
             progress.step += 1
+            progress.updates += 1
+            progress.idle_updates += 1
             if progress.step % 10 == 0:
                 bar.set_postfix_str(
                     " ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False
@@ -497,7 +514,8 @@ class PlanTrainer(Trainer):
 
     def _log_epoch(self, entry: dict[str, Any], better: bool) -> None:
         losses = entry["loss"]
-        text = f"{entry['phase']} epoch {entry['epoch']:>3}  {entry['seconds']:6.1f}s  "
+        text = f"{entry['phase']} epoch {entry['epoch']:>3}  {entry['updates']:>6} updates  "
+        text += f"{entry['seconds']:6.1f}s  "
         text += f"loss {sum(losses.values()):.4f}"
         if len(losses) > 1:
             text += " = " + " + ".join(f"{k} {v:.4f}" for k, v in losses.items())

@@ -275,7 +275,7 @@ def test_numbers_take_the_type_of_their_default() -> None:
         ({"aug_ratio": 1.1}, r"aug_ratio=1.1 must lie in \(0, 1\]"),
         ({"tau": 0}, "tau=0.0 must be positive"),
         ({"beta_start": 0.5}, "beta_start=0.5 and beta_end=0.02 must satisfy"),
-        ({"diffusion_steps": 5}, "reverse_steps=10 must not exceed diffusion_steps=5"),
+        ({"reverse_steps": 1001}, "reverse_steps=1001 must not exceed diffusion_steps=1000"),
         ({"n_heads": 3}, "hidden_size=64 must be a multiple of n_heads=3"),
         ({"denoiser_heads": 3}, "hidden_size=64 must be a multiple of denoiser_heads=3"),
         ({"n_layers": 0}, "n_layers=0 must be at least 1"),

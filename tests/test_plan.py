@@ -407,7 +407,7 @@ def test_a_refining_phase_has_patience_of_its_own(make: Any) -> None:
     def plan(model: Pair) -> list[Phase]:
         return [Phase("a", 9), Phase("b", 9, refine=True)]
 
-    trainer, train, valid = make(plan, stopping_step=2)
+    trainer, train, valid = make(plan, stopping_step=2, stopping_updates=0)
     scored(trainer, [0.5, 0.4, 0.4, 0.3, 0.6, 0.5, 0.5])
     progress = trainer.fit(train, valid)
     assert [entry["phase"] for entry in progress.log] == ["a"] * 3 + ["b"] * 4

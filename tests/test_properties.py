@@ -227,7 +227,7 @@ def test_yelp_is_the_reviews_of_2019() -> None:
         ("mse_detach_target", False),
         ("pad_in_diffusion_loss", False),
         ("confidence_t", "T"),
-        ("reverse_steps", 10),
+        ("reverse_steps", 1),
         ("aug_ratio", 0.2),
         ("aug_count", "ratio_of_length"),
         ("aug_position", "confidence"),
@@ -263,7 +263,6 @@ def test_the_released_behaviour() -> None:
         "diff_mse_weight": 0,
         "pad_in_diffusion_loss": True,
         "confidence_t": "train_t",
-        "reverse_steps": 1,
         "aug_count": "fixed",
         "aug_items": "random",
         "aug_dropout": True,
@@ -271,6 +270,7 @@ def test_the_released_behaviour() -> None:
         "valid_metric": "MRR@10",
     }
     official = Config("SimDiffRec", "toy", overrides={"preset": "official"})
+    assert official["reverse_steps"] == 1
     paper = Config("SimDiffRec", "toy")
     differing = {
         key: value

@@ -379,8 +379,21 @@ def test_a_metric_where_less_is_better(make: Any) -> None:
     ],
 )
 def test_early_stopping(make: Any, scores: Any, patience: int, epochs: int) -> None:
-    trainer, _ = selected(make, scores, stopping_step=patience)
+    trainer, _ = selected(make, scores, stopping_step=patience, stopping_updates=0)
     assert len(trainer.progress.log) == epochs
+
+
+def test_patience_is_also_counted_in_updates(make: Any) -> None:
+    """Epochs of few updates do not end a run that has hardly begun to learn."""
+    scores = [0.1, 0.3, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1, 0.2]
+    trainer, _ = selected(make, scores, stopping_step=2, stopping_updates=0)
+    an_epoch = trainer.progress.log[0]["updates"]
+    assert [entry["updates"] for entry in trainer.progress.log] == [
+        an_epoch * n for n in (1, 2, 3, 4)
+    ]
+    for patience, epochs in ((2 * an_epoch, 4), (2 * an_epoch + 1, 5), (5 * an_epoch, 7)):
+        trainer, _ = selected(make, scores, stopping_step=2, stopping_updates=patience)
+        assert len(trainer.progress.log) == epochs
 
 
 def test_eval_step_skips_validations(make: Any) -> None:
@@ -510,7 +523,7 @@ def test_bfloat16_runs_and_learns(build: Any, tmp_path: Path) -> None:
 
 def test_a_phase_that_stops_early_does_not_end_the_next(make: Any) -> None:
     """Each phase has its own patience and its own best epoch."""
-    trainer, train, valid, _ = make(Stub(target), stopping_step=1)
+    trainer, train, valid, _ = make(Stub(target), stopping_step=1, stopping_updates=0)
     trainer.model.training_plan = lambda: [Phase("first", 4), Phase("second", 4)]
     trainer.fit(train, valid)
     assert [entry["phase"] for entry in trainer.progress.log] == ["first"] * 2 + ["second"] * 2

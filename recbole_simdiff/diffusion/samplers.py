@@ -45,7 +45,13 @@ def leading(total: int, n_steps: int) -> Tensor:
     return torch.cat([steps, steps.new_zeros(1)])
 
 
-def ddim(denoise: Denoise, x: Tensor, process: AffineProcess, times: Tensor) -> Tensor:
+def ddim(
+    denoise: Denoise,
+    x: Tensor,
+    process: AffineProcess,
+    times: Tensor,
+    clamp: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Deterministic strided sampler (DDIM with eta = 0, Song et al. 2021, Eq. 12).
 
     At each step the denoiser's x_0 gives the eps that explains x_t, and both are mixed again with
@@ -56,16 +62,23 @@ def ddim(denoise: Denoise, x: Tensor, process: AffineProcess, times: Tensor) -> 
         x (Tensor): vectors at step times[0], [n, ...].
         process (AffineProcess): the forward process that made x.
         times (LongTensor): falling steps, ending with 0, [K + 1] or [K + 1, n].
+        clamp (Callable | None): takes the place of each estimate inside the chain, [n, ...] ->
+            [n, ...]; the last estimate is returned as it is ("clamping trick" of Diffusion-LM, Li
+            et al. 2022, Sec. 4.2).
 
     Returns:
         Tensor: estimate of x_0, [n, ...].
     """
     estimate = x
-    for t, following in _pairs(times, len(x), x.device):
+    pairs = _pairs(times, len(x), x.device)
+    for number, (t, following) in enumerate(pairs, start=1):
         live = (t > 0).view(-1, *[1] * (x.dim() - 1))
         estimate = torch.where(live, denoise(x, t.clamp(min=1)), estimate)
-        eps = process.eps_from(x, t.clamp(min=1), estimate)
-        x = torch.where(live, process.q_sample(estimate, following, eps), x)
+        if number == len(pairs):  # at the clean end, where nothing is mixed again
+            break
+        x_0 = estimate if clamp is None else clamp(estimate)
+        eps = process.eps_from(x, t.clamp(min=1), x_0)
+        x = torch.where(live, process.q_sample(x_0, following, eps), x)
     return estimate
 
 

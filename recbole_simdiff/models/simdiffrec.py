@@ -10,6 +10,7 @@ Paper: arXiv 2507.11866 (v1). Released code consulted: zingyon/SimDiffRec at eb6
     z_t        process.q_sample      [n, H]    z_t = A_t E[s] + C_t noise
     f(z_t, t)  denoise               [n, H]    estimate of z_0
     c          confidence            [n]       largest rounding probability of a token
+    g          rounding_query        scalar    scale of the rounding logits g f(z_t, t) . E_j
     s+, s-     positive, negative    [B, L]    views: confident positions overwritten
 
 n is the number of real tokens of the batch; nothing is computed on padding.
@@ -27,6 +28,7 @@ Differences, tagged where they are made: Paper / Code / Here.
     * Eq. 13 sums over t: the mean, estimated with one t a sequence (Code draws the same).
     * Eq. 3 is BCE: default CE as in Code; `sr_loss: BCE` is the paper's text.
     * values of A_t, C_t, T-step sampler, tau, number of positions: not in the paper, see the yaml.
+    * Eq. 17 contrasts the newest state of a row: `contrast_at: every` contrasts all of them.
 The released behaviour is `preset: official`.
 """
 
@@ -43,9 +45,15 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.distributed import share
-from recbole_simdiff.encoder import EncoderRecommender
+from recbole_simdiff.encoder import PSEUDO_LENGTH, EncoderRecommender
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
-from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks
+from recbole_simdiff.losses import (
+    SIMILARITIES,
+    full_softmax_loss,
+    info_nce,
+    logit_blocks,
+    state_info_nce,
+)
 from recbole_simdiff.transformer import TokenLayout
 
 OPTIONS = {
@@ -53,11 +61,16 @@ OPTIONS = {
     "noise_source": ("similarity", "gaussian"),
     "noise_similarity": ("dot", "cosine"),
     "time_embedding": TIME_EMBEDDINGS,
+    "rounding": ("tied", "scaled"),
     "confidence_t": ("T", "train_t"),
+    "reverse_clamp": ("nearest", "none"),
     "aug_count": ("ratio_of_length", "fixed"),
     "aug_position": ("confidence", "random"),
     "aug_items": ("denoiser", "random"),
     "cl_negatives": ("pos_and_hard", "pos_only"),
+    "cl_similarity": SIMILARITIES,
+    "cl_positives": ("view", "same_target"),
+    "contrast_at": ("newest", "every"),
 }
 
 
@@ -101,10 +114,12 @@ class SimDiffRec(EncoderRecommender):
         self.diff_mse_weight: float = config["diff_mse_weight"]
         self.diff_round_weight: float = config["diff_round_weight"]
         self.mse_detach_target: bool = config["mse_detach_target"]
+        self.round_detach_table: bool = config["round_detach_table"]
         self.pad_in_diffusion_loss: bool = config["pad_in_diffusion_loss"]
         self.share_denoiser_encoder: bool = config["share_denoiser_encoder"]
         self.confidence_t: str = config["confidence_t"]
         self.reverse_steps: int = config["reverse_steps"]
+        self.reverse_clamp: str = config["reverse_clamp"]
         self.aug_ratio: float = config["aug_ratio"]
         self.aug_count: str = config["aug_count"]
         self.aug_position: str = config["aug_position"]
@@ -114,6 +129,10 @@ class SimDiffRec(EncoderRecommender):
         self.pos_exclude_original: bool = config["pos_exclude_original"]
         self.neg_exclude_original: bool = config["neg_exclude_original"]
         self.cl_negatives: str = config["cl_negatives"]
+        self.cl_similarity: str = config["cl_similarity"]
+        self.cl_positives: str = config["cl_positives"]
+        self.contrast_at: str = config["contrast_at"]
+        self.contrast_states: int = config["contrast_states"]
         self.tau: float = config["tau"]
         self._check_against_items()
 
@@ -138,6 +157,13 @@ class SimDiffRec(EncoderRecommender):
         self.denoiser.apply(self.init_weights)
         if self.denoiser_encoder is not None:
             self.denoiser_encoder.apply(self.init_weights)
+        # The Transformer ends in a LayerNorm, so its output is long and the items are short. The
+        # estimate is the output times 1 / g, of the items' length at first.
+        self.estimate_scale = (
+            nn.Parameter(torch.tensor(self.initializer_range))
+            if config["rounding"] == "scaled"
+            else None
+        )
         self.epoch = 0  # set by the trainer
         self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
 
@@ -157,6 +183,7 @@ class SimDiffRec(EncoderRecommender):
                 "k_sample": 1,
                 "diffusion_steps": 2,
                 "reverse_steps": 1,
+                "contrast_states": 2,
                 "denoiser_layers": 1,
                 "denoiser_heads": 1,
                 "cl_weight": 0,
@@ -198,6 +225,18 @@ class SimDiffRec(EncoderRecommender):
                 "pos_exclude_original and neg_exclude_original rank the denoiser's choices; with "
                 "aug_items=random there is nothing to rank"
             )
+        if config["contrast_at"] == "every" and (
+            config["train_sampling"] != "user_all" or config["aug_count"] == "fixed"
+        ):
+            raise UserError(
+                f"contrast_at=every needs train_sampling=user_all, is {config['train_sampling']}, "
+                f"and aug_count=ratio_of_length, is {config['aug_count']}"
+            )
+        if config["cl_positives"] == "same_target" and config["contrast_at"] != "every":
+            raise UserError(
+                "cl_positives=same_target needs contrast_at=every: the newest states alone are "
+                "contrasted view by view"
+            )
         if config["hidden_size"] % config["denoiser_heads"]:
             raise UserError(
                 f"hidden_size={config['hidden_size']} must be a multiple of "
@@ -230,7 +269,7 @@ class SimDiffRec(EncoderRecommender):
 
         contrastive = diffusion = rec.new_zeros(())
         cl_weight = self.cl_weight * self._warmup()
-        self.monitor = {}
+        self.monitor = {"item_norm": self.item_embedding.weight.detach()[1:].norm(dim=1).mean()}
         if self.diff_weight > 0 or cl_weight > 0:
             item_seq, cells = self._cells(item_seq, layout)
             items = cells.pack(item_seq)
@@ -240,9 +279,13 @@ class SimDiffRec(EncoderRecommender):
                 diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, cells)
             if cl_weight > 0:
                 views = self.make_views(item_seq, noise.detach(), t, cells)
-                state = hidden if self.last_target_only else hidden[layout.last]
-                contrastive = cl_weight * self.contrastive_loss(state, views)
-                self.monitor = views.monitor
+                if self.contrast_at == "every":
+                    contrastive = self.contrast_every_state(hidden, layout, interaction, views)
+                else:
+                    state = hidden if self.last_target_only else hidden[layout.last]
+                    contrastive = self.contrastive_loss(state, views)
+                contrastive = cl_weight * contrastive
+                self.monitor |= views.monitor
         return SimDiffRecLoss(rec, contrastive, diffusion)
 
     @torch.no_grad()
@@ -305,7 +348,16 @@ class SimDiffRec(EncoderRecommender):
         """f(z_t, t), an estimate of z_0 (Eq. 10). z_t [n, H], t [B] -> [n, H]."""
         transformer = self.denoiser_encoder or self.trm_encoder
         out: Tensor = self.denoiser(z_t, t, layout, transformer)
-        return out
+        return out if self.estimate_scale is None else out * self.estimate_scale
+
+    def rounding_query(self, z_hat: Tensor) -> Tensor:
+        """g z_hat, whose products with the items are the logits of Eq. 12, [n, H].
+
+        Paper ("trainable rounding"): the softmax of Eq. 12 has weights of its own or the table's.
+        Code, and ``rounding: tied``: the table's, g = 1. ``scaled``: a learned g, so that squared
+        error and rounding do not fight over the length of the estimate.
+        """
+        return z_hat if self.estimate_scale is None else z_hat / self.estimate_scale
 
     def diffusion_loss(
         self, items: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout
@@ -331,10 +383,12 @@ class SimDiffRec(EncoderRecommender):
             # Paper: -log p(s | z_0), which does not depend on f when z_0 is exact.
             # Code: -log p(s | f(z_t, t)), averaged over padding too. Here: on f, real tokens only.
             table = self.item_embedding.weight
+            table = table.detach() if self.round_detach_table else table
+            query = self.rounding_query(z_hat)
             if self.pad_in_diffusion_loss:
-                total = full_softmax_loss(z_hat, table, items, self.loss_memory_mb)
+                total = full_softmax_loss(query, table, items, self.loss_memory_mb)
             else:
-                total = full_softmax_loss(z_hat, table[1:], items - 1, self.loss_memory_mb)
+                total = full_softmax_loss(query, table[1:], items - 1, self.loss_memory_mb)
             loss = loss + self.diff_round_weight * total
         if self.pad_in_diffusion_loss:
             return share(len(items)) * loss / len(items)
@@ -353,20 +407,25 @@ class SimDiffRec(EncoderRecommender):
             layout (TokenLayout): where the n tokens sit.
 
         Returns:
-            Views: positive and hard-negative view, their lengths, and collision rates.
+            Views: positive and hard-negative view, their lengths, and what is logged: how often
+            the first choice of the denoiser is the original item (``restored``; of the selected
+            positions, ``restored_selected``), collision rates, and the mean confidence.
         """
         # Paper (Sec. 4.3): from the fully noised sequence. Code: from z_t at the training step.
         start = t if self.confidence_t == "train_t" else torch.full_like(t, self.process.n_steps)
         with self._denoiser_mode(self.aug_dropout):
             z_hat = self.restore(layout.pack(item_seq), noise, start, layout)
-        confidence = self.confidence(z_hat)
+        confidence, first = self.confidence(z_hat)
         score = torch.rand_like(confidence) if self.aug_position == "random" else confidence
         token = self.select_positions(score, layout)
         positive, negative = self.replacements(z_hat[token], layout.pack(item_seq)[token])
 
         real = layout.keys.flatten()[layout.index]
         original = layout.pack(item_seq)[token]
+        restored = (first == layout.pack(item_seq)).float()
         monitor = {
+            "restored": restored[real].mean(),
+            "restored_selected": restored[token].mean(),
             "positive_is_original": (positive == original).float().mean(),
             "negative_is_original": (negative == original).float().mean(),
             "confidence": confidence[real].mean(),
@@ -401,17 +460,32 @@ class SimDiffRec(EncoderRecommender):
         token_start = start[layout.row]
         z_t = self.process.q_sample(self.item_embedding(items), token_start, noise)
         times = samplers.evenly_spaced(token_start, self.reverse_steps)
-        return samplers.ddim(denoise, z_t, self.process, times)
+        clamp = self.nearest_embedding if self.reverse_clamp == "nearest" else None
+        return samplers.ddim(denoise, z_t, self.process, times, clamp)
 
-    def confidence(self, z_hat: Tensor) -> Tensor:
-        """c = max_j softmax(z_hat . E_j)_j over real items (Eq. 14-15), [n, H] -> [n]."""
+    def nearest_embedding(self, z_hat: Tensor) -> Tensor:
+        """Embedding of the item that each estimate rounds to, [n, H] -> [n, H]."""
+        return self.item_embedding(self.confidence(z_hat)[1]).to(z_hat.dtype)
+
+    def confidence(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """c = max_j softmax(g z_hat . E_j)_j over real items (Eq. 14-15), and its item j.
+
+        Args:
+            z_hat (Tensor): estimates, [n, H].
+
+        Returns:
+            tuple: confidences, [n], and items in 1..V, [n].
+        """
         c = torch.empty(len(z_hat), device=z_hat.device)
+        item = torch.empty(len(z_hat), dtype=torch.long, device=z_hat.device)
         table = self.item_embedding.weight[1:]
+        query = self.rounding_query(z_hat)
         with torch.autocast(z_hat.device.type, enabled=False):
-            for part, logits in logit_blocks(z_hat, table, self.loss_memory_mb):
-                top = logits.amax(1, keepdim=True)
+            for part, logits in logit_blocks(query, table, self.loss_memory_mb):
+                top, best = logits.max(1, keepdim=True)
+                item[part] = best.squeeze(1) + 1
                 c[part] = logits.sub_(top).exp_().sum(1).reciprocal_()
-        return c
+        return c, item
 
     def select_positions(self, score: Tensor, layout: TokenLayout) -> Tensor:
         """The K_b best tokens of each row (Eq. 16), as packed indices in ascending order, [m].
@@ -533,10 +607,54 @@ class SimDiffRec(EncoderRecommender):
         """
         if self.cl_negatives == "pos_only":  # ablation "w/o k_sample" (Table 3)
             positive = self(views.positive, views.positive_len)
-            return info_nce(state, positive, self.tau)
+            return info_nce(state, positive, self.tau, similarity=self.cl_similarity)
         both = self(
             torch.cat([views.positive, views.negative]),
             torch.cat([views.positive_len, views.negative_len]),
         )
         positive, negative = both.chunk(2)
-        return info_nce(state, positive, self.tau, negative)
+        return info_nce(state, positive, self.tau, negative, self.cl_similarity)
+
+    def contrast_every_state(
+        self, hidden: Tensor, layout: TokenLayout, interaction: Interaction, views: Views
+    ) -> Tensor:
+        """Eq. 17 at every position: H(s)_i against H(s+)_i, the states of other users, and H(s-)_i.
+
+        Paper, Code: the newest state of a row. Here: the encoder is causal, so that the state of
+        position i is h of the first i items, and one pass contrasts all prefixes of a row. Of more
+        than ``contrast_states`` states so many are drawn.
+
+        Args:
+            hidden (Tensor): H(s) of all tokens, [n, H].
+            layout (TokenLayout): layout of the batch, and of its views.
+            interaction (Interaction): the batch.
+            views (Views): s+ and s-.
+
+        Returns:
+            Tensor: scalar, a sum over states divided by the expected number of targets in a batch,
+            as the next-item loss.
+        """
+        state = torch.arange(len(hidden), device=hidden.device)
+        if PSEUDO_LENGTH in interaction:  # states within pseudo-items have no target
+            state = state[layout.position >= interaction[PSEUDO_LENGTH][layout.row]]
+        n_states = len(state)
+        if n_states > self.contrast_states:
+            drawn = torch.randperm(n_states, device=state.device)[: self.contrast_states]
+            state = state[drawn]
+        positive = self.encode(views.positive, layout)[state]
+        negative = None
+        if self.cl_negatives == "pos_and_hard":
+            negative = self.encode(views.negative, layout)[state]
+        target = self.labels(interaction[self.ITEM_SEQ], layout, interaction[self.POS_ITEM_ID])
+        expected = self.targets_per_batch or n_states
+        return state_info_nce(
+            hidden[state],
+            positive,
+            self.tau,
+            self.cl_similarity,
+            user=interaction[self.USER_ID][layout.row][state],
+            target=target[state],
+            weight=hidden.new_full((len(state),), n_states / len(state) / expected),
+            negative=negative,
+            same_target=self.cl_positives == "same_target",
+        )

@@ -275,7 +275,90 @@ def test_reverse_steps_is_the_number_of_denoiser_calls(small, monkeypatch):
     assert seen == [[t, t, t, t // 2] for t in (20, 16, 12, 8, 4)]
 
 
+def test_clamped_estimates_are_embeddings_of_their_nearest_items(small, monkeypatch):
+    """Inside the chain; the last estimate, whose confidence is asked for, is the denoiser's."""
+    model = small(reverse_steps=4, reverse_clamp="nearest")
+    equal_norms(model)
+    truth = model.item_embedding(ITEMS).detach()
+    inputs = []
+
+    def far_too_long(z_t: Tensor, t: Tensor, layout: TokenLayout) -> Tensor:
+        inputs.append(z_t)
+        return 40.0 * truth
+
+    monkeypatch.setattr(model, "denoise", far_too_long)
+    noise, start = model.noise(ITEMS), torch.full((4,), 20)
+    assert torch.equal(model.restore(ITEMS, noise, start, LAYOUT), 40.0 * truth)
+    for z_t, t in zip(inputs, (20, 15, 10, 5), strict=True):  # on the path that training saw
+        expected = model.process.q_sample(truth, torch.full((len(ITEMS),), t), noise)
+        torch.testing.assert_close(z_t, expected)
+    model.reverse_clamp = "none"
+    inputs.clear()
+    model.restore(ITEMS, noise, start, LAYOUT)
+    assert inputs[1].norm() > 5 * expected.norm()
+
+
+@pytest.mark.parametrize("rounding", OPTIONS["rounding"])
+def test_a_trained_denoiser_restores_as_well_in_many_steps_as_in_one(small, rounding):
+    """Every allowed number of steps; an oracle has the right length by construction, this has not.
+
+    60 items in a cycle. Without the clamp a longer chain leaves what the denoiser was trained on.
+    """
+    model = small(61, rounding=rounding, hidden_size=16, inner_size=32, k_noise=5, cl_weight=0.0)
+    torch.manual_seed(0)
+    model.apply(model.init_weights)
+    start = torch.arange(60).unsqueeze(1)
+    seq = (start + torch.arange(MAX_LENGTH)) % 60 + 1
+    length = torch.full((60,), MAX_LENGTH)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    for _ in range(300):
+        optimizer.zero_grad()
+        losses = model.calculate_loss(rows(seq, length, (start[:, 0] + MAX_LENGTH) % 60 + 1))
+        (losses.rec + 10 * losses.diffusion).backward()
+        optimizer.step()
+    layout = TokenLayout(length, MAX_LENGTH)
+    items = layout.pack(seq)
+
+    def accuracy(steps: int, clamp: str) -> float:
+        model.reverse_steps, model.reverse_clamp = steps, clamp
+        with torch.no_grad():
+            z_hat = model.restore(items, model.noise(items), torch.full((60,), 20), layout)
+        return (model.confidence(z_hat)[1] == items).float().mean().item()
+
+    one = accuracy(1, "none")
+    assert one > 0.9
+    assert min(accuracy(steps, "nearest") for steps in range(1, 21)) >= 0.95 * one
+    assert accuracy(20, "none") < 0.9 * one
+
+
 # ---------------------------------------------------------------- denoiser, Eq. 10
+
+
+def test_scaled_rounding_reads_the_output_itself(small):
+    """g z_hat is what the Transformer wrote, and z_hat has the items' length at first."""
+    tied, scaled = small(), small(rounding="scaled")
+    z = tied.item_embedding(ITEMS).detach()
+    out = tied.denoise(z, STEP, LAYOUT)
+    z_hat = scaled.denoise(z, STEP, LAYOUT)
+    torch.testing.assert_close(z_hat, 0.02 * out)
+    torch.testing.assert_close(scaled.rounding_query(z_hat), out)
+    assert torch.equal(scaled.confidence(z_hat)[1], tied.confidence(out)[1])
+    grads = gradients(scaled, seeded_loss(scaled).diffusion)
+    assert grads["estimate_scale"] != 0
+
+
+def test_scaled_rounding_gives_the_rounding_loss_no_say_over_the_length(small):
+    model = small(rounding="scaled", diff_mse_weight=0.0)
+    assert abs(gradients(model, seeded_loss(model).diffusion)["estimate_scale"]) < 1e-4
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_round_detach_table_keeps_the_rounding_loss_off_the_softmax_side(small, detach):
+    """Item 12 is nobody's token and nobody's neighbour that moves: only a class of the softmax."""
+    model = small(round_detach_table=detach, diff_mse_weight=0.0)
+    grads = gradients(model, seeded_loss(model).diffusion)
+    assert grads["item_embedding.weight"][12].any() == (not detach)
+    assert any(grad.any() for name, grad in grads.items() if name.startswith("denoiser_encoder"))
 
 
 def test_denoiser_sees_newer_items(small):
@@ -473,7 +556,7 @@ def test_confidence_is_the_largest_rounding_probability(small):
     model = small()
     model.item_embedding.weight.data[0] = 1e3
     z_hat = torch.cat([torch.randn(20, 8), torch.zeros(1, 8), 50 * torch.randn(1, 8)])
-    confidence = model.confidence(z_hat)
+    confidence, item = model.confidence(z_hat)
     logits = z_hat @ model.item_embedding.weight[1:].t()
     torch.testing.assert_close(confidence, logits.softmax(1).amax(1), atol=1e-6, rtol=1e-5)
     assert confidence.min() >= 1 / 12 - 1e-6
@@ -481,6 +564,7 @@ def test_confidence_is_the_largest_rounding_probability(small):
     assert confidence[20].item() == pytest.approx(1 / 12)
     ranking = (logits.amax(1) - logits.logsumexp(1)).argsort()
     assert torch.equal(confidence[:20].argsort(), ranking[ranking < 20])
+    assert torch.equal(item, logits.argmax(1) + 1)
 
 
 def test_confidence_ignores_a_constant_added_to_a_rows_logits(one_hot):
@@ -488,13 +572,13 @@ def test_confidence_ignores_a_constant_added_to_a_rows_logits(one_hot):
     model = one_hot()
     z_hat = torch.tensor([[2.0, 1.0, *[0.0] * 6], [1.5, 0.0, *[0.0] * 6]])
     shifted = z_hat + torch.tensor([[0.0], [100.0]])
-    torch.testing.assert_close(model.confidence(shifted), model.confidence(z_hat))
+    torch.testing.assert_close(model.confidence(shifted)[0], model.confidence(z_hat)[0])
 
 
 def test_confidence_reads_a_written_distribution(one_hot):
     """Invariant 10: an identity table turns log p into p."""
     p = torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.04, 0.03, 0.02, 0.01], [0.125] * 8])
-    assert one_hot().confidence(p.log()).tolist() == pytest.approx([0.5, 0.125])
+    assert one_hot().confidence(p.log())[0].tolist() == pytest.approx([0.5, 0.125])
 
 
 def test_confidence_does_not_depend_on_the_memory_budget(small):
@@ -577,7 +661,7 @@ def test_views_differ_from_the_sequence_only_where_it_was_selected(one_hot, monk
     restored_as(monkeypatch, model, z_hat)
     views = make_views(model, seq, length)
     selected = torch.zeros(7, dtype=torch.bool)
-    selected[model.select_positions(model.confidence(z_hat), layout)] = True
+    selected[model.select_positions(model.confidence(z_hat)[0], layout)] = True
     selected = layout.unpack(selected.float()).bool()
     assert selected.sum(1).tolist() == [2, 1, 1]
     assert torch.equal(views.positive, torch.where(selected, 7, seq))
@@ -744,6 +828,10 @@ def test_monitor_of_a_case_worked_by_hand(one_hot, monkeypatch):
     monitor = {name: value.item() for name, value in views.monitor.items()}
     assert monitor["positive_is_original"] == pytest.approx(1 / 3)
     assert monitor["negative_is_original"] == pytest.approx(1 / 3)
+    # Own items come first at places 0 (1 -> 1) and 3 (4 -> 4) of the first row and nowhere else:
+    # 2 -> 2 at place 1, but 3 -> 5; and 5 -> 5 in the second row, but 6 -> 7.
+    assert monitor["restored"] == pytest.approx(4 / 6)
+    assert monitor["restored_selected"] == pytest.approx(1 / 3)
     assert monitor["confidence"] == pytest.approx((0.9 + 0.3 + 0.64 + 0.25 + 0.14 + 0.5) / 6)
 
 
@@ -762,10 +850,14 @@ def test_monitored_confidence_leaves_padding_out(one_hot, monkeypatch):
 def test_monitor_is_of_the_last_step_and_empty_without_views(small):
     model = small()
     seeded_loss(model)
-    assert set(model.monitor) == {"positive_is_original", "negative_is_original", "confidence"}
+    of_views = {"restored", "restored_selected", "confidence"}
+    of_views |= {"positive_is_original", "negative_is_original"}
+    assert set(model.monitor) == of_views | {"item_norm"}
+    norms = model.item_embedding.weight[1:].norm(dim=1)
+    assert model.monitor["item_norm"].item() == pytest.approx(norms.mean().item())
     model.cl_weight = 0.0
     seeded_loss(model)
-    assert model.monitor == {}
+    assert set(model.monitor) == {"item_norm"}
 
 
 # ---------------------------------------------------------------- contrast, Eq. 17
@@ -807,6 +899,113 @@ def test_contrast_reads_the_newest_state_in_every_sampling(small):
         for sampling in ("user_all", "prefix_last")
     ]
     torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("negatives", OPTIONS["cl_negatives"])
+def test_contrast_by_dot_product_does_not_normalise(small, negatives):
+    model = small(cl_similarity="dot", tau=1.0, cl_negatives=negatives, aug_ratio=1.0, k_sample=4)
+    views = make_views(model)
+    anchor, positive, negative = (model(seq, LEN) for seq in (SEQ, views.positive, views.negative))
+    keys = positive if negatives == "pos_only" else torch.cat([positive, negative])
+    expected = F.cross_entropy(anchor @ keys.t(), torch.arange(4))
+    torch.testing.assert_close(model.contrastive_loss(anchor, views), expected)
+
+
+def with_users(users: list[int], pos: Tensor = POS) -> Interaction:
+    return Interaction({**rows(pos=pos).interaction, "user_id": torch.tensor(users)})
+
+
+@pytest.mark.parametrize("positives", OPTIONS["cl_positives"])
+@pytest.mark.parametrize("negatives", OPTIONS["cl_negatives"])
+def test_contrast_at_every_state_worked_by_hand(small, negatives, positives):
+    """Anchor by anchor; rows 0 and 3 are windows of one user, and item 3 follows twice."""
+    model = small(
+        contrast_at="every",
+        cl_negatives=negatives,
+        cl_positives=positives,
+        cl_similarity="dot",
+        tau=4.0,
+        aug_ratio=0.5,
+    )
+    batch, views = with_users([7, 5, 6, 7]), make_views(model)
+    anchor, positive, negative = (
+        model.encode(seq, LAYOUT) for seq in (SEQ, views.positive, views.negative)
+    )
+    target = model.labels(SEQ, LAYOUT, POS).tolist()  # 2 3 4 10 | 6 3 | 4 | 2 9 6
+    owner = [7, 7, 7, 7, 5, 5, 6, 7, 7, 7]
+    total = torch.zeros(())
+    for m in range(10):
+        others = [j for j in range(10) if owner[j] != owner[m]]
+        right = [m]
+        if positives == "same_target":
+            right += [j for j in others if target[j] == target[m]]
+        keys = right + [j for j in others if target[j] != target[m]]
+        scores = [(anchor[m] @ positive[j] / 4).exp() for j in keys]
+        if negatives == "pos_and_hard":
+            scores.append((anchor[m] @ negative[m] / 4).exp())
+        each = [-((anchor[m] @ positive[p] / 4).exp() / sum(scores)).log() for p in right]
+        total = total + sum(each) / len(right)
+    loss = model.contrast_every_state(anchor, LAYOUT, batch, views)
+    torch.testing.assert_close(loss, total / 10)
+    # As the next-item loss, a sum over the expected number of targets.
+    model.targets_per_batch = 4.0
+    loss = model.contrast_every_state(anchor, LAYOUT, batch, views)
+    torch.testing.assert_close(loss, total / 4)
+
+
+def test_states_are_drawn_where_there_are_too_many(small):
+    """Without bias: the mean over draws of a linear loss is that of all states."""
+    model = small(contrast_at="every", contrast_states=4)
+    batch, views, hidden = with_users([1, 2, 3, 4]), make_views(model), torch.randn(10, 8)
+    seen = []
+
+    def count(anchor: Tensor, *args: Any, weight: Tensor, **kwargs: Any) -> Tensor:
+        seen.append(anchor)
+        return weight.sum()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recbole_simdiff.models.simdiffrec.state_info_nce", count)
+        for _ in range(50):
+            loss = model.contrast_every_state(hidden, LAYOUT, batch, views)
+            assert loss.item() == pytest.approx(1.0)
+    drawn = torch.cat(seen)
+    assert drawn.shape == (200, 8)
+    counts = (drawn.unsqueeze(1) == hidden).all(2).sum(0)
+    assert counts.min() > 5
+
+
+def test_pseudo_items_have_no_state_to_contrast(small, monkeypatch):
+    """As in the next-item loss, whose positions they are."""
+    model = small(contrast_at="every")
+    batch = with_users([1, 2, 3, 4])
+    batch = Interaction({**batch.interaction, "pseudo_length": torch.tensor([2, 0, 0, 1])})
+    hidden, seen = torch.randn(10, 8), []
+
+    def keep(anchor: Tensor, positive: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(anchor)
+        return anchor.sum()
+
+    monkeypatch.setattr("recbole_simdiff.models.simdiffrec.state_info_nce", keep)
+    model.contrast_every_state(hidden, LAYOUT, batch, make_views(model))
+    assert torch.equal(seen[0], hidden[[2, 3, 4, 5, 6, 8, 9]])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"contrast_at": "every", "train_sampling": "prefix_last"},
+            "needs train_sampling=user",
+        ),
+        ({"cl_positives": "same_target"}, "cl_positives=same_target needs contrast_at=every"),
+        ({"contrast_states": 1}, "contrast_states=1 must be at least 2"),
+        ({"cl_similarity": "euclid"}, "cl_similarity"),
+        ({"reverse_clamp": "norm"}, "reverse_clamp"),
+    ],
+)
+def test_impossible_contrasts_are_refused(make_config, values, message):
+    with pytest.raises(UserError, match=message):
+        make_config(**values)
 
 
 # ---------------------------------------------------------------- recommendation, Eq. 2-3
@@ -1288,7 +1487,7 @@ def test_without_the_diffusion_loss_its_parts_weigh_nothing(make_config):
 
 
 def test_unknown_choices_are_refused_with_the_known_ones(make_config):
-    assert len(OPTIONS) == 9
+    assert len(OPTIONS) == 14
     for key, allowed in OPTIONS.items():
         with pytest.raises(UserError) as error:
             make_config(**{key: "other"})
@@ -1299,8 +1498,11 @@ def test_every_known_choice_trains(small):
     """One model for each value of each switch."""
     for key, allowed in OPTIONS.items():
         for value in allowed:
-            released = {"pad_in_diffusion_loss": True} if value == "fixed" else {}
-            loss = seeded_loss(small(**{key: value}, **released))
+            needs = {
+                "fixed": {"pad_in_diffusion_loss": True},
+                "same_target": {"contrast_at": "every"},
+            }.get(value, {})
+            loss = seeded_loss(small(**{key: value}, **needs), with_users([1, 2, 3, 4]))
             assert all(torch.isfinite(part) for part in loss), (key, value)
 
 
