@@ -441,7 +441,7 @@ class CaDiRec(EncoderRecommender):
             Views: both views, padding and other positions as in ``item_seq``.
         """
         original = noised.items[noised.token]
-        candidates = self.candidates(x_hat, original)  # [m, K]
+        candidates, rank = self.candidates(x_hat, original)  # [m, K], [m]
         # With a shared mask both views draw for each position, independently.
         n_draws = 2 * len(item_seq) // noised.n_rows
         draw = torch.randint(self.cand_topk, (len(original), n_draws), device=item_seq.device)
@@ -456,29 +456,35 @@ class CaDiRec(EncoderRecommender):
             {
                 "changed": changed.sum() / (2 * (item_seq > 0).sum()),
                 "untouched_views": 1 - changed.any(1).float().mean(),
+                "restored": (rank == 0).sum() / max(len(rank), 1),
+                "in_candidates": (rank < self.cand_topk).sum() / max(len(rank), 1),
                 "item_norm": self.diffusion_table[1:].norm(dim=1).mean(),
             },
         )
 
-    def candidates(self, x_hat: Tensor, original: Tensor) -> Tensor:
-        """The cand_topk items of 1..V with the largest x_hat . E_j.
+    def candidates(self, x_hat: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
+        """The cand_topk items of 1..V with the largest x_hat . E_j, and the original item's rank.
 
         Args:
             x_hat (Tensor): estimates at the noised positions, [m, H].
             original (LongTensor): their items, [m].
 
         Returns:
-            LongTensor: ids, best first, [m, cand_topk].
+            tuple: ids, best first, [m, cand_topk], and the number of items that x_hat ranks above
+            the original one, whether or not that is a candidate, [m].
         """
         # Code: padding and a mask id are candidates. Here: items only.
         best = original.new_empty(len(original), self.cand_topk)
+        rank = torch.empty_like(original)
         table = self.diffusion_table[1:]
         with torch.autocast(x_hat.device.type, enabled=False):
             for part, logits in logit_blocks(x_hat, table, self.loss_memory_mb):
+                own = original[part].unsqueeze(1) - 1
+                rank[part] = (logits > logits.gather(1, own)).sum(1)
                 if self.cand_exclude_original:
-                    logits.scatter_(1, original[part].unsqueeze(1) - 1, -torch.inf)
+                    logits.scatter_(1, own, -torch.inf)
                 best[part] = logits.topk(self.cand_topk).indices + 1
-        return best
+        return best, rank
 
     # ------------------------------------------------------------------ contrast
 

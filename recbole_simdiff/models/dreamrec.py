@@ -242,6 +242,7 @@ class DreamRec(SequentialRecommender):
 
         # Clean embeddings must have the scale of the noise: N(0, 1), PyTorch's default for tables.
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+        self.item_embedding.weight.requires_grad_(not config["freeze_items"])
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
         self.null_guidance = nn.Parameter(torch.randn(self.hidden_size))
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
@@ -333,7 +334,8 @@ class DreamRec(SequentialRecommender):
         h, target = self.guided_targets(interaction)
         e = self.item_embedding(target)
         # Code: the target is trained, too, so equal or vanishing embeddings have no loss at all.
-        # Here: the same, with a switch; the monitors show whether the table collapses.
+        # Here: the same, with two switches; the monitors show whether the table collapses.
+        # target_detach leaves the history's look-ups, which move the same rows.
         e = e.detach() if self.target_detach else e
         t = torch.randint(1, self.process.n_steps + 1, target.shape, device=e.device)
         x_t = self.process.q_sample(e, t, torch.randn_like(e))

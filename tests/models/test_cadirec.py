@@ -828,7 +828,7 @@ def test_exact_embeddings_round_to_their_items(small):
     model = small(cand_topk=1)
     equal_norms(model)
     items = torch.arange(1, 13)
-    assert torch.equal(model.candidates(model.item_embedding.weight[items], items)[:, 0], items)
+    assert torch.equal(model.candidates(model.item_embedding.weight[items], items)[0][:, 0], items)
 
 
 @pytest.mark.parametrize("memory_mb", [1e-6, 16.0])
@@ -839,9 +839,10 @@ def test_candidates_are_the_best_items(small, exclude, memory_mb):
     table = model.item_embedding.weight.data
     table[0] = 1e3
     x_hat, original = torch.rand(40, 8), torch.randint(1, 13, (40,))
-    got = model.candidates(x_hat, original)
+    got, rank = model.candidates(x_hat, original)
     for k in range(40):
         score = {j: (x_hat[k] @ table[j]).item() for j in range(1, 13)}
+        assert rank[k] == sum(value > score[int(original[k])] for value in score.values())
         if exclude:
             del score[int(original[k])]
         assert got[k].tolist() == sorted(score, key=lambda j: -score[j])[:4]
@@ -852,7 +853,7 @@ def test_replacements_are_uniform_among_the_candidates(small):
     model = small(aug_mask="shared", cand_topk=10)
     noised = chosen((0, 1))
     x_hat = torch.randn(1, 8)
-    allowed = model.candidates(x_hat, torch.tensor([2]))[0]
+    allowed = model.candidates(x_hat, torch.tensor([2]))[0][0]
     torch.manual_seed(0)
     drawn = torch.stack(
         [model.make_views(SEQ, x_hat, noised).items[[0, 4], 1] for _ in range(4000)]
@@ -888,7 +889,7 @@ def test_views_differ_from_the_sequence_only_where_it_was_noised(small, aug_mask
         assert views.dtype == SEQ.dtype
         mask = mask_of(noised).repeat(2 // model.n_masks, 1)
         assert torch.equal(views[~mask], SEQ.repeat(2, 1)[~mask])
-        best = model.candidates(x_hat, noised.items[noised.token])[:, 0]
+        best = model.candidates(x_hat, noised.items[noised.token])[0][:, 0]
         assert torch.equal(views[mask], best.repeat(2 // model.n_masks))
         assert torch.equal(views > 0, REAL.repeat(2, 1))
 
@@ -936,13 +937,19 @@ def test_monitor_of_a_case_worked_by_hand(small, monkeypatch):
     model = small(cand_topk=1)
     noised = chosen((0, 1), (0, 3), (3, 0), (4, 0), n_masks=2)
     best = torch.tensor([[9], [4], [12], [5]])  # item 4 stays itself
-    monkeypatch.setattr(model, "candidates", lambda *args: best)
+    rank = torch.tensor([5, 0, 2, 1])
+    monkeypatch.setattr(model, "candidates", lambda *args: (best, rank))
     views = model.make_views(SEQ, torch.randn(4, 8), noised)
     assert views.items[0].tolist() == [1, 9, 3, 4, 0, 0]
     assert views.items[3].tolist() == [12, 2, 9, 0, 0, 0]
     assert views.items[4].tolist() == [5, 2, 3, 4, 0, 0]
     assert views.monitor["changed"].item() == pytest.approx(3 / 20)
     assert views.monitor["untouched_views"].item() == pytest.approx(5 / 8)
+    assert views.monitor["restored"].item() == pytest.approx(1 / 4)
+    model.cand_topk = 2
+    best = best.expand(-1, 2)
+    views = model.make_views(SEQ, torch.randn(4, 8), noised)
+    assert views.monitor["in_candidates"].item() == pytest.approx(2 / 4)
     norms = [row.norm().item() for row in model.item_embedding.weight[1:]]
     assert views.monitor["item_norm"].item() == pytest.approx(sum(norms) / 12)
 
@@ -950,7 +957,8 @@ def test_monitor_of_a_case_worked_by_hand(small, monkeypatch):
 def test_monitor_is_of_the_last_step_and_empty_without_views(small):
     model = small()
     seeded_loss(model)
-    assert set(model.monitor) == {"changed", "untouched_views", "item_norm"}
+    restoration = {"restored", "in_candidates"}
+    assert set(model.monitor) == {"changed", "untouched_views", "item_norm"} | restoration
     model.cl_weight = 0.0
     seeded_loss(model)
     assert model.monitor == {}
@@ -1087,7 +1095,7 @@ def test_separate_table_keeps_the_diffusion_model_to_itself(small):
         small(denoiser_items="separate", x0_noise=False).clean(THREE), table[THREE.items]
     )
     guess = torch.randn(3, 8)
-    best = model.candidates(guess, torch.tensor([2, 4, 8]))
+    best = model.candidates(guess, torch.tensor([2, 4, 8]))[0]
     assert torch.equal(best, (guess @ table[1:].t()).topk(10).indices + 1)
 
 
@@ -1421,8 +1429,17 @@ def test_denoiser_learns_the_item_from_its_context(build, tmp_path):
     torch.manual_seed(0)
     noised = model.choose_positions(batch["item_id_list"], layout, 10)
     original = noised.items[noised.token]
-    found = model.candidates(model.generate(noised), original)[:, 0]
-    assert (found == original).float().mean() > 0.7
+
+    def accuracy(steps: int) -> float:
+        model.reverse_steps = steps
+        found = model.candidates(model.generate(noised), original)[0][:, 0]
+        return (found == original).float().mean().item()
+
+    one = accuracy(1)
+    assert one > 0.7
+    # A longer chain keeps what one prediction knows.
+    assert min(accuracy(steps) for steps in range(2, model.process.n_steps + 1)) > 0.95 * one
+    model.reverse_steps = 4
     shuffled = noised._replace(items=noised.items[torch.randperm(len(noised.items))])
-    wrong = model.candidates(model.generate(shuffled), original)[:, 0]
+    wrong = model.candidates(model.generate(shuffled), original)[0][:, 0]
     assert (wrong == original).float().mean() < 0.15

@@ -402,6 +402,19 @@ def test_gradient_reaches_history_and_target(small: Any) -> None:
         assert not grad[[0, 11, 12]].any()
 
 
+def test_frozen_items_do_not_move(build: Any, tmp_path: Path) -> None:
+    """Neither as targets nor in histories, and whatever the loss; all else is trained."""
+    for freeze in (False, True):
+        values = {"freeze_items": freeze, "ce_weight": 0.1, "weight_decay": 0.1}
+        config, train, valid, _, model = build("DreamRec", **values)
+        before = copy.deepcopy(model.state_dict())
+        trainer = PlanTrainer(config, model, tmp_path / str(freeze))
+        trainer.fit(train, valid)
+        moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+        assert ("item_embedding.weight" in moved) != freeze
+        assert moved | {"item_embedding.weight"} == before.keys()
+
+
 def test_gradient_of_the_target_is_complete(small: Any) -> None:
     """T18: d|f(x_t) - e|^2 / de has a part through x_t = a e + ..: 2 (a A - I)^T (f - e)."""
     model = small(p_uncond=1.0)
