@@ -2,11 +2,10 @@
 
     python docs/results/render.py
 
-``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit (rows marked † were
-made on broken views, see README.md),
-``amazon-beauty-validation.csv`` what some runs found after each epoch, ``ml-100k/`` what
-experiments wrote, and ``speed.txt`` what ``python -m tests.benchmarks`` printed. What is published
-is read from ``properties/experiment/table2.yaml``.
+``amazon-beauty.csv`` holds what ``result.json`` of each run says, digit by digit (rows marked † are
+void, see README.md), ``amazon-beauty-validation.csv`` what some runs found after each epoch,
+``ml-100k/`` what experiments wrote, and ``speed.txt`` what ``python -m tests.benchmarks`` printed.
+What is published is read from ``properties/experiment/table2.yaml``.
 """
 
 import csv
