@@ -1,5 +1,6 @@
 """One training and its test: the only road every command takes."""
 
+import ast
 import hashlib
 import json
 import logging
@@ -396,15 +397,37 @@ def fingerprint(config: Config, data: str) -> str:
 
 
 @cache
-def code() -> str:
-    """Checksum of the package's source, but for what only reads results."""
-    package = Path(__file__).parent
-    total = hashlib.blake2b(digest_size=8)
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if name.parts[0] not in READERS:
-            total.update(str(name).encode() + path.read_bytes())
-    return total.hexdigest()
+def code(package: Path = Path(__file__).parent) -> str:
+    """Checksum of the package's definitions, but for those that only read results.
+
+    In which file a definition stands does not count, nor do imports, docstrings, comments and
+    formatting, so that stored results outlive a change of layout.
+
+    Args:
+        package (Path): folder of the source.
+    """
+    found: list[str] = []
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).parts[0] not in READERS:
+            found += filter(None, map(outline, ast.parse(path.read_text()).body))
+    return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=8).hexdigest()
+
+
+def outline(part: Any) -> str:
+    """A syntax tree as text, the same on every version of Python; empty for imports and docstrings.
+
+    Args:
+        part (Any): an ``ast`` node, a list of them, or the value of a field.
+    """
+    if isinstance(part, list):
+        return f"[{','.join(filter(None, map(outline, part)))}]"
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    text = isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+    if text or isinstance(part, ast.Import | ast.ImportFrom):
+        return ""
+    fields = (f"{k}={outline(v)}" for k, v in ast.iter_fields(part) if v is not None and v != [])
+    return f"{type(part).__name__}({','.join(fields)})"
 
 
 def short_key(values: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from recbole_simdiff import __version__ as version
 from recbole_simdiff import config as config_module
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.simdiffrec import SimDiffRec
-from recbole_simdiff.run import RESULT, evaluate_splits, format_table, read_result, run_once
+from recbole_simdiff.run import RESULT, code, evaluate_splits, format_table, read_result, run_once
 from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED, PlanTrainer
 from tests.conftest import SMALL
 
@@ -498,3 +498,37 @@ def test_changed_ready_made_rows_are_refused(make_config: Any, data_path: Path) 
     path.write_text(path.read_text().replace("u2\ti5 i1 i2\ti3", "u2\ti5 i1 i2\ti4"))
     with pytest.raises(UserError, match=r"is not the one .* was trained on"):
         evaluate(result.run_dir)
+
+
+def test_the_checksum_of_the_code_is_blind_to_layout(tmp_path: Path) -> None:
+    """Files, imports, docstrings, comments and line breaks: no; values, names and order: yes."""
+
+    def checksum(**files: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, text in files.items():
+            path = folder / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return code(folder)
+
+    before = checksum(
+        a='"""Module."""\nimport os\n\nK = 3\n\ndef f(x):\n    """Doc."""\n    return x + K\n',
+        b="from a import f\n\n@f\nclass C:\n    y: int = 1  # why\n",
+    )
+    moved = checksum(
+        room__c="from b import f\n@f\nclass C:\n    'Other.'\n    y: int = (\n        1\n    )\n",
+        room__d="def f(x):\n    import sys\n    return x + K\n",
+        a="K = 3\n",
+    )
+    assert moved == before
+    for change in ("K = 4", "def f(x):\n    return K + x", "@f\nclass C:\n    z: int = 1"):
+        files = {
+            "a": "K = 3",
+            "d": "def f(x):\n    return x + K",
+            "c": "@f\nclass C:\n    y: int = 1",
+        }
+        assert checksum(**files) == before
+        name = next(k for k, text in files.items() if text[:3] == change[:3])
+        assert checksum(**files | {name: change}) != before
+    readers = {"experiments__plots": "def plot(): ...", "cli": "def main(): ..."}
+    assert checksum(**files, **readers) == before
