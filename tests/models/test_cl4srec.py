@@ -4,7 +4,6 @@ Invariants are those of CL4SRec; the operators have their own tests.
 """
 
 import math
-import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +19,6 @@ from recbole_simdiff.losses import nt_xent
 from recbole_simdiff.models import cl4srec
 from recbole_simdiff.models.cl4srec import CL4SRec
 from recbole_simdiff.transformer import TokenLayout
-from tests.conftest import write_inter
 
 N_ITEMS = 13  # ids 1..12, 0 is padding, 13 the mask token
 SEQ = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0], [8, 2, 9, 0, 0, 0]])
@@ -360,53 +358,3 @@ def test_64_rows_are_learnt_by_heart(small):
     assert history[-1].rec < 0.1
     first = sum(loss.contrastive.item() for loss in history[:10]) / 10
     assert sum(loss.contrastive.item() for loss in history[-10:]) / 10 < first
-
-
-def hit_rate_after_training(build: Any, folder: Any, predictable: bool, sampling: str) -> float:
-    """100 users, 9 items each: a walk around a circle of 15 items, or random draws.
-
-    The next item depends on the newest alone, which a crop removes: at cl_weight 0.1 the contrast
-    works against the prediction here.
-    """
-    draw = random.Random(0)
-    users = {}
-    for user in range(100):
-        start = draw.randrange(15)
-        walk = [start + i if predictable else draw.randrange(15) for i in range(9)]
-        users[f"u{user}"] = [f"i{item % 15}" for item in walk]
-    write_inter(folder, "chain", users)
-    _, train, _, test, model = build(
-        "CL4SRec",
-        "chain",
-        data_path=str(folder),
-        MAX_ITEM_LIST_LENGTH=8,
-        hidden_size=16,
-        hidden_dropout_prob=0.0,
-        attn_dropout_prob=0.0,
-        train_batch_size=25,
-        train_sampling=sampling,
-        cl_weight=0.01,
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for epoch in range(8 if sampling == "prefix_last" else 40):
-        train.set_epoch(epoch)
-        for batch in train:
-            optimizer.zero_grad()
-            sum(model.calculate_loss(batch)).backward()
-            optimizer.step()
-    model.eval()
-    hits = [
-        (model.full_sort_predict(batch[0])[:, 1:].argmax(1) + 1 == batch[0]["item_id"])
-        for batch in test
-    ]
-    return torch.cat(hits).float().mean().item()
-
-
-@pytest.mark.parametrize(("sampling", "least"), [("prefix_last", 0.95), ("user_all", 0.6)])
-def test_predictable_chain_is_learnt(build, tmp_path, sampling, least):
-    assert hit_rate_after_training(build, tmp_path, True, sampling) > least
-
-
-def test_random_chain_is_not_learnt(build, tmp_path):
-    """1 in 15 by chance; more would mean that the target leaks into the input."""
-    assert hit_rate_after_training(build, tmp_path, False, "prefix_last") < 0.2

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,6 @@ from recbole_simdiff.losses import info_nce
 from recbole_simdiff.models.simdiffrec import OPTIONS, SimDiffRec, Views
 from recbole_simdiff.trainer import KEPT, REMOVED, PlanTrainer
 from recbole_simdiff.transformer import TokenLayout
-from tests.conftest import write_inter
 
 MAX_LENGTH = 6
 SEQ = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0], [8, 2, 9, 0, 0, 0]])
@@ -1757,63 +1755,6 @@ def test_history_is_masked_in_one_protocol_only(monkeypatch, movies, tmp_path):
     metrics = ranked_by(monkeypatch, movies, tmp_path, score)
     assert (metrics[KEPT]["hit@1"], metrics[KEPT]["hit@2"]) == (0.0, 1.0)
     assert metrics[REMOVED]["hit@1"] == 1.0
-
-
-# ---------------------------------------------------------------- learning
-
-N_CHAIN = 15
-
-
-def sequences(predictable: bool) -> dict[str, list[str]]:
-    """100 users, 9 items each: a walk around a circle of 15 items, or random draws."""
-    draw = random.Random(0)
-    users = {}
-    for user in range(100):
-        start = draw.randrange(N_CHAIN)
-        walk = [start + i if predictable else draw.randrange(N_CHAIN) for i in range(9)]
-        users[f"u{user}"] = [f"i{item % N_CHAIN}" for item in walk]
-    return users
-
-
-def hit_rate_after_training(build: Any, folder: Any, predictable: bool, weight: float) -> float:
-    write_inter(folder, "chain", sequences(predictable))
-    _, train, _, test, model = build(
-        dataset="chain",
-        data_path=str(folder),
-        MAX_ITEM_LIST_LENGTH=8,
-        hidden_size=16,
-        hidden_dropout_prob=0.0,
-        attn_dropout_prob=0.0,
-        train_batch_size=25,
-        cl_weight=weight,
-        diff_weight=weight,
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    model.train()
-    for epoch in range(15):
-        train.set_epoch(epoch)
-        for batch in train:
-            optimizer.zero_grad()
-            sum(model.calculate_loss(batch)).backward()
-            optimizer.step()
-    model.eval()
-    hits = [
-        (model.full_sort_predict(batch[0])[:, 1:].argmax(1) + 1 == batch[0]["item_id"])
-        for batch in test
-    ]
-    return torch.cat(hits).float().mean().item()
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.1])
-def test_predictable_chain_is_learnt(build, tmp_path, weight):
-    """With the auxiliary losses and without; the split or a label off by one would show."""
-    assert hit_rate_after_training(build, tmp_path, True, weight) > 0.95
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.1])
-def test_random_chain_is_not_learnt(build, tmp_path, weight):
-    """1 in 15 by chance; more would mean that the target leaks into the input."""
-    assert hit_rate_after_training(build, tmp_path, False, weight) < 0.2
 
 
 def test_switches_that_would_have_no_effect_are_refused(small):
