@@ -1,4 +1,4 @@
-"""SASRecCE is the encoder alone: SimDiffRec without its two losses, RecBole's SASRec on prefixes."""
+"""SASRecCE: SimDiffRec without its two losses, and on prefixes RecBole's SASRec."""
 
 from pathlib import Path
 from typing import Any
