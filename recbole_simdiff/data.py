@@ -68,6 +68,7 @@ class HostFixes(Dataset):
     """Overrides for faults of RecBole's ``Dataset`` on today's pandas; one method per fault."""
 
     inter_feat: Any
+    file_size_list: list[int]
 
     def _download(self) -> None:
         """Name the places searched when the data set is unknown; need no process group.
@@ -107,7 +108,14 @@ class HostFixes(Dataset):
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         """Name the missing file and what to do."""
-        names = [f".{name}" for name in self.benchmark_filename_list or []] or [""]
+        names = [""]
+        if (parts := self.benchmark_filename_list) is not None:
+            if not isinstance(parts, list) or len(parts) != 3:
+                raise UserError(
+                    f"benchmark_filename={parts!r} must name three files: training, validation and "
+                    "test, in this order. Without a validation, give a file of the header alone"
+                )
+            names = [f".{name}" for name in parts]
         for name in names:
             path = Path(dataset_path) / f"{token}{name}.inter"
             if obstacle := _obstacle(path):
@@ -363,6 +371,43 @@ class HostFixes(Dataset):
         order = sorted(range(len(exact)), key=exact.__getitem__)
         return frame.iloc[order].reset_index(drop=True)
 
+    def _init_alias(self) -> None:
+        """Say which columns share a numbering; of ready-made prefixes, a column and its list do.
+
+        Symptom: unless ``alias_of_item_id`` names the column of histories, an item has one number
+        there and another as a target. A name that is no column ends in "np.str_('...')".
+
+        Raises:
+            UserError: for a name that is no column of tokens, or is both a user and an item.
+        """
+        types = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+        columns = [field for field, ftype in self.field2type.items() if ftype in types]
+        groups: dict[str, list[str]] = {}
+        for name, field in (("user_id", self.uid_field), ("item_id", self.iid_field)):
+            given = self.config[f"alias_of_{name}"] or []
+            if not isinstance(given, list) or any(name not in columns for name in given):
+                raise UserError(
+                    f"alias_of_{name}={given!r} must be a list of columns of tokens, of which are "
+                    f"loaded: {', '.join(columns)}"
+                )
+            groups[name] = [field, *given]
+        for field in columns if self.benchmark_filename_list is not None else ():
+            name = field + self.config["LIST_SUFFIX"]
+            if name in columns:
+                owners = [group for group in groups.values() if field in group]
+                owner = owners[0] if owners else groups.setdefault(field, [field])
+                owner.append(name)
+        both = set(groups["user_id"]) & set(groups["item_id"])
+        if both:
+            raise UserError(
+                f"alias_of_user_id={self.config['alias_of_user_id']!r}, "
+                f"alias_of_item_id={self.config['alias_of_item_id']!r}: "
+                f"{', '.join(sorted(both))} cannot be users and items at once"
+            )
+        self.alias = {name: list(dict.fromkeys(group)) for name, group in groups.items()}
+        taken = {field for group in self.alias.values() for field in group}
+        self._rest_fields = [field for field in self.token_like_fields if field not in taken]
+
     def _filter_nan_user_or_item(self) -> None:
         """Leave out lines without a user or an item.
 
@@ -556,6 +601,13 @@ class Statistics:
         )
 
 
+class PrefixStatistics(Statistics):
+    """Counts of ready-made prefixes, which say nothing about the length of whole histories."""
+
+    def __str__(self) -> str:
+        return f"{self.users:,} users, {self.items:,} items, {self.actions:,} ready-made prefixes"
+
+
 class FlatDataset(HostFixes, SequentialDataset):
     """RecBole's ``SequentialDataset`` over one flat array per column.
 
@@ -611,19 +663,56 @@ class FlatDataset(HostFixes, SequentialDataset):
             )
 
     def _benchmark_presets(self) -> None:
-        """Newest items and lengths of pre-split sequences; ``agg(len)`` fails on pandas 3."""
+        """Newest items, padded, and lengths of pre-split sequences.
+
+        Symptom: ``agg(len)`` fails on pandas 3; Caser, DIN, FOSSIL, HGN, RepeatNet and SINE fail
+        where no history has MAX_ITEM_LIST_LENGTH items.
+
+        Raises:
+            UserError: if there is no column of histories.
+        """
         for field in self.inter_feat:
             if field + self.config["LIST_SUFFIX"] in self.inter_feat:
                 setattr(self, f"{field}_list_field", field + self.config["LIST_SUFFIX"])
-        length, history = self.item_list_length_field, self.item_id_list_field
+        length = self.item_list_length_field
+        history = self.iid_field + self.config["LIST_SUFFIX"]
+        declared = self.field2type.get(history)
+        if declared != FeatureType.TOKEN_SEQ:
+            found = f"is declared {declared.value}" if declared else "is not loaded"
+            raise UserError(
+                f"benchmark_filename={self.benchmark_filename_list!r}: the column of histories, "
+                f"{history}:token_seq, {found}; ITEM_ID_FIELD and LIST_SUFFIX make its name, and "
+                "load_col loads it"
+            )
+        self._leave_out_prefixes(history)
         self.set_field_property(
             length, FeatureType.TOKEN, recbole_datasets.dataset.FeatureSource.INTERACTION, 1
         )
         # RecBole applies no limit here, and models fail on rows beyond their last position.
-        newest = [cell[-self.max_item_list_len :] for cell in self.inter_feat[history]]
-        self.inter_feat[history] = pd.Series(newest, index=self.inter_feat.index, dtype=object)
-        self.field2seqlen[history] = min(self.field2seqlen[history], self.max_item_list_len)
+        limit = self.max_item_list_len
+        newest = [cell[-limit:] for cell in self.inter_feat[history]]
+        padded = [np.pad(cell, (0, limit - len(cell))) for cell in newest]
+        self.inter_feat[history] = pd.Series(padded, index=self.inter_feat.index, dtype=object)
+        self.field2seqlen[history] = limit
         self.inter_feat[length] = [len(cell) for cell in newest]
+
+    def _leave_out_prefixes(self, history: str) -> None:
+        """Leave out ready-made prefixes without a user, a target or a history.
+
+        Symptom: RecBole trains on padding as a target, and fails on an empty history.
+        """
+        feat = self.inter_feat
+        some = np.array([len(cell) > 0 for cell in feat[history]], bool)
+        kept = some & (feat[self.uid_field] > 0).to_numpy() & (feat[self.iid_field] > 0).to_numpy()
+        if kept.all():
+            return
+        self.logger.warning(
+            f"{self.dataset_name}: {(~kept).sum():,} of {len(kept):,} ready-made prefixes have no "
+            f"{self.uid_field}, no {self.iid_field} or no {history} and are left out"
+        )
+        parts = np.split(kept, np.cumsum(self.file_size_list)[:-1])
+        self.file_size_list = [int(part.sum()) for part in parts]
+        self.inter_feat = feat[kept].reset_index(drop=True)
 
     def data_augmentation(self) -> None:
         """One row per interaction but the first of a user, without writing the sequences out."""
@@ -813,8 +902,11 @@ class FlatDataset(HostFixes, SequentialDataset):
     @property
     def statistics(self) -> Statistics:
         """Users, items and actions after filtering."""
+        users, items = self.user_num - 1, self.item_num - 1
+        if self.benchmark_filename_list is not None:
+            return PrefixStatistics(users, items, sum(self.file_size_list))
         actions = len(self.flat[self.uid_field]) if self.list_fields else len(self.inter_feat)
-        return Statistics(self.user_num - 1, self.item_num - 1, actions)
+        return Statistics(users, items, actions)
 
     def item_titles(self) -> dict[str, str]:
         """Raw item id -> title from ``item_title_field`` of the .item file; empty if not asked for.

@@ -488,7 +488,6 @@ def test_changed_ready_made_rows_are_refused(make_config: Any, data_path: Path) 
         make_config(
             dataset="ready",
             load_col={"inter": ["user_id", "item_id_list", "item_id"]},
-            alias_of_item_id=["item_id_list"],
             benchmark_filename=list(files),
             train_sampling="prefix_last",
         )
@@ -496,5 +495,6 @@ def test_changed_ready_made_rows_are_refused(make_config: Any, data_path: Path) 
     assert evaluate(result.run_dir).test == result.test
     path = folder / "ready.test.inter"
     path.write_text(path.read_text().replace("u2\ti5 i1 i2\ti3", "u2\ti5 i1 i2\ti4"))
-    with pytest.raises(UserError, match=r"is not the one .* was trained on"):
+    message = r"is not the one .* was trained on: it has 2 users, 5 items, 7 ready-made prefixes, "
+    with pytest.raises(UserError, match=message + "the checkpoint 2 users, 5 items, 7 ready-made"):
         evaluate(result.run_dir)
