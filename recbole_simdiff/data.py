@@ -454,15 +454,52 @@ class HostFixes(Dataset):
                 raise UserError(f"val_interval: {field}={wanted!r} must be {allowed}")
         super()._filter_by_field_value()
 
+    def _filter_inter_by_user_or_item(self) -> None:
+        """Say how many events RecBole leaves out for want of a line about the user or the item.
+
+        Raises:
+            UserError: if that is all of them.
+        """
+        if self.config["filter_inter_by_user_or_item"] is not True:
+            return
+        n, kept = len(self.inter_feat), np.ones(len(self.inter_feat), bool)
+        for kind, field in (("user", self.uid_field), ("item", self.iid_field)):
+            feat, ids = getattr(self, f"{kind}_feat"), self.inter_feat[field]
+            known = None if feat is None else ids.isin(feat[field]).to_numpy()
+            if known is None or known.all():
+                continue
+            file = f"{self.dataset_name}.{kind}"
+            if {*(self.config["val_interval"] or ())} & {*feat}:
+                file += f" after val_interval={self.config['val_interval']}"
+            if not known.any():
+                example = f"there it is {feat[field].iloc[0]!r}" if len(feat) else "it is empty"
+                raise UserError(
+                    f"dataset={self.dataset_name!r} ({self.dataset_path}): no event has its {kind} "
+                    f"in {file}. The first {field} of the events is {ids.iloc[0]!r}, {example}; "
+                    "filter_inter_by_user_or_item=False keeps such events"
+                )
+            self.logger.warning(
+                f"{self.dataset_name}: {(~known).sum():,} of {n:,} events have {kind}s without a "
+                f"line in {file} and are left out (filter_inter_by_user_or_item)"
+            )
+            kept &= known
+        self.inter_feat = self.inter_feat[kept]
+
     def _reset_index(self) -> None:
         """Say what filtered when nothing is left."""
-        if self.inter_feat.empty:
-            keys = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
-            filters = ", ".join(f"{k}={self.config[k]}" for k in keys if self.config[k] is not None)
-            raise UserError(
-                f"dataset={self.dataset_name!r} ({self.dataset_path}) has no interactions"
-                + (f", or {filters} leave none" if filters else "")
-            )
+        keys = ["val_interval", "user_inter_num_interval", "item_inter_num_interval"]
+        if self.user_feat is not None or self.item_feat is not None:
+            keys.append("filter_inter_by_user_or_item")
+        default = ("None", "False", "[0,inf)")  # leave nothing out
+        given = [k for k in keys if str(self.config[k]).replace(" ", "") not in default]
+        filters = ", ".join(f"{k}={self.config[k]}" for k in given)
+        for name in self.feat_name_list:
+            if getattr(self, name).empty:
+                what = "interactions" if name == "inter_feat" else f"lines of {name}"
+                raise UserError(
+                    f"dataset={self.dataset_name!r} ({self.dataset_path}) has no {what}"
+                    + (f", or {filters} leave none" if filters else "")
+                )
         super()._reset_index()
 
     def _split_sequences(

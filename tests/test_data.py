@@ -710,6 +710,51 @@ def test_items_without_a_line_in_the_item_file(make_config: Any, with_holes: Pat
     assert raw(dataset, "kind", item["kind"][[row]]) == ["[PAD]"]
 
 
+def lines_about(path: Path, kind: str, ids: list[str]) -> dict[str, Any]:
+    """Write a .user or .item file of these ids; the setting that loads it."""
+    write_atomic(
+        path.with_suffix(f".{kind}"), f"{kind}_id:token,brand:token", [f"{i},x" for i in ids]
+    )
+    return {"load_col": {**LOAD, kind: [f"{kind}_id", "brand"]}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids", "left"), [("item", ["i1", "i2", "i3"], 9), ("user", ["a", "b"], 14)]
+)
+def test_events_without_a_line_about_user_or_item_are_counted(
+    make_config: Any, data_path: Path, caplog: Any, kind: str, ids: list[str], left: int
+) -> None:
+    """They were left out in silence."""
+    loaded = lines_about(data_path / "toy" / "toy.inter", kind, ids)
+    assert create_dataset(make_config(**loaded)).statistics.actions == left
+    line = (
+        f"toy: {30 - left} of 30 events have {kind}s without a line in toy.{kind} and are left "
+        "out (filter_inter_by_user_or_item)"
+    )
+    assert line in caplog.text
+    caplog.clear()
+    kept = create_dataset(make_config(**loaded, filter_inter_by_user_or_item=False))
+    assert kept.statistics.actions == 30
+    assert caplog.text == ""
+    wanted = {"val_interval": {"brand": ["y"]}}
+    with pytest.raises(UserError, match=rf"toy\.{kind} after val_interval=.* it is empty"):
+        create_dataset(make_config(**loaded, **wanted))
+
+
+@pytest.mark.parametrize(("kind", "first"), [("item", "i1"), ("user", "a")])
+def test_ids_that_agree_nowhere_are_named(
+    make_config: Any, data_path: Path, kind: str, first: str
+) -> None:
+    """Nothing but the ids is the cause, and one of each file shows why."""
+    loaded = lines_about(data_path / "toy" / "toy.inter", kind, ["0.0", "1.0"])
+    with pytest.raises(UserError) as caught:
+        create_dataset(make_config(**loaded))
+    message = str(caught.value)
+    assert f"no event has its {kind} in toy.{kind}." in message
+    assert f"The first {kind}_id of the events is '{first}', there it is '0.0';" in message
+    assert "interval" not in message
+
+
 def test_sequence_cells_are_cut_to_seq_len(make_config: Any, with_holes: Path) -> None:
     config = make_config(
         dataset="holes",
@@ -1089,13 +1134,17 @@ def test_unreadable_files_are_named(
     assert str(path) in str(caught.value)
 
 
-def test_filters_that_leave_nothing_are_named(make_config: Any) -> None:
+def test_filters_that_leave_nothing_are_named(make_config: Any, data_path: Path) -> None:
+    """And no others: the default leaves out nothing."""
     config = make_config(user_inter_num_interval="[99,inf)")
     message = (
-        r"dataset='toy' \(.*toy\) has no.*, or .*user_inter_num_interval=\[99,inf\).*leave none"
+        r"dataset='toy' \(.*toy\) has no interactions, or user_inter_num_interval=\[99,inf\) leave"
     )
     with pytest.raises(UserError, match=message):
         create_dataset(config)
+    write_atomic(data_path / "none" / "none.inter", HEADER, [])
+    with pytest.raises(UserError, match=r"dataset='none' \(.*none\) has no interactions$"):
+        create_dataset(make_config(dataset="none"))
 
 
 def test_models_with_a_data_set_class_of_their_own_are_refused(make_config: Any) -> None:
