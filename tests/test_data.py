@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import recbole.data.dataset.dataset as recbole_dataset
 import torch
 from recbole.data.dataset import SequentialDataset
 
-from recbole_simdiff.config import Config, properties_dir, read_yaml
+from recbole_simdiff.config import Config, parse_overrides, properties_dir, read_yaml
 from recbole_simdiff.data import (
     TARGET,
     BucketLoader,
@@ -624,6 +625,42 @@ def test_a_line_with_too_many_fields_among_items_is_refused(
     dataset = create_dataset(make_config(item_title_field="title"))
     with pytest.raises(UserError, match=message):
         dataset.item_titles()
+
+
+@pytest.mark.parametrize(
+    ("typed", "separator"),
+    [
+        ("|", "|"),
+        (" ", " "),
+        ("::", "::"),
+        ("||", "||"),
+        (".*", ".*"),
+        (r"\t", "\t"),
+        (r"'\t'", "\t"),
+        (r'"\t"', "\t"),
+        ("'|'", "|"),
+        ("'", "'"),
+        ("\N{BROKEN BAR}", "\N{BROKEN BAR}"),
+        (r"\t\t", "\t\t"),
+    ],
+)
+def test_a_separator_is_what_was_typed(data_path: Path, typed: str, separator: str) -> None:
+    """Never a pattern, and never guessed; a first and a last cell may be empty."""
+    columns = ["note:token", *RATED.split(","), "tags:token_seq"]
+    lines = [columns, *(["", *line.split(","), "x;y" if k else ""] for k, line in enumerate(LINES))]
+    path = data_path / "apart" / "apart.inter"
+    path.parent.mkdir()
+    path.write_text("\n".join(separator.join(line) for line in lines) + "\n", encoding="utf-8")
+    arguments = [f"--field_separator={typed}", "--seq_separator", ";", "--load_col=None"]
+    values = parse_overrides([*arguments, f"--data_path={data_path}"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        dataset = create_dataset(Config("SASRec", "apart", overrides=values))
+    dataset.build()
+    assert str(dataset.statistics).startswith("8 users, 6 items, 40 actions")
+    assert dataset.flat["timestamp"].tolist() == [0, 1, 2, 3, 4] * 8
+    assert raw(dataset, "tags", dataset.flat["tags"][1]) == ["x", "y"]
+    assert dataset.flat["note"].tolist() == [0] * 40
 
 
 def test_files_that_are_no_text_get_their_cause(make_config: Any, data_path: Path) -> None:
