@@ -16,6 +16,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -623,18 +624,28 @@ class FlatInteraction(Interaction):
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts of a data set after filtering (paper Table 1)."""
+    """Counts of a data set after filtering (paper Table 1).
+
+    Attributes:
+        pairs (int | None): actions without repeated (user, item) pairs; None if nobody counted.
+    """
 
     users: int
     items: int
     actions: int
+    pairs: int | None = attribute(default=None, compare=False)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the (user, item) pairs that do not occur."""
+        pairs = self.actions if self.pairs is None else self.pairs
+        return 1 - pairs / (self.users * self.items)
 
     def __str__(self) -> str:
         average = self.actions / self.users
-        sparsity = 1 - self.actions / (self.users * self.items)
         return (
             f"{self.users:,} users, {self.items:,} items, {self.actions:,} actions, "
-            f"average length {average:.2f}, sparsity {sparsity:.2%}"
+            f"average length {average:.2f}, sparsity {self.sparsity:.2%}"
         )
 
 
@@ -942,8 +953,10 @@ class FlatDataset(HostFixes, SequentialDataset):
         users, items = self.user_num - 1, self.item_num - 1
         if self.benchmark_filename_list is not None:
             return PrefixStatistics(users, items, sum(self.file_size_list))
-        actions = len(self.flat[self.uid_field]) if self.list_fields else len(self.inter_feat)
-        return Statistics(users, items, actions)
+        columns = self.flat if self.list_fields else self.inter_feat
+        user, item = (np.asarray(columns[name]) for name in (self.uid_field, self.iid_field))
+        pairs = len(np.unique(user.astype(np.int64) * self.item_num + item))
+        return Statistics(users, items, len(user), pairs)
 
     def item_titles(self) -> dict[str, str]:
         """Raw item id -> title from ``item_title_field`` of the .item file; empty if not asked for.

@@ -476,7 +476,9 @@ class Columns(NamedTuple):
     @property
     def statistics(self) -> Statistics:
         """Users, items and actions."""
-        return Statistics(len(np.unique(self.user)), len(np.unique(self.item)), len(self.user))
+        n = len(self.user)
+        users, items = len(np.unique(self.user)), len(np.unique(self.item))
+        return Statistics(users, items, n, n - self.n_repeated)
 
     @property
     def n_repeated(self) -> int:

@@ -24,6 +24,7 @@ from recbole_simdiff.data import (
     TARGET,
     BucketLoader,
     HostFixes,
+    Statistics,
     create_dataset,
     create_loaders,
     gather_rows,
@@ -1198,6 +1199,16 @@ def test_statistics_line(make_config: Any) -> None:
     line = "6 users, 12 items, 30 actions, average length 5.00, sparsity 58.33%"
     assert str(dataset.statistics) == line
     assert str(parts[1].statistics) == line  # the whole data set's, whichever part is asked
+
+
+def test_sparsity_counts_a_repeated_pair_once(make_config: Any, data_path: Path) -> None:
+    """Of 2 x 3 pairs four occur; seven actions would be more than there are pairs."""
+    write_inter(data_path, "again", {"a": ["x", "y", "x", "x"], "b": ["y", "z", "y"]})
+    dataset = create_dataset(make_config(dataset="again", k_noise=1))
+    line = "2 users, 3 items, 7 actions, average length 3.50, sparsity 33.33%"
+    assert str(dataset.statistics) == line
+    assert [str(part.statistics) for part in dataset.build()] == [line] * 3
+    assert dataset.statistics == Statistics(2, 3, 7)
 
 
 @pytest.mark.parametrize("style", ["user_all", "prefix_last"])

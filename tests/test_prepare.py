@@ -457,6 +457,7 @@ def test_repeated_visits_count_and_stay(tmp_path: Path) -> None:
     assert done.n_repeated == 2
     assert "2 repeat an item of their user; rm_dup_inter decides" in done.report()
     assert done.statistics == Statistics(1, 1, 3)
+    assert "1 items, 3 actions, average length 3.00, sparsity 0.00%" in done.report()
 
 
 def test_pairs_that_are_dropped_later_change_no_result(tmp_path: Path) -> None:

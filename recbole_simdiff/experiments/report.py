@@ -206,9 +206,8 @@ def statistics(experiment: Experiment, folder: Path) -> str:
 
 
 def _sizes(found: Statistics) -> list[str]:
-    sparsity = 100 * (1 - found.actions / (found.users * found.items))
     whole = [f"{n:,}" for n in (found.users, found.items, found.actions)]
-    return [*whole, f"{found.actions / found.users:.2f}", f"{sparsity:.2f}"]
+    return [*whole, f"{found.actions / found.users:.2f}", f"{100 * found.sparsity:.2f}"]
 
 
 def write(path: Path, text: str) -> None:
