@@ -54,6 +54,7 @@ _CHOICES = {
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
 }
 _EVAL_ARGS = ("split", "group_by", "order", "mode")
+_SEPARATORS = ("field_separator", "seq_separator")
 _LEAVE_OUT = ("valid_and_test", "valid_only", "test_only")
 
 
@@ -110,6 +111,12 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def _typed_separator(text: str) -> Any:
+    """A separator as it was typed; in quotes, as YAML reads it."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return parse_value(text) if quoted or text == "None" else text
+
+
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """``--key=value`` and ``--key value`` arguments as a dictionary of parsed values.
 
@@ -130,7 +137,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             text = pending.pop(0)
         if not text:
             raise UserError(f"--{key}= is empty; give a value, or {key}=None for none")
-        value = parse_value(text)
+        value = _typed_separator(text) if key in _SEPARATORS else parse_value(text)
         if key in result and result[key] != value:
             raise UserError(f"--{key} is given twice: {result[key]!r} and {value!r}")
         result[key] = value
@@ -323,6 +330,8 @@ class Config(RecBoleConfig):
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = super()._get_final_config_dict()
         self.origin.update(self._given)
+        for key in _SEPARATORS:
+            final[key] = _separator(key, final[key])
         if isinstance(final["eval_args"], dict):  # given in part, it keeps the rest of the default
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
             _check_eval_args(final["eval_args"])
@@ -561,6 +570,20 @@ def _interval(key: str, value: Any, source: str) -> Any:
     if value is not None and not re.fullmatch(f"{one}(;{one})*", str(value)):
         raise UserError(f'{key}={value!r} ({source}) must be an interval such as "[5,inf)"')
     return value
+
+
+def _separator(key: str, value: Any) -> str:
+    r"""What stands between columns, or between the values of a cell; ``\t`` is a tab.
+
+    Raises:
+        UserError: if it is no text.
+    """
+    if not isinstance(value, str) or not value or {"\n", "\r"} & {*value}:
+        raise UserError(
+            f"{key}={value!r} must be text within a line: one character or several, such as ','; "
+            r"\t is a tab"
+        )
+    return value.replace("\\t", "\t")
 
 
 def _check_eval_args(args: Mapping[str, Any]) -> None:

@@ -7,11 +7,17 @@ length in it, and padded rows are built for one batch at a time. Row for row the
 
 import csv
 import difflib
+import io
+import itertools
 import math
 import os
+import reprlib
+import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as attribute
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,12 +41,35 @@ from recbole_simdiff.models import needed_data_set, plugin_models
 
 # Where a row's history begins in the flat array, and where its target is.
 HISTORY_START, TARGET = "_history_start", "_target"
+# How files begin that are packed, and by what.
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+# What stands for a separator of several bytes, which pandas' C engine does not know.
+_UNIT_SEPARATOR = "\x1f"
+# Whole numbers beyond it are rounded to the nearest float.
+_EXACT = 2**53
+
+
+_ABSENT = "does not exist"
+
+
+def _obstacle(path: Path) -> str | None:
+    """Why there is no file to read at a path; None if there is one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return _ABSENT
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if stat.S_ISREG(mode):
+        return None
+    return "is a folder, not a file" if stat.S_ISDIR(mode) else "is not a regular file"
 
 
 class HostFixes(Dataset):
     """Overrides for faults of RecBole's ``Dataset`` on today's pandas; one method per fault."""
 
     inter_feat: Any
+    file_size_list: list[int]
 
     def _download(self) -> None:
         """Name the places searched when the data set is unknown; need no process group.
@@ -49,6 +78,9 @@ class HostFixes(Dataset):
         initialized" although the files are in place.
         """
         searched = Path(self.dataset_path) / f"{self.dataset_name}.inter"
+        obstacle = _obstacle(searched)
+        if obstacle not in (None, _ABSENT):
+            raise UserError(f"dataset={self.dataset_name!r}: {searched} {obstacle}")
         known = self._get_download_url("url", allow_none=True)
         if known is None:
             name = self.dataset_name
@@ -77,15 +109,35 @@ class HostFixes(Dataset):
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         """Name the missing file and what to do."""
-        names = [f".{name}" for name in self.benchmark_filename_list or []] or [""]
+        names = [""]
+        if (parts := self.benchmark_filename_list) is not None:
+            if not isinstance(parts, list) or len(parts) != 3:
+                raise UserError(
+                    f"benchmark_filename={parts!r} must name three files: training, validation and "
+                    "test, in this order. Without a validation, give a file of the header alone"
+                )
+            names = [f".{name}" for name in parts]
         for name in names:
             path = Path(dataset_path) / f"{token}{name}.inter"
-            if not path.is_file():
+            if obstacle := _obstacle(path):
                 raise UserError(
-                    f"dataset={token!r}: {path} does not exist. Put RecBole atomic files there, or "
+                    f"dataset={token!r}: {path} {obstacle}. Put RecBole atomic files there, or "
                     f"point --data_path at the folder that holds {token}/{path.name}"
                 )
         super()._load_inter_feat(token, dataset_path)
+
+    def _load_user_or_item_feat(
+        self, token: str, dataset_path: str, source: Any, field_name: str
+    ) -> pd.DataFrame | None:
+        """Refuse a file that is there and cannot be read; RecBole goes on without it."""
+        path = Path(dataset_path) / f"{token}.{source.value}"
+        obstacle = _obstacle(path)
+        if obstacle not in (None, _ABSENT) and self._get_load_and_unload_col(source)[0] != set():
+            raise UserError(f"dataset={token!r}: {path} {obstacle}")
+        feat: pd.DataFrame | None = super()._load_user_or_item_feat(
+            token, dataset_path, source, field_name
+        )
+        return feat
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         """Read an atomic file with pandas' C engine; ids such as NA and null stay ids.
@@ -102,8 +154,7 @@ class HostFixes(Dataset):
             )
         if load_col == set():
             return None
-        separator = self.config["field_separator"]
-        headers = self._header(filepath, separator)
+        headers = self._header(filepath)
         columns, dtypes = {}, {}
         for header in headers:
             field, colon, kind = header.partition(":")
@@ -111,7 +162,7 @@ class HostFixes(Dataset):
                 raise UserError(
                     f"{filepath}: column {header!r} must be 'name:type' with a type of "
                     f"{', '.join(t.value for t in FeatureType)}; columns are separated by "
-                    f"field_separator={separator!r}"
+                    f"field_separator={self.config['field_separator']!r}"
                 )
             if field in (self.uid_field, self.iid_field) and kind != "token":
                 raise UserError(
@@ -144,49 +195,219 @@ class HostFixes(Dataset):
             )
         if not columns:
             return None
+        frame = self._read(filepath, headers, dtypes).rename(columns=columns)
+        if inter and self.time_field in frame and dtypes.get(f"{self.time_field}:float"):
+            frame = self._in_exact_order(filepath, headers, frame)
+        for field in frame:
+            if self.field2type[field].value.endswith("seq"):
+                self._split_sequences(filepath, headers, frame, field)
+        return frame
+
+    def _lines(self, filepath: str) -> Iterator[str]:
+        """Lines of an atomic file, without their ends.
+
+        Raises:
+            UserError: if it cannot be read, is packed or not text.
+        """
+        encoding = self.config["encoding"] or "utf-8"
+        try:
+            with open(filepath, "rb") as raw:
+                begin = raw.read(8)
+            for sign, packer in _PACKED.items():
+                if begin.startswith(sign):
+                    raise UserError(f"{filepath} is packed by {packer}; unpack it")
+            with open(filepath, encoding=encoding) as file:
+                for line in file:
+                    yield line.rstrip("\n")
+        except OSError as error:
+            raise UserError(f"{filepath} cannot be read: {error.strerror}") from error
+        except (UnicodeDecodeError, LookupError) as error:
+            place = ""
+            if isinstance(error, UnicodeDecodeError):
+                with open(filepath, encoding=encoding, errors="replace") as file:
+                    number = next((n for n, line in enumerate(file, 1) if "\ufffd" in line), 1)
+                place = f", line {number}"
+            raise UserError(
+                f"{filepath}{place} is not text in {encoding=} ({error}); --encoding=latin-1, for "
+                "example, reads another"
+            ) from error
+
+    def _header(self, filepath: str) -> list[str]:
+        """The columns of an atomic file, each name:type.
+
+        Raises:
+            UserError: if there are none, or two of one name.
+        """
+        line = next(self._lines(filepath), None)
+        if line is None:
+            raise UserError(f"{filepath} is empty; its first line names the columns")
+        separator = self.config["field_separator"]
+        headers = line.removeprefix("\ufeff").removesuffix(separator).split(separator)
+        names = [header.partition(":")[0] for header in headers]
+        for name, count in Counter(names).items():
+            if count > 1:
+                same = [h for h, own in zip(headers, names, strict=True) if own == name]
+                raise UserError(
+                    f"{filepath}, line 1: {count} columns are named {name!r} ({', '.join(same)}); "
+                    "give each a name of its own"
+                )
+        return headers
+
+    def _read(
+        self, filepath: str, headers: Sequence[str], dtypes: Mapping[str, Any]
+    ) -> pd.DataFrame:
+        """Some columns of an atomic file; empty cells are NaN.
+
+        Args:
+            filepath (str): the file.
+            headers (Sequence): all its columns.
+            dtypes (Mapping): of those wanted.
+
+        Raises:
+            UserError: for a line with more fields than columns, or a cell that is no number.
+        """
+        copy = self._checked_copy(filepath, len(headers))
         try:
             frame: Any = pd.read_csv(
-                filepath,
-                sep=separator,
-                usecols=list(columns),
+                filepath if copy is None else copy,
+                sep=self.config["field_separator"] if copy is None else _UNIT_SEPARATOR,
+                header=0,
+                names=headers,
+                usecols=list(dtypes),
                 dtype=dtypes,
+                index_col=False,
                 encoding=self.config["encoding"],
                 keep_default_na=False,
                 na_values=[""],
                 quoting=csv.QUOTE_NONE,
             )
-        except (ValueError, UnicodeDecodeError) as error:
+        except ValueError as error:
+            floats = [header for header in dtypes if header.endswith(":float")]
+            self._refuse_number(filepath, headers, floats)
             raise UserError(f"{filepath} is not a readable atomic file: {error}") from error
-        frame = frame[list(columns)].rename(columns=columns)
-        if inter and self.time_field in frame and dtypes.get(f"{self.time_field}:float"):
-            self._check_times(filepath, frame[self.time_field])
-        for field in frame:
-            if self.field2type[field].value.endswith("seq"):
-                self._split_sequences(frame, field)
-        return frame
+        return frame[list(dtypes)]
 
-    def _header(self, filepath: str, separator: str) -> list[str]:
-        encoding = self.config["encoding"] or "utf-8"
-        try:
-            with open(filepath, encoding=encoding) as file:
-                line = file.readline().removeprefix("\ufeff").rstrip("\r\n")
-        except (UnicodeDecodeError, LookupError) as error:
-            raise UserError(
-                f"{filepath} is not text in {encoding=} ({error}); --encoding=latin-1, for "
-                "example, reads another"
-            ) from error
-        return line.split(separator)
+    def _checked_copy(self, filepath: str, n_columns: int) -> io.StringIO | None:
+        """The text with a separator of one byte where there is a longer one, which pandas' C
+        engine does not know.
 
-    @staticmethod
-    def _check_times(filepath: str, times: pd.Series) -> None:
-        """Events without a time have no place in a sequence; RecBole gives them the mean time."""
-        wrong = ~np.isfinite(times.to_numpy())
+        Symptom: pandas takes the first field of a line for an index where lines have more fields
+        than the header, so all columns are one off.
+
+        Raises:
+            UserError: for a line with more fields than columns.
+        """
+        separator = self.config["field_separator"]
+        copy = io.StringIO() if len(separator.encode()) > 1 else None
+        for number, line in enumerate(self._lines(filepath), start=1):
+            fields = line.count(separator) + 1
+            if fields > n_columns + line.endswith(separator):  # which ends the last field
+                raise UserError(
+                    f"{filepath}, line {number}: {fields} fields, but the header has {n_columns} "
+                    f"columns. Columns are separated by field_separator={separator!r}, which no "
+                    "cell may hold"
+                )
+            if copy is not None:
+                copy.write(line.replace(separator, _UNIT_SEPARATOR) + "\n")
+        if copy is not None:
+            copy.seek(0)
+        return copy
+
+    def _cells(
+        self, filepath: str, headers: Sequence[str], header: str
+    ) -> Iterator[tuple[int, str]]:
+        """Line number and text of a column's cells; lines that pandas passes over have none."""
+        separator, place = self.config["field_separator"], headers.index(header)
+        blank = " \t".replace(separator, "")
+        for number, line in enumerate(self._lines(filepath), start=1):
+            if number > 1 and line.strip(blank):
+                cells = line.split(separator)
+                yield number, cells[place] if place < len(cells) else ""
+
+    def _refuse_number(self, filepath: str, headers: Sequence[str], columns: Sequence[str]) -> None:
+        """Name the first cell of some columns that is no number.
+
+        Raises:
+            UserError: if there is one.
+        """
+        for header in columns:
+            for number, cell in self._cells(filepath, headers, header):
+                whole = header.endswith(":float")
+                for part in [cell] if whole else cell.split(self.config["seq_separator"]):
+                    try:  # pandas does not read "nan", either
+                        wrong = math.isnan(float(part or 0)) and whole
+                    except ValueError:
+                        wrong = True
+                    if wrong:
+                        raise UserError(
+                            f"{filepath}, line {number}: {header}={reprlib.repr(part)} is not a "
+                            "number"
+                        )
+
+    def _in_exact_order(
+        self, filepath: str, headers: Sequence[str], frame: pd.DataFrame
+    ) -> pd.DataFrame:
+        """Events with their times, which must be finite; RecBole gives those without the mean time.
+
+        Symptom: beyond 2^53, as in nanoseconds, neighbouring times are one float, and events keep
+        the order of the file. Here they are put in order of what the file says first; later sorts
+        are stable.
+        """
+        header = f"{self.time_field}:float"
+        times = frame[self.time_field].to_numpy()
+        wrong = ~np.isfinite(times)
         if wrong.any():
+            first = int(wrong.argmax())
+            cells = self._cells(filepath, headers, header)
+            number, cell = next(itertools.islice(cells, first, None))
             raise UserError(
                 f"{filepath}: {wrong.sum():,} of {len(times):,} events have no finite value of "
-                f"{times.name}, which orders them; the first is event {wrong.argmax() + 1} of the "
-                "file. Fill in the times, or take these lines out"
+                f"{self.time_field}, which orders them; the first is event {first + 1} of the "
+                f"file (line {number}: {reprlib.repr(cell)}). Fill in the times, or take these "
+                "lines out"
             )
+        if not len(times) or np.abs(times).max() < _EXACT:
+            return frame
+        exact = [Decimal(cell) for _, cell in self._cells(filepath, headers, header)]
+        order = sorted(range(len(exact)), key=exact.__getitem__)
+        return frame.iloc[order].reset_index(drop=True)
+
+    def _init_alias(self) -> None:
+        """Say which columns share a numbering; of ready-made prefixes, a column and its list do.
+
+        Symptom: unless ``alias_of_item_id`` names the column of histories, an item has one number
+        there and another as a target. A name that is no column ends in "np.str_('...')".
+
+        Raises:
+            UserError: for a name that is no column of tokens, or is both a user and an item.
+        """
+        types = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+        columns = [field for field, ftype in self.field2type.items() if ftype in types]
+        groups: dict[str, list[str]] = {}
+        for name, field in (("user_id", self.uid_field), ("item_id", self.iid_field)):
+            given = self.config[f"alias_of_{name}"] or []
+            if not isinstance(given, list) or any(name not in columns for name in given):
+                raise UserError(
+                    f"alias_of_{name}={given!r} must be a list of columns of tokens, of which are "
+                    f"loaded: {', '.join(columns)}"
+                )
+            groups[name] = [field, *given]
+        for field in columns if self.benchmark_filename_list is not None else ():
+            name = field + self.config["LIST_SUFFIX"]
+            if name in columns:
+                owners = [group for group in groups.values() if field in group]
+                owner = owners[0] if owners else groups.setdefault(field, [field])
+                owner.append(name)
+        both = set(groups["user_id"]) & set(groups["item_id"])
+        if both:
+            raise UserError(
+                f"alias_of_user_id={self.config['alias_of_user_id']!r}, "
+                f"alias_of_item_id={self.config['alias_of_item_id']!r}: "
+                f"{', '.join(sorted(both))} cannot be users and items at once"
+            )
+        self.alias = {name: list(dict.fromkeys(group)) for name, group in groups.items()}
+        taken = {field for group in self.alias.values() for field in group}
+        self._rest_fields = [field for field in self.token_like_fields if field not in taken]
 
     def _filter_nan_user_or_item(self) -> None:
         """Leave out lines without a user or an item.
@@ -234,24 +455,69 @@ class HostFixes(Dataset):
                 raise UserError(f"val_interval: {field}={wanted!r} must be {allowed}")
         super()._filter_by_field_value()
 
+    def _filter_inter_by_user_or_item(self) -> None:
+        """Say how many events RecBole leaves out for want of a line about the user or the item.
+
+        Raises:
+            UserError: if that is all of them.
+        """
+        if self.config["filter_inter_by_user_or_item"] is not True:
+            return
+        n, kept = len(self.inter_feat), np.ones(len(self.inter_feat), bool)
+        for kind, field in (("user", self.uid_field), ("item", self.iid_field)):
+            feat, ids = getattr(self, f"{kind}_feat"), self.inter_feat[field]
+            known = None if feat is None else ids.isin(feat[field]).to_numpy()
+            if known is None or known.all():
+                continue
+            file = f"{self.dataset_name}.{kind}"
+            if {*(self.config["val_interval"] or ())} & {*feat}:
+                file += f" after val_interval={self.config['val_interval']}"
+            if not known.any():
+                example = f"there it is {feat[field].iloc[0]!r}" if len(feat) else "it is empty"
+                raise UserError(
+                    f"dataset={self.dataset_name!r} ({self.dataset_path}): no event has its {kind} "
+                    f"in {file}. The first {field} of the events is {ids.iloc[0]!r}, {example}; "
+                    "filter_inter_by_user_or_item=False keeps such events"
+                )
+            self.logger.warning(
+                f"{self.dataset_name}: {(~known).sum():,} of {n:,} events have {kind}s without a "
+                f"line in {file} and are left out (filter_inter_by_user_or_item)"
+            )
+            kept &= known
+        self.inter_feat = self.inter_feat[kept]
+
     def _reset_index(self) -> None:
         """Say what filtered when nothing is left."""
-        if self.inter_feat.empty:
-            keys = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
-            filters = ", ".join(f"{k}={self.config[k]}" for k in keys if self.config[k] is not None)
-            raise UserError(
-                f"dataset={self.dataset_name!r} ({self.dataset_path}) has no interactions"
-                + (f", or {filters} leave none" if filters else "")
-            )
+        keys = ["val_interval", "user_inter_num_interval", "item_inter_num_interval"]
+        if self.user_feat is not None or self.item_feat is not None:
+            keys.append("filter_inter_by_user_or_item")
+        default = ("None", "False", "[0,inf)")  # leave nothing out
+        given = [k for k in keys if str(self.config[k]).replace(" ", "") not in default]
+        filters = ", ".join(f"{k}={self.config[k]}" for k in given)
+        for name in self.feat_name_list:
+            if getattr(self, name).empty:
+                what = "interactions" if name == "inter_feat" else f"lines of {name}"
+                raise UserError(
+                    f"dataset={self.dataset_name!r} ({self.dataset_path}) has no {what}"
+                    + (f", or {filters} leave none" if filters else "")
+                )
         super()._reset_index()
 
-    def _split_sequences(self, frame: pd.DataFrame, field: str) -> None:
+    def _split_sequences(
+        self, filepath: str, headers: Sequence[str], frame: pd.DataFrame, field: str
+    ) -> None:
         separator = self.config["seq_separator"]
         number = self.field2type[field] == FeatureType.FLOAT_SEQ
-        cells = [
-            np.array([float(part) if number else part for part in cell.split(separator) if part])
-            for cell in frame[field].fillna("").to_numpy()
-        ]
+        try:
+            cells = [
+                np.array(
+                    [float(part) if number else part for part in cell.split(separator) if part]
+                )
+                for cell in frame[field].fillna("").to_numpy()
+            ]
+        except ValueError:
+            self._refuse_number(filepath, headers, [f"{field}:float_seq"])
+            raise
         limit = (self.config["seq_len"] or {}).get(field)
         if limit is not None:
             cells = [cell[:limit] for cell in cells]
@@ -358,19 +624,36 @@ class FlatInteraction(Interaction):
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts of a data set after filtering (paper Table 1)."""
+    """Counts of a data set after filtering (paper Table 1).
+
+    Attributes:
+        pairs (int | None): actions without repeated (user, item) pairs; None if nobody counted.
+    """
 
     users: int
     items: int
     actions: int
+    pairs: int | None = attribute(default=None, compare=False)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the (user, item) pairs that do not occur."""
+        pairs = self.actions if self.pairs is None else self.pairs
+        return 1 - pairs / (self.users * self.items)
 
     def __str__(self) -> str:
         average = self.actions / self.users
-        sparsity = 1 - self.actions / (self.users * self.items)
         return (
             f"{self.users:,} users, {self.items:,} items, {self.actions:,} actions, "
-            f"average length {average:.2f}, sparsity {sparsity:.2%}"
+            f"average length {average:.2f}, sparsity {self.sparsity:.2%}"
         )
+
+
+class PrefixStatistics(Statistics):
+    """Counts of ready-made prefixes, which say nothing about the length of whole histories."""
+
+    def __str__(self) -> str:
+        return f"{self.users:,} users, {self.items:,} items, {self.actions:,} ready-made prefixes"
 
 
 class FlatDataset(HostFixes, SequentialDataset):
@@ -428,19 +711,56 @@ class FlatDataset(HostFixes, SequentialDataset):
             )
 
     def _benchmark_presets(self) -> None:
-        """Newest items and lengths of pre-split sequences; ``agg(len)`` fails on pandas 3."""
+        """Newest items, padded, and lengths of pre-split sequences.
+
+        Symptom: ``agg(len)`` fails on pandas 3; Caser, DIN, FOSSIL, HGN, RepeatNet and SINE fail
+        where no history has MAX_ITEM_LIST_LENGTH items.
+
+        Raises:
+            UserError: if there is no column of histories.
+        """
         for field in self.inter_feat:
             if field + self.config["LIST_SUFFIX"] in self.inter_feat:
                 setattr(self, f"{field}_list_field", field + self.config["LIST_SUFFIX"])
-        length, history = self.item_list_length_field, self.item_id_list_field
+        length = self.item_list_length_field
+        history = self.iid_field + self.config["LIST_SUFFIX"]
+        declared = self.field2type.get(history)
+        if declared != FeatureType.TOKEN_SEQ:
+            found = f"is declared {declared.value}" if declared else "is not loaded"
+            raise UserError(
+                f"benchmark_filename={self.benchmark_filename_list!r}: the column of histories, "
+                f"{history}:token_seq, {found}; ITEM_ID_FIELD and LIST_SUFFIX make its name, and "
+                "load_col loads it"
+            )
+        self._leave_out_prefixes(history)
         self.set_field_property(
             length, FeatureType.TOKEN, recbole_datasets.dataset.FeatureSource.INTERACTION, 1
         )
         # RecBole applies no limit here, and models fail on rows beyond their last position.
-        newest = [cell[-self.max_item_list_len :] for cell in self.inter_feat[history]]
-        self.inter_feat[history] = pd.Series(newest, index=self.inter_feat.index, dtype=object)
-        self.field2seqlen[history] = min(self.field2seqlen[history], self.max_item_list_len)
+        limit = self.max_item_list_len
+        newest = [cell[-limit:] for cell in self.inter_feat[history]]
+        padded = [np.pad(cell, (0, limit - len(cell))) for cell in newest]
+        self.inter_feat[history] = pd.Series(padded, index=self.inter_feat.index, dtype=object)
+        self.field2seqlen[history] = limit
         self.inter_feat[length] = [len(cell) for cell in newest]
+
+    def _leave_out_prefixes(self, history: str) -> None:
+        """Leave out ready-made prefixes without a user, a target or a history.
+
+        Symptom: RecBole trains on padding as a target, and fails on an empty history.
+        """
+        feat = self.inter_feat
+        some = np.array([len(cell) > 0 for cell in feat[history]], bool)
+        kept = some & (feat[self.uid_field] > 0).to_numpy() & (feat[self.iid_field] > 0).to_numpy()
+        if kept.all():
+            return
+        self.logger.warning(
+            f"{self.dataset_name}: {(~kept).sum():,} of {len(kept):,} ready-made prefixes have no "
+            f"{self.uid_field}, no {self.iid_field} or no {history} and are left out"
+        )
+        parts = np.split(kept, np.cumsum(self.file_size_list)[:-1])
+        self.file_size_list = [int(part.sum()) for part in parts]
+        self.inter_feat = feat[kept].reset_index(drop=True)
 
     def data_augmentation(self) -> None:
         """One row per interaction but the first of a user, without writing the sequences out."""
@@ -630,8 +950,13 @@ class FlatDataset(HostFixes, SequentialDataset):
     @property
     def statistics(self) -> Statistics:
         """Users, items and actions after filtering."""
-        actions = len(self.flat[self.uid_field]) if self.list_fields else len(self.inter_feat)
-        return Statistics(self.user_num - 1, self.item_num - 1, actions)
+        users, items = self.user_num - 1, self.item_num - 1
+        if self.benchmark_filename_list is not None:
+            return PrefixStatistics(users, items, sum(self.file_size_list))
+        columns = self.flat if self.list_fields else self.inter_feat
+        user, item = (np.asarray(columns[name]) for name in (self.uid_field, self.iid_field))
+        pairs = len(np.unique(user.astype(np.int64) * self.item_num + item))
+        return Statistics(users, items, len(user), pairs)
 
     def item_titles(self) -> dict[str, str]:
         """Raw item id -> title from ``item_title_field`` of the .item file; empty if not asked for.
@@ -643,28 +968,16 @@ class FlatDataset(HostFixes, SequentialDataset):
         if field is None:
             return {}
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
-        if not path.is_file():
-            raise UserError(f"item_title_field={field!r} needs {path}, which does not exist")
-        separator = self.config["field_separator"]
-        header = [name.partition(":")[0] for name in self._header(str(path), separator)]
-        if field not in header or self.iid_field not in header:
-            raise UserError(f"{path} has no column {field!r}; it has {', '.join(header)}")
-        try:
-            frame: Any = pd.read_csv(
-                path,
-                sep=separator,
-                header=0,
-                names=header,
-                usecols=[self.iid_field, field],
-                dtype=str,
-                encoding=self.config["encoding"],
-                keep_default_na=False,
-                quoting=csv.QUOTE_NONE,
-            )
-        except ValueError as error:
-            raise UserError(f"{path} is not a readable atomic file: {error}") from error
+        if obstacle := _obstacle(path):
+            raise UserError(f"item_title_field={field!r} needs {path}, which {obstacle}")
+        headers = self._header(str(path))
+        names = {header.partition(":")[0]: header for header in headers}
+        if field not in names or self.iid_field not in names:
+            raise UserError(f"{path} has no column {field!r}; it has {', '.join(names)}")
+        wanted = [names[self.iid_field], names[field]]
+        frame = self._read(str(path), headers, dict.fromkeys(wanted, str)).fillna("")
         known = self.field2token_id[self.iid_field]
-        titles = zip(frame[self.iid_field], frame[field], strict=True)
+        titles = zip(*(frame[header] for header in wanted), strict=True)
         return {item: title for item, title in titles if item in known}
 
 

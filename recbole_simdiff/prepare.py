@@ -4,6 +4,8 @@
     selection    a window of time and a least rating, while reading
     columns      what is kept of an interaction is two codes, a rating and a time; ids are kept once
     k-core       users and items with fewer than k interactions go, until none is left
+    times        seconds, milliseconds, microseconds or nanoseconds since 1970, told apart by their
+                 size, exact to the microsecond; written as seconds
     order        users as they first appear, each one's interactions by time; interactions of equal
                  time stay in the order of the files, and rounding times to float32 moves none
 
@@ -24,8 +26,9 @@ import shlex
 import tempfile
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,10 +44,16 @@ from recbole_simdiff.data import Statistics
 from recbole_simdiff.errors import UserError
 
 Array = NDArray[Any]
-Interaction = tuple[str, str, float, int]  # user, item, rating, time in seconds
+# User, item, rating, time in microseconds, and the unit it was told in ("" if in none).
+Interaction = tuple[str, str, float, int, str]
 Title = tuple[str, str]  # item, title
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d:\d\d)?", re.ASCII)
 _LAST_SECOND = 24 * 60 * 60 - 1  # of a day
+_MICRO = 10**6  # microseconds of a second
+# Unit -> how many make a second. A number below 10^11 of a unit is before the year 5138, and at
+# least 10^11 of the next finer one is after March 1973.
+_UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+_MOST_SECONDS = 10**11
 # What would break a line of a tab-separated UTF-8 file.
 _UNFIT = re.compile("[\t\n\r\0\ud800-\udfff]")
 _SHOWN = 5  # malformed lines
@@ -71,14 +80,16 @@ def _rating(value: Any) -> float:
     return number
 
 
-def _seconds(value: Any) -> int:
+def _time(value: Any) -> tuple[int, str]:
+    """Microseconds since 1970, and the unit that the value must be in, by its size."""
     try:
         number = int(str(value))
     except ValueError:
         number = 2**63
     if not -(2**63) <= number < 2**63:
-        raise ValueError(f"time {value!r} is not a whole number of seconds")
-    return number
+        raise ValueError(f"time {value!r} is not a whole number of seconds or a finer unit")
+    unit = next(name for name, n in _UNITS.items() if abs(number) < _MOST_SECONDS * n)
+    return number * _MICRO // _UNITS[unit], unit
 
 
 def _date(value: Any) -> int:
@@ -118,12 +129,12 @@ def _amazon_review(text: str) -> list[Interaction]:
     user, item, rating, time = _values(
         _object(text, loose=True), "reviewerID", "asin", "overall", "unixReviewTime"
     )
-    return [(_id(user), _id(item), _rating(rating), _seconds(time))]
+    return [(_id(user), _id(item), _rating(rating), *_time(time))]
 
 
 def _yelp_review(text: str) -> list[Interaction]:
     user, item, rating, date = _values(_object(text), "user_id", "business_id", "stars", "date")
-    return [(_id(user), _id(item), _rating(rating), _date(date))]
+    return [(_id(user), _id(item), _rating(rating), _date(date) * _MICRO, "")]
 
 
 def _cells(text: str, separator: str, number: int) -> list[str]:
@@ -139,7 +150,7 @@ def _cells(text: str, separator: str, number: int) -> list[str]:
 def _row(separator: str) -> Callable[[str], list[Interaction]]:
     def parse(text: str) -> list[Interaction]:
         user, item, rating, time = _cells(text, separator, 4)
-        return [(_id(user), _id(item), _rating(rating), _seconds(time))]
+        return [(_id(user), _id(item), _rating(rating), *_time(time))]
 
     return parse
 
@@ -148,7 +159,7 @@ def _sequence(text: str) -> list[Interaction]:
     user, *items = map(_id, text.split())
     if not items:
         raise ValueError(f"user {user!r} has no items")
-    return [(user, item, 0.0, time) for time, item in enumerate(items, start=1)]
+    return [(user, item, 0.0, time * _MICRO, "") for time, item in enumerate(items, start=1)]
 
 
 def _title(item: Any, title: Any) -> Title:
@@ -303,8 +314,15 @@ class Reader:
             UserError: if a file is missing, damaged, of an unknown kind or malformed.
         """
         for path in paths:
-            if not path.is_file():
-                raise UserError(f"{path} is not a file; give files as downloaded, out of archives")
+            try:
+                if not path.is_file():
+                    raise UserError(
+                        f"{path} is not a file; give files as downloaded, out of archives"
+                    )
+                with open(path, "rb"):
+                    pass
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}") from error
         total = sum(path.stat().st_size for path in paths)
         with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             for path in paths:
@@ -378,8 +396,8 @@ class Selection(NamedTuple):
 
     def holds(self, interaction: Interaction) -> bool:
         """Whether the interaction is one of them."""
-        _, _, rating, time = interaction
-        return self.start <= time <= self.end and rating >= self.min_rating
+        _, _, rating, time, _ = interaction
+        return self.start <= time // _MICRO <= self.end and rating >= self.min_rating
 
 
 EVERYTHING = Selection()
@@ -421,10 +439,12 @@ class Table:
     Attributes:
         users, items (dict): id -> code.
         n_read (int): interactions in the files, selected or not.
+        units (Counter): of time -> how many of them were told in it.
     """
 
     def __init__(self) -> None:
         self.users, self.items = dict[str, int](), dict[str, int]()
+        self.units = Counter[str]()
         self.n_read = 0
         self._columns = array("i"), array("i"), array("d"), array("q")
 
@@ -442,6 +462,7 @@ class Table:
                 reader.refuse(f"user {line[0][0]!r} has a line already")
                 continue
             self.n_read += len(line)
+            self.units.update(interaction[4] for interaction in line if interaction[4])
             for interaction in filter(selection.holds, line):
                 user.append(users.setdefault(interaction[0], len(users)))
                 item.append(items.setdefault(interaction[1], len(items)))
@@ -462,7 +483,7 @@ class Table:
 
 
 class Columns(NamedTuple):
-    """Codes of users, codes of items, ratings, and times in seconds, [n] each."""
+    """Codes of users, codes of items, ratings, and times in microseconds, [n] each."""
 
     user: Array
     item: Array
@@ -476,7 +497,9 @@ class Columns(NamedTuple):
     @property
     def statistics(self) -> Statistics:
         """Users, items and actions."""
-        return Statistics(len(np.unique(self.user)), len(np.unique(self.item)), len(self.user))
+        n = len(self.user)
+        users, items = len(np.unique(self.user)), len(np.unique(self.item))
+        return Statistics(users, items, n, n - self.n_repeated)
 
     @property
     def n_repeated(self) -> int:
@@ -541,6 +564,7 @@ class Prepared:
         hint (str): arguments that train on it.
         malformed (int): lines that were skipped.
         shown (tuple): the first of them.
+        units (Mapping): of time -> how many of the interactions read were told in it.
     """
 
     path: Path
@@ -552,6 +576,7 @@ class Prepared:
     hint: str
     malformed: int
     shown: tuple[str, ...]
+    units: Mapping[str, int] = field(default_factory=dict)
 
     def report(self) -> str:
         """Counts, and the published statistics beside those of the file."""
@@ -560,6 +585,8 @@ class Prepared:
             f"{self.statistics.actions:,} left by the k-core",
             f"{self.path.stem}: {self.statistics}",
         ]
+        if self.units:
+            lines.insert(1, _told(self.units))
         for row in published(self.path.stem):
             verdict = "agrees with" if row.statistics == self.statistics else "differs from"
             lines.append(f"  {verdict} {row.source}: {row.statistics}; {row.note}")
@@ -572,6 +599,13 @@ class Prepared:
         if self.n_titles is not None:
             lines.append(f"{self.path.with_suffix('.item')}, {self.n_titles:,} titles")
         return "\n".join([*lines, f"train on it with {self.hint}"])
+
+
+def _told(units: Mapping[str, int]) -> str:
+    """Which units of time were taken."""
+    parts = [f"{unit} ({n:,})" if len(units) > 1 else unit for unit, n in units.items()]
+    written = "" if [*units] == ["seconds"] else ", written as seconds"
+    return f"times taken for {' and '.join(parts)} since 1970{written}"
 
 
 class Names(NamedTuple):
@@ -638,11 +672,12 @@ def _check_writable(output: Path) -> None:
 
 def _inter(table: Table, columns: Columns, names: Names, with_ratings: bool) -> pd.DataFrame:
     users, items = np.array([*table.users], object), np.array([*table.items], object)
+    exact = (columns.time % _MICRO).any()  # 1 rather than 1.0 where all are whole seconds
     frame = {
         f"{names.user}:token": users[columns.user],
         f"{names.item}:token": items[columns.item],
         f"{names.rating}:float": columns.rating,
-        f"{names.time}:float": columns.time,
+        f"{names.time}:float": columns.time / _MICRO if exact else columns.time // _MICRO,
     }
     if not with_ratings:
         del frame[f"{names.rating}:float"]
@@ -726,7 +761,8 @@ def prepare(
     table.read(reader, kind, [Path(path) for path in inputs], selection)
     if not len(table):
         found = "".join(f"\n  {line}" for line in reader.shown)
-        raise UserError(f"none of {table.n_read:,} interactions is selected{found}")
+        told = f"; {_told(table.units)}" if table.units else ""
+        raise UserError(f"none of {table.n_read:,} interactions is selected{told}{found}")
     columns = table.in_order(k)
     if not len(columns.user):
         raise UserError(f"--k_core={k} leaves none of {len(table):,} interactions")
@@ -748,4 +784,5 @@ def prepare(
         hint=_hint(output, settings, titles is not None),
         malformed=reader.malformed,
         shown=tuple(reader.shown),
+        units=dict(table.units),
     )

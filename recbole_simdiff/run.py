@@ -29,7 +29,6 @@ from recbole_simdiff.data import (
     BucketLoader,
     FlatDataset,
     HistoryEvalLoader,
-    Statistics,
     create_dataset,
     create_loaders,
 )
@@ -706,10 +705,11 @@ def check_same_data(
     same = content["items"] == item_ids(dataset) and content["users"] == user_ids(dataset)
     same = same and content.get("ready_rows") == _ready_rows(dataset)
     if not same or any(not torch.equal(v, stored[k]) for k, v in _histories(dataset).items()):
+        counts = type(dataset.statistics)(**content["statistics"])
         raise UserError(
             f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one "
             f"{path} was trained on: it has {dataset.statistics}, the checkpoint "
-            f"{Statistics(**content['statistics'])}; or its events come in another order"
+            f"{counts}; or its events come in another order"
         )
 
 
@@ -739,8 +739,10 @@ def _ready_rows(dataset: FlatDataset) -> str | None:
     """Checksum of the rows of ``benchmark_filename``, which are no whole histories."""
     if dataset.list_fields:
         return None
-    sizes = torch.tensor(dataset.file_size_list)
-    return checkpoint.digest(dataset.inter_feat.interaction | {"sizes": sizes})
+    rows, sizes = dataset.inter_feat.interaction, torch.tensor(dataset.file_size_list)
+    history = dataset.iid_field + dataset.config["LIST_SUFFIX"]
+    longest = int(rows[dataset.item_list_length_field].max())
+    return checkpoint.digest(rows | {"sizes": sizes, history: rows[history][:, :longest]})
 
 
 def _histories(dataset: FlatDataset) -> dict[str, Tensor]:

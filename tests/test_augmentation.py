@@ -207,6 +207,7 @@ def test_a_backbone_on_augmented_data(
         "users": 16,
         "items": 20,
         "actions": sum(map(len, HISTORIES.values())),
+        "pairs": sum(len(set(items)) for items in HISTORIES.values()),
     }
 
     tensors, content = checkpoint.load(run_dir / BEST)

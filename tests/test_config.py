@@ -549,6 +549,18 @@ def test_an_empty_value_is_refused(arguments: list[str]) -> None:
         parse_overrides(arguments)
 
 
+@pytest.mark.parametrize("key", ["field_separator", "seq_separator"])
+def test_a_separator_that_is_none_is_refused(key: str, tmp_path: Path) -> None:
+    """As typed, it is text; a file may hold anything."""
+    for value in (None, "", 5, "\n", "a\rb"):
+        refused(f"{key}=.* must be text within a line.*from command line", **{key: value})
+    assert parse_overrides([f"--{key}=5"]) == {key: "5"}
+    for typed in ("None", "''", '""'):
+        refused(f"{key}=.* must be text", **parse_overrides([f"--{key}={typed}"]))
+    (tmp_path / "run.yaml").write_text(f"{key}: '\\t'\n")
+    assert Config(MODEL, "toy", [tmp_path / "run.yaml"])[key] == "\t"
+
+
 def test_a_key_given_twice_must_agree() -> None:
     assert parse_overrides(["--tau=0.2", "--tau", "0.20"]) == {"tau": 0.2}
     with pytest.raises(UserError, match=r"--tau is given twice: 0\.2 and 0\.3"):

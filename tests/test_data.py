@@ -1,7 +1,10 @@
 """Data sets and loaders: RecBole's rows over flat arrays, our batches, and RecBole's faults."""
 
+import gzip
 import itertools
+import os
 import pickle
+import re
 import urllib.error
 import warnings
 import zipfile
@@ -10,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import recbole.data.dataset.dataset as recbole_dataset
 import torch
 from recbole.data.dataset import SequentialDataset
 
-from recbole_simdiff.config import Config, properties_dir, read_yaml
+from recbole_simdiff.config import Config, parse_overrides, properties_dir, read_yaml
 from recbole_simdiff.data import (
     TARGET,
     BucketLoader,
     HostFixes,
+    Statistics,
     create_dataset,
     create_loaders,
     gather_rows,
@@ -543,9 +548,168 @@ def test_lines_without_a_user_or_an_item_are_left_out(
 def test_events_without_a_time_are_refused(make_config: Any, data_path: Path, time: str) -> None:
     """The mean, which RecBole fills in, would put them anywhere."""
     columns = "user_id:token,item_id:token,timestamp:float"
-    write_atomic(data_path / "gaps" / "gaps.inter", columns, ["u1,i1,1", f"u1,i2,{time}"])
-    with pytest.raises(UserError, match=r"1 of 2 events.*no finite.*timestamp.*is event 2"):
+    write_atomic(data_path / "gaps" / "gaps.inter", columns, ["u1,i1,1", "", f"u1,i2,{time}"])
+    message = rf"1 of 2 events.*no finite.*timestamp.*is event 2 of the file \(line 4: '{time}'\)"
+    with pytest.raises(UserError, match=message):
         create_dataset(make_config(dataset="gaps"))
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.0", "{}e0"])
+def test_times_that_floats_cannot_tell_apart_keep_their_order(
+    make_config: Any, data_path: Path, form: str
+) -> None:
+    """Nanoseconds: neighbours beyond 2^53 are one float, and would stay in the order of the file.
+    A user's events are put in order whatever the settings do with the times."""
+    times = [1_700_000_000_000_000_000 + k for k in range(9)]
+    assert len(set(map(float, times))) == 1
+    newest_first = [f"u,i{k},{form.format(times[k])}" for k in range(8, -1, -1)]
+    write_atomic(data_path / "nano" / "nano.inter", HEADER, ["v,i0,2", *newest_first])
+    for values in ({}, {"normalize_all": True}, {"rm_dup_inter": "first"}):
+        dataset = create_dataset(make_config(dataset="nano", MAX_ITEM_LIST_LENGTH=20, **values))
+        _, history, target = readable(dataset.build()[2])[0]
+        assert [*history, target] == [f"i{k}" for k in range(9)]
+
+
+@pytest.mark.parametrize(("field", "cell"), [("timestamp", "nan"), ("when", "1.5.2024")])
+def test_a_number_that_is_none_is_named_with_its_line(
+    make_config: Any, data_path: Path, field: str, cell: str
+) -> None:
+    """Neither before the blank line nor in a column that is not loaded."""
+    columns = f"user_id:token,item_id:token,other:float,{field}:float"
+    write_atomic(data_path / "bad" / "bad.inter", columns, ["u1,i1,y,1", "", f"u1,i2,y,{cell}"])
+    config = make_config(
+        dataset="bad", TIME_FIELD=field, load_col={"inter": ["user_id", "item_id", field]}
+    )
+    with pytest.raises(UserError, match=rf"bad\.inter, line 4: {field}:float='{cell}' is not a n"):
+        create_dataset(config)
+
+
+# ---------------------------------------------------------------- lines and their fields
+
+
+LINES = [f"u{u},i{(u + k) % 6},5,{k}" for u in range(8) for k in range(5)]
+RATED = "user_id:token,item_id:token,rating:float,timestamp:float"
+
+
+@pytest.mark.parametrize("where", [range(40), [0], [33]], ids=["all", "first", "one"])
+@pytest.mark.parametrize("more", [",1", ",1,", ",,"])
+def test_lines_with_more_fields_than_the_header_are_refused(
+    make_config: Any, data_path: Path, where: Any, more: str
+) -> None:
+    """Whichever columns are loaded; pandas reads all of them from the wrong fields, or none."""
+    lines = [line + (more if k in where else "") for k, line in enumerate(LINES)]
+    path = write_atomic(data_path / "long" / "long.inter", RATED, lines)
+    message = rf"{path}, line {where[0] + 2}: {4 + more.count(',')} fields, but the header has 4"
+    for columns in (LOAD, None):
+        with pytest.raises(UserError, match=message):
+            create_dataset(make_config(dataset="long", load_col=columns))
+
+
+@pytest.mark.parametrize("header", [RATED, RATED + ","])
+def test_a_separator_may_end_a_line(make_config: Any, data_path: Path, header: str) -> None:
+    write_atomic(data_path / "ends" / "ends.inter", header, [line + "," for line in LINES])
+    dataset = create_dataset(make_config(dataset="ends"))
+    assert str(dataset.statistics).startswith("8 users, 6 items, 40 actions")
+    dataset.build()
+    assert dataset.flat["timestamp"].tolist() == [0, 1, 2, 3, 4] * 8
+
+
+def test_a_line_with_too_many_fields_among_items_is_refused(
+    make_config: Any, data_path: Path
+) -> None:
+    """As by a tab inside a title; also where only the titles are read."""
+    path = data_path / "toy" / "toy.item"
+    write_atomic(path, "item_id:token,title:token_seq", ["i1,One", "i2,T,wo"])
+    message = r"toy\.item, line 3: 3 fields, but the header has 2 columns"
+    with pytest.raises(UserError, match=message):
+        create_dataset(make_config(load_col={**LOAD, "item": ["item_id"]}))
+    dataset = create_dataset(make_config(item_title_field="title"))
+    with pytest.raises(UserError, match=message):
+        dataset.item_titles()
+
+
+@pytest.mark.parametrize(
+    ("typed", "separator"),
+    [
+        ("|", "|"),
+        (" ", " "),
+        ("::", "::"),
+        ("||", "||"),
+        (".*", ".*"),
+        (r"\t", "\t"),
+        (r"'\t'", "\t"),
+        (r'"\t"', "\t"),
+        ("'|'", "|"),
+        ("'", "'"),
+        ("\N{BROKEN BAR}", "\N{BROKEN BAR}"),
+        (r"\t\t", "\t\t"),
+    ],
+)
+def test_a_separator_is_what_was_typed(data_path: Path, typed: str, separator: str) -> None:
+    """Never a pattern, and never guessed; a first and a last cell may be empty."""
+    columns = ["note:token", *RATED.split(","), "tags:token_seq"]
+    lines = [columns, *(["", *line.split(","), "x;y" if k else ""] for k, line in enumerate(LINES))]
+    path = data_path / "apart" / "apart.inter"
+    path.parent.mkdir()
+    path.write_text("\n".join(separator.join(line) for line in lines) + "\n", encoding="utf-8")
+    arguments = [f"--field_separator={typed}", "--seq_separator", ";", "--load_col=None"]
+    values = parse_overrides([*arguments, f"--data_path={data_path}"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        dataset = create_dataset(Config("SASRec", "apart", overrides=values))
+    dataset.build()
+    assert str(dataset.statistics).startswith("8 users, 6 items, 40 actions")
+    assert dataset.flat["timestamp"].tolist() == [0, 1, 2, 3, 4] * 8
+    assert raw(dataset, "tags", dataset.flat["tags"][1]) == ["x", "y"]
+    assert dataset.flat["note"].tolist() == [0] * 40
+
+
+def test_files_that_are_no_text_get_their_cause(make_config: Any, data_path: Path) -> None:
+    path = data_path / "toy" / "toy.inter"
+    text = path.read_text()
+
+    def refused(message: str, name: str = "inter", **values: Any) -> None:
+        place = re.escape(str(path.with_suffix(f".{name}")))
+        with pytest.raises(UserError, match=place + message):
+            create_dataset(make_config(**values))
+
+    path.write_bytes(gzip.compress(text.encode()))
+    refused(" is packed by gzip; unpack it")
+    refused(" is packed by gzip; unpack it", encoding="latin-1")
+    path.write_text("")
+    refused(" is empty; its first line names the columns")
+    path.write_bytes(text.replace("i12", "\xed12").encode("latin-1"))
+    line = next(n for n, row in enumerate(text.splitlines(), 1) if "i12" in row)
+    refused(f", line {line} is not text in encoding='utf-8'")
+    path.unlink()
+    path.mkdir()
+    refused(" is a folder, not a file")
+    path.rmdir()
+    os.mkfifo(path)
+    refused(" is not a regular file")
+    path.unlink()
+    path.write_text(text)
+    path.with_suffix(".item").mkdir()
+    assert create_dataset(make_config()).statistics.actions == 30  # nothing of it is asked for
+    loaded = {**LOAD, "item": ["item_id", "brand"]}
+    refused(" is a folder, not a file", "item", load_col=loaded)
+
+
+@pytest.mark.parametrize("call", ["open", "stat"])
+def test_a_file_that_may_not_be_read_is_named(
+    make_config: Any, data_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path, config = data_path / "toy" / "toy.inter", make_config()
+    stock = {"open": open, "stat": Path.stat}[call]
+
+    def denied(name: Any, *given: Any, **named: Any) -> Any:
+        if str(name) == str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stock(name, *given, **named)
+
+    monkeypatch.setattr(*{"open": ("builtins.open",), "stat": (Path, "stat")}[call], denied)
+    with pytest.raises(UserError, match=rf"{path} cannot be read.*Permission denied"):
+        create_dataset(config)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(make_config: Any, data_path: Path) -> None:
@@ -559,7 +723,9 @@ def test_another_encoding_is_named_and_can_be_set(make_config: Any, data_path: P
     text = path.read_text().replace("user_id", "usér").replace("i1", "í1")
     path.write_text(text, encoding="latin-1")
     values = {"USER_ID_FIELD": "usér", "load_col": {"inter": ["usér", "item_id", "timestamp"]}}
-    with pytest.raises(UserError, match=r"toy\.inter is not text in encoding='utf-8'.*--encoding="):
+    with pytest.raises(
+        UserError, match=r"toy\.inter, line 1 is not text in encoding=.*--encoding="
+    ):
         create_dataset(make_config(**values))
     found = create_dataset(make_config(encoding="latin-1", **values))
     assert "í1" in found.field2id_token["item_id"]
@@ -580,6 +746,51 @@ def test_items_without_a_line_in_the_item_file(make_config: Any, with_holes: Pat
     row = raw(dataset, "item_id", item["item_id"]).index("i3")
     assert raw(dataset, "genre", item["genre"][row]) == ["[PAD]", "[PAD]"]
     assert raw(dataset, "kind", item["kind"][[row]]) == ["[PAD]"]
+
+
+def lines_about(path: Path, kind: str, ids: list[str]) -> dict[str, Any]:
+    """Write a .user or .item file of these ids; the setting that loads it."""
+    write_atomic(
+        path.with_suffix(f".{kind}"), f"{kind}_id:token,brand:token", [f"{i},x" for i in ids]
+    )
+    return {"load_col": {**LOAD, kind: [f"{kind}_id", "brand"]}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids", "left"), [("item", ["i1", "i2", "i3"], 9), ("user", ["a", "b"], 14)]
+)
+def test_events_without_a_line_about_user_or_item_are_counted(
+    make_config: Any, data_path: Path, caplog: Any, kind: str, ids: list[str], left: int
+) -> None:
+    """They were left out in silence."""
+    loaded = lines_about(data_path / "toy" / "toy.inter", kind, ids)
+    assert create_dataset(make_config(**loaded)).statistics.actions == left
+    line = (
+        f"toy: {30 - left} of 30 events have {kind}s without a line in toy.{kind} and are left "
+        "out (filter_inter_by_user_or_item)"
+    )
+    assert line in caplog.text
+    caplog.clear()
+    kept = create_dataset(make_config(**loaded, filter_inter_by_user_or_item=False))
+    assert kept.statistics.actions == 30
+    assert caplog.text == ""
+    wanted = {"val_interval": {"brand": ["y"]}}
+    with pytest.raises(UserError, match=rf"toy\.{kind} after val_interval=.* it is empty"):
+        create_dataset(make_config(**loaded, **wanted))
+
+
+@pytest.mark.parametrize(("kind", "first"), [("item", "i1"), ("user", "a")])
+def test_ids_that_agree_nowhere_are_named(
+    make_config: Any, data_path: Path, kind: str, first: str
+) -> None:
+    """Nothing but the ids is the cause, and one of each file shows why."""
+    loaded = lines_about(data_path / "toy" / "toy.inter", kind, ["0.0", "1.0"])
+    with pytest.raises(UserError) as caught:
+        create_dataset(make_config(**loaded))
+    message = str(caught.value)
+    assert f"no event has its {kind} in toy.{kind}." in message
+    assert f"The first {kind}_id of the events is '{first}', there it is '0.0';" in message
+    assert "interval" not in message
 
 
 def test_sequence_cells_are_cut_to_seq_len(make_config: Any, with_holes: Path) -> None:
@@ -691,6 +902,96 @@ def test_benchmark_files_cannot_give_whole_histories(
     config = make_config(**benchmark | {"train_sampling": "user_all"})
     with pytest.raises(UserError, match="user_all needs one interaction a line; benchmark_filen"):
         create_dataset(config).build()
+
+
+@pytest.mark.parametrize("item", ["item_id", "product"])
+def test_histories_and_targets_of_ready_made_prefixes_share_their_numbers(
+    make_config: Any, benchmark: dict[str, Any], data_path: Path, item: str
+) -> None:
+    """Without being told; also of an item that is never a target, and of other columns."""
+    files = {
+        "train": ["u1,i1 i9,i2,x y,z", "u2,i4,i1,z,y"],
+        "valid": ["u1,i1 i2 i3,i4,x,x"],
+        "test": ["u2,i5 i1,i3,y,x"],
+    }
+    fields = [f"{item}_list", item, "shop_list", "shop"]
+    header = "user_id:token,{}:token_seq,{}:token,{}:token_seq,{}:token".format(*fields)
+    for name, rows in files.items():
+        write_atomic(data_path / "split" / f"split.{name}.inter", header, rows)
+    values = benchmark | {"alias_of_item_id": None, "ITEM_ID_FIELD": item}
+    columns = {"inter": ["user_id", *fields]}
+    dataset = create_dataset(make_config(**values | {"load_col": columns}))
+    numbers = dataset.field2token_id
+    assert numbers[item] == numbers[f"{item}_list"]
+    assert set(numbers[item]) == {"[PAD]", *(f"i{k}" for k in (1, 2, 3, 4, 5, 9))}
+    assert numbers["shop"] == numbers["shop_list"]
+    assert set(numbers["shop"]) == {"[PAD]", "x", "y", "z"}
+    assert dataset.item_num == 7
+    train = dataset.build()[0]
+    assert [raw(train, item, row[row > 0]) for row in train.inter_feat[f"{item}_list"]] == [
+        ["i1", "i9"],
+        ["i4"],
+    ]
+    assert raw(train, item, train.inter_feat[item]) == ["i2", "i1"]
+    told = create_dataset(
+        make_config(**values | {"load_col": columns, "alias_of_item_id": [f"{item}_list"]})
+    )
+    assert told.field2token_id == numbers
+
+
+def test_ready_made_prefixes_are_counted_as_such(
+    make_config: Any, benchmark: dict[str, Any]
+) -> None:
+    """Their number says nothing about the length of histories."""
+    dataset = create_dataset(make_config(**benchmark))
+    line = "2 users, 5 items, 7 ready-made prefixes"
+    assert str(dataset.statistics) == str(dataset.build()[1].statistics) == line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("benchmark_filename", ["train", "test"], "must name three files: training, validation an"),
+        ("benchmark_filename", "train", "must name three files"),
+        ("alias_of_item_id", ["item_list"], r"\['item_list'\].*: user_id, item_id_list, item_id"),
+        ("alias_of_item_id", "item_id_list", "must be a list of columns of tokens"),
+        ("alias_of_user_id", ["item_id_list"], "item_id_list cannot be users and items at once"),
+        ("load_col", {"inter": ["user_id", "item_id"]}, "item_id_list:token_seq, is not loaded"),
+    ],
+)
+def test_what_ready_made_prefixes_lack_is_named(
+    make_config: Any, benchmark: dict[str, Any], key: str, value: Any, message: str
+) -> None:
+    values = benchmark | {"alias_of_item_id": None}
+    with pytest.raises(UserError, match=message if key == "load_col" else f"{key}=.*{message}"):
+        create_dataset(make_config(**values | {key: value}))
+
+
+def test_ready_made_prefixes_without_a_part_are_left_out(
+    make_config: Any, benchmark: dict[str, Any], data_path: Path, caplog: Any
+) -> None:
+    """Of the file that they are in; padding is no target. A file may be a header alone."""
+    folder = data_path / "split"
+    header = "user_id:token,item_id_list:token_seq,item_id:token"
+    rows = ["u1,i1,i2", "u1,,i3", ",i1,i2", "u2,i4 i5,", "u2,i4,i1"]
+    write_atomic(folder / "split.train.inter", header, rows)
+    write_atomic(folder / "split.valid.inter", header, [])
+    train, valid, test = create_dataset(make_config(**benchmark)).build()
+    assert readable(train) == [("u1", ["i1"], "i2"), ("u2", ["i4"], "i1")]
+    assert len(valid) == 0
+    assert readable(test)[0] == ("u1", ["i1", "i2", "i3", "i4"], "i5")
+    assert "3 of 7 ready-made prefixes have no user_id, no item_id or no item_id_lis" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["Caser", "DIN", "FOSSIL", "HGN", "RepeatNet", "SINE"])
+def test_ready_made_prefixes_are_as_wide_as_models_expect(
+    build: Any, benchmark: dict[str, Any], model: str
+) -> None:
+    _, train, _, _, network = build(model, **benchmark | {"MAX_ITEM_LIST_LENGTH": 9})
+    batch = next(iter(train))
+    assert batch["item_id_list"].shape[1] == 9
+    assert batch["item_length"].max() <= 2
+    assert torch.isfinite(network.calculate_loss(batch))
 
 
 def test_a_missing_benchmark_file_is_named(make_config: Any, benchmark: dict[str, Any]) -> None:
@@ -844,7 +1145,19 @@ def test_a_missing_time_column_is_named(make_config: Any) -> None:
     [
         ("user_id:token,item_id,timestamp:float", "column 'item_id' must be 'name:type'"),
         ("user_id:token,item_id:str,timestamp:float", "column 'item_id:str' must be 'name:type'"),
-        ("user_id:token,item_id:token,timestamp:float", "is not a readable atomic file"),
+        (
+            "user_id:token,item_id:token,timestamp:float",
+            "bad.inter, line 2: timestamp:float='yesterday' is not a number",
+        ),
+        (
+            "user_id:token,item_id:token,timestamp:float_seq",
+            "bad.inter, line 2: timestamp:float_seq='yesterday' is not a number",
+        ),
+        ("user_id:token,item_id:token,item_id:token", "line 1: 2 columns are named 'item_id'"),
+        (
+            "user_id:token,timestamp:float,timestamp:token",
+            r"line 1: 2 columns are named 'timestamp' \(timestamp:float, timestamp:token\)",
+        ),
         ("user_id:token,item_id:float,timestamp:float", "holds ids; it must be item_id:token"),
         ("uid:token,item_id:token,timestamp:float", "has no column user_id; .* USER_ID_FIELD and"),
         ("user_id:token;item_id:token", r"separated by field_separator='\\t'"),
@@ -859,13 +1172,17 @@ def test_unreadable_files_are_named(
     assert str(path) in str(caught.value)
 
 
-def test_filters_that_leave_nothing_are_named(make_config: Any) -> None:
+def test_filters_that_leave_nothing_are_named(make_config: Any, data_path: Path) -> None:
+    """And no others: the default leaves out nothing."""
     config = make_config(user_inter_num_interval="[99,inf)")
     message = (
-        r"dataset='toy' \(.*toy\) has no.*, or .*user_inter_num_interval=\[99,inf\).*leave none"
+        r"dataset='toy' \(.*toy\) has no interactions, or user_inter_num_interval=\[99,inf\) leave"
     )
     with pytest.raises(UserError, match=message):
         create_dataset(config)
+    write_atomic(data_path / "none" / "none.inter", HEADER, [])
+    with pytest.raises(UserError, match=r"dataset='none' \(.*none\) has no interactions$"):
+        create_dataset(make_config(dataset="none"))
 
 
 def test_models_with_a_data_set_class_of_their_own_are_refused(make_config: Any) -> None:
@@ -882,6 +1199,16 @@ def test_statistics_line(make_config: Any) -> None:
     line = "6 users, 12 items, 30 actions, average length 5.00, sparsity 58.33%"
     assert str(dataset.statistics) == line
     assert str(parts[1].statistics) == line  # the whole data set's, whichever part is asked
+
+
+def test_sparsity_counts_a_repeated_pair_once(make_config: Any, data_path: Path) -> None:
+    """Of 2 x 3 pairs four occur; seven actions would be more than there are pairs."""
+    write_inter(data_path, "again", {"a": ["x", "y", "x", "x"], "b": ["y", "z", "y"]})
+    dataset = create_dataset(make_config(dataset="again", k_noise=1))
+    line = "2 users, 3 items, 7 actions, average length 3.50, sparsity 33.33%"
+    assert str(dataset.statistics) == line
+    assert [str(part.statistics) for part in dataset.build()] == [line] * 3
+    assert dataset.statistics == Statistics(2, 3, 7)
 
 
 @pytest.mark.parametrize("style", ["user_all", "prefix_last"])

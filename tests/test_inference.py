@@ -17,7 +17,7 @@ from recbole_simdiff.config import Config
 from recbole_simdiff.data import create_dataset
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.inference import Recommender
-from recbole_simdiff.run import run
+from recbole_simdiff.run import restore, run
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 ITEMS = {f"i{number}" for number in range(1, 13)}
@@ -223,6 +223,35 @@ def train_known(folder: Path, model: str, changes: dict[str, Any]) -> Path:
         "checkpoint_dir": str(folder / "saved"),
     }
     return Path(run(Config(model, "toy", overrides=values)).run_dir)
+
+
+@pytest.mark.parametrize("model", ["SASRec", "SimDiffRec"])
+def test_ready_made_prefixes_are_recommended_to_by_their_own_ids(
+    tmp_path: Path, model: str
+) -> None:
+    """Items are scored as in the evaluation of these rows, those that are never a target, too."""
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    files = {
+        "train": "u1\td b\ta\nu2\te\tb\nu3\ta c\td\nu4\tb\tc",
+        "valid": "u5\tc d\ta",
+        "test": "u6\td c e\tb",
+    }
+    (tmp_path / "dataset" / "toy").mkdir(parents=True)
+    for name, rows in files.items():
+        (tmp_path / "dataset" / "toy" / f"toy.{name}.inter").write_text(header + rows + "\n")
+    columns = {"inter": ["user_id", "item_id_list", "item_id"]}
+    changes = {"benchmark_filename": [*files], "load_col": columns, "train_sampling": "prefix_last"}
+    run_dir = train_known(tmp_path, model, changes)
+    restored = restore(run_dir)
+    batch = next(iter(restored.loaders[2]))[0]
+    with torch.no_grad():
+        scores = restored.model.eval().full_sort_predict(batch).view(-1).tolist()
+    numbers = restored.dataset.field2token_id["item_id"]
+    assert len(numbers) == 6
+    (found,) = load(run_dir, use_gpu=False).recommend([["d", "c", "e"]], k=9, exclude_seen=False)
+    assert found.unknown == []
+    assert set(found.items) == set("abcde")
+    torch.testing.assert_close(found.scores, [scores[numbers[item]] for item in found.items])
 
 
 def test_a_model_that_needs_the_data_is_refused_with_a_way_out(tmp_path: Path) -> None:

@@ -323,6 +323,22 @@ def test_malformed_lines_are_named_or_counted(
     assert len(rows(done.path)) == (3 if source == "sequences" else 2)
 
 
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, stock = write(tmp_path / "raw", ["1::2::3::4"]), open
+
+    def denied(name: Any, *given: Any, **named: Any) -> Any:
+        if str(name) == str(raw):
+            raise PermissionError(13, "Permission denied", str(raw))
+        return stock(name, *given, **named)
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UserError, match=f"{raw} cannot be read: Permission denied"):
+        prepare("movielens", [raw], tmp_path / "toy")
+    assert not (tmp_path / "toy").exists()
+
+
 def test_bytes_that_are_not_utf_8_are_malformed(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw", b"1::2::3::4\r\n\xe9::2::3::4\r\n")
     with pytest.raises(UserError, match="line 2: 'utf-8' codec can't decode byte 0xe9"):
@@ -331,7 +347,7 @@ def test_bytes_that_are_not_utf_8_are_malformed(tmp_path: Path) -> None:
 
 def test_the_end_of_a_line_is_no_part_of_it(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw", b"1::2::3::4\r\n1::2::3::x\r\n")
-    with pytest.raises(UserError, match="time 'x' is not a whole number of seconds: '1::2::3::x'"):
+    with pytest.raises(UserError, match=r"time 'x' is not a whole .* unit: '1::2::3::x'"):
         prepare("movielens", [raw], tmp_path / "toy", k=0)
 
 
@@ -457,6 +473,7 @@ def test_repeated_visits_count_and_stay(tmp_path: Path) -> None:
     assert done.n_repeated == 2
     assert "2 repeat an item of their user; rm_dup_inter decides" in done.report()
     assert done.statistics == Statistics(1, 1, 3)
+    assert "1 items, 3 actions, average length 3.00, sparsity 0.00%" in done.report()
 
 
 def test_pairs_that_are_dropped_later_change_no_result(tmp_path: Path) -> None:
@@ -518,6 +535,53 @@ def test_training_sees_the_order_of_time_and_of_the_files(tmp_path: Path) -> Non
     for number, user in enumerate(theirs.field2id_token["user_id"][1:], start=1):
         seen = theirs.inter_feat["item_id"][theirs.inter_feat["user_id"] == number]
         assert list(names[seen]) == expected[str(user)][1:]
+
+
+UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_unit_of_times_is_told_by_their_size(tmp_path: Path, unit: str) -> None:
+    """Windows hold the dates that were meant, and the file has seconds, whatever the unit."""
+    days = {"a": "1973-06-01", "b": "1999-12-31", "c": "2023-05-01", "d": "2023-05-02"}
+    seconds = {
+        i: int(datetime.fromisoformat(f"{d}T23:59:59Z").timestamp()) for i, d in days.items()
+    }
+    raw = write(tmp_path / "raw", [f"u,{i},5,{t * UNITS[unit]}" for i, t in seconds.items()])
+    done = prepare("amazon", [raw], tmp_path / "all", k=0)
+    assert rows(done.path)[1:] == [("u", i, "5.0", str(t)) for i, t in seconds.items()]
+    written = "" if unit == "seconds" else ", written as seconds"
+    assert f"\ntimes taken for {unit} since 1970{written}\n" in done.report()
+    window = select("1999-12-31", "2023-05-01", None)
+    done = prepare("amazon", [raw], tmp_path / "some", k=0, selection=window)
+    assert [item for _, item, *_ in rows(done.path)[1:]] == ["b", "c"]
+    with pytest.raises(UserError, match=f"none of 4 .* is selected; times taken for {unit} since"):
+        prepare("amazon", [raw], tmp_path / "none", k=0, selection=select("2024-01-01", None, None))
+
+
+def test_parts_of_a_second_keep_their_order(tmp_path: Path) -> None:
+    """Also beside a file in seconds: a first, then b, c and d within one second, then e."""
+    fine = [f"u,{i},5,{1_600_000_000_000 + ms}" for i, ms in (("d", 900), ("c", 30), ("b", 2))]
+    files = [write(tmp_path / "fine", fine), tmp_path / "coarse"]
+    write(tmp_path / "coarse", [f"u,{i},5,{1_600_000_000 + s}" for i, s in (("e", 1), ("a", -1))])
+    done = prepare("amazon", files, tmp_path / "toy", k=0)
+    assert [(item, float(time)) for _, item, _, time in rows(done.path)[1:]] == [
+        ("a", 1_599_999_999),
+        ("b", 1_600_000_000.002),
+        ("c", 1_600_000_000.03),
+        ("d", 1_600_000_000.9),
+        ("e", 1_600_000_001),
+    ]
+    assert "times taken for milliseconds (3) and seconds (2) since 1970, writ" in done.report()
+    assert read_histories(loaded(tmp_path, "toy")) == {"u": list("abcde")}
+
+
+def test_dates_are_no_numbers(tmp_path: Path) -> None:
+    """The last year that can be written is no number of milliseconds."""
+    raw = write(tmp_path / "raw", [yelp_json("u", "b", 5, 253_402_300_799)])
+    done = prepare("yelp", [raw], tmp_path / "toy", k=0)
+    assert rows(done.path)[1:] == [("u", "b", "5.0", "253402300799")]
+    assert "times taken for" not in done.report()
 
 
 def test_sequences_keep_their_order(tmp_path: Path) -> None:
@@ -867,6 +931,7 @@ def test_command(tmp_path: Path, call: Any) -> None:
     assert histories(inter) == {"a": ["z", "x"], "b": ["x", "z"]}
     assert out.splitlines() == [
         "5 interactions read, 4 selected, 4 left by the k-core",
+        "times taken for seconds since 1970",
         "toy: 2 users, 2 items, 4 actions, average length 2.00, sparsity 0.00%",
         str(inter),
         f"{inter.with_suffix('.item')}, 1 titles",

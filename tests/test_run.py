@@ -51,7 +51,7 @@ def test_result_json_holds_all_that_is_needed_to_judge_a_run(go: Any) -> None:
     assert stored["best_epoch"] == best
     assert stored["valid"][KEPT] == stored["log"][best]["valid"]
     assert stored["epochs"] == 3
-    assert stored["statistics"] == {"users": 6, "items": 12, "actions": 30}
+    assert stored["statistics"] == {"users": 6, "items": 12, "actions": 30, "pairs": 30}
     assert stored["versions"]["recbole_simdiff"] == version
     assert {"python", "torch", "recbole", "numpy", "pandas"} <= stored["versions"].keys()
     assert stored["config"]["model"] == "SimDiffRec"
@@ -488,7 +488,6 @@ def test_changed_ready_made_rows_are_refused(make_config: Any, data_path: Path) 
         make_config(
             dataset="ready",
             load_col={"inter": ["user_id", "item_id_list", "item_id"]},
-            alias_of_item_id=["item_id_list"],
             benchmark_filename=list(files),
             train_sampling="prefix_last",
         )
@@ -496,7 +495,8 @@ def test_changed_ready_made_rows_are_refused(make_config: Any, data_path: Path) 
     assert evaluate(result.run_dir).test == result.test
     path = folder / "ready.test.inter"
     path.write_text(path.read_text().replace("u2\ti5 i1 i2\ti3", "u2\ti5 i1 i2\ti4"))
-    with pytest.raises(UserError, match=r"is not the one .* was trained on"):
+    message = r"is not the one .* was trained on: it has 2 users, 5 items, 7 ready-made prefixes, "
+    with pytest.raises(UserError, match=message + "the checkpoint 2 users, 5 items, 7 ready-made"):
         evaluate(result.run_dir)
 
 

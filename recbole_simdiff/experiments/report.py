@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_simdiff import checkpoint
 from recbole_simdiff.config import Config
-from recbole_simdiff.data import Statistics, create_dataset
+from recbole_simdiff.data import PrefixStatistics, Statistics, create_dataset
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import plots, tables
 from recbole_simdiff.experiments.embeddings import sequences
@@ -206,9 +206,10 @@ def statistics(experiment: Experiment, folder: Path) -> str:
 
 
 def _sizes(found: Statistics) -> list[str]:
-    sparsity = 100 * (1 - found.actions / (found.users * found.items))
     whole = [f"{n:,}" for n in (found.users, found.items, found.actions)]
-    return [*whole, f"{found.actions / found.users:.2f}", f"{sparsity:.2f}"]
+    if isinstance(found, PrefixStatistics):
+        return [*whole, "-", "-"]
+    return [*whole, f"{found.actions / found.users:.2f}", f"{100 * found.sparsity:.2f}"]
 
 
 def write(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from recbole_simdiff.experiments.execute import LINES
 from recbole_simdiff.experiments.plots import FORMATS
 from recbole_simdiff.run import LISTS, RANKS, RESULT, read_result
 from recbole_simdiff.trainer import KEPT, REMOVED
+from tests.conftest import write_inter
 from tests.experiments.conftest import tiny
 
 run_module = importlib.import_module("recbole_simdiff.run")
@@ -135,6 +136,25 @@ def test_statistics(main: Any, write: Any, files: Path, data_path: Path, capsys:
     text = (files / "table.md").read_text()
     assert "| toy | here | 6 | 12 | 30 | 5.00 | 58.33 |" in text
     assert "| nowhere | here | " in text
+
+
+def test_statistics_of_repeated_pairs_and_of_ready_made_prefixes(
+    write: Any, files: Path, data_path: Path, capsys: Any
+) -> None:
+    """A repeated pair counts once for sparsity; prefixes say nothing about whole histories."""
+    write_inter(data_path, "again", {"a": ["x", "y", "x", "x"], "b": ["y", "z", "y"]})
+    where = [f"--output={files.parent}", f"--data_path={data_path}"]
+    path = write(kind="statistics", rows=None, metrics=None, datasets=["again"])
+    assert cli.main(["benchmark", path, *where]) == 0
+    assert "| again | here | 2 | 3 | 7 | 3.50 | 33.33 |" in capsys.readouterr().out
+
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    for name in ("train", "valid", "test"):
+        (data_path / "again" / f"again.{name}.inter").write_text(header + "u\tx y\tz\n")
+    columns = "--load_col={inter: [user_id, item_id_list, item_id]}"
+    ready = ["--benchmark_filename=[train, valid, test]", columns]
+    assert cli.main(["benchmark", path, *where, *ready]) == 0
+    assert "| again | here | 1 | 3 | 3 | - | - |" in capsys.readouterr().out
 
 
 def test_a_failed_run_shows_in_the_report_and_in_the_exit_code(main: Any, write: Any) -> None:
