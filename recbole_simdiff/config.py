@@ -35,7 +35,7 @@ COMMAND_LINE = "command line"
 # Not a recommender but a way to train one, key ``backbone``, on augmented data.
 AUGMENTED = "DiffuASR"
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
-_UNLISTED_KEYS = {"single_spec", "MODEL_TYPE", "encoding"}
+_UNLISTED_KEYS = {"single_spec", "MODEL_TYPE", "encoding", "tail_ratio"}
 # Keys of RecBole that would have no effect here, or a harmful one, and why.
 _REFUSED_KEYS = {
     "save_dataset": "data sets are rebuilt from their files, which takes seconds",
@@ -419,6 +419,13 @@ class Config(RecBoleConfig):
         cuts = [topk] if isinstance(topk, int) else topk
         if not isinstance(cuts, list) or not cuts or any(type(k) is not int or k < 1 for k in cuts):
             raise UserError(f"topk={topk} must be whole numbers of at least 1, e.g. [5, 10]")
+        tail = self.final_config_dict.get("tail_ratio")
+        whole = _is_number(tail) and tail >= 2 and float(tail).is_integer()
+        if tail is not None and not whole and not (_is_number(tail) and 0 < tail <= 1):
+            raise UserError(
+                f"tail_ratio={tail!r} must be a share of the items in (0, 1], those trained on "
+                "least, or a whole number from 2 on: items with at most so many training targets"
+            )
 
     def _check_values(self) -> None:
         final = self.final_config_dict

@@ -73,6 +73,7 @@ EVALUATION_KEYS = (
     "eval_batch_size",
     "metrics",
     "topk",
+    "tail_ratio",
     "valid_metric",
     "length_groups",
     "save_rankings",
@@ -420,7 +421,8 @@ def save_rankings(
     ``ranks.csv`` has a line for each test row: ``user``, ``item`` (the target), ``length`` (items
     of the input), ``train_count`` (training interactions of the target), ``rank_kept`` and
     ``rank_removed`` (rank of the target, from 1, by protocol). ``lists.csv.gz`` has the items
-    ranked first: ``user``, ``history`` (kept or removed), ``rank``, ``item``.
+    ranked first: ``user``, ``history`` (kept or removed), ``rank``, ``item``; a list has fewer than
+    max(topk) items where fewer can be recommended.
 
     Args:
         rows (Mapping): ``Evaluation.rows``.
@@ -443,7 +445,7 @@ def save_rankings(
         n, k = first.shape
         columns = {"user": user.repeat(k), "history": name}
         columns |= {"rank": np.tile(np.arange(1, k + 1), n), "item": items[first.reshape(-1)]}
-        lists.append(pd.DataFrame(columns))
+        lists.append(pd.DataFrame(columns)[first.reshape(-1) > 0])
     for name, table in ((RANKS, pd.DataFrame(ranks)), (LISTS, pd.concat(lists))):
         packed = "gzip" if name == LISTS else None
         write = partial(table.to_csv, index=False, compression=packed)

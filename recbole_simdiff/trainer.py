@@ -27,6 +27,7 @@ from tqdm import tqdm
 from recbole_simdiff import checkpoint, distributed
 from recbole_simdiff.encoder import PSEUDO_LENGTH
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.metrics import COVERAGE
 from recbole_simdiff.plan import Phase, Update
 
 KEPT, REMOVED = "history kept", "history removed"
@@ -130,7 +131,8 @@ class Evaluation(NamedTuple):
             ``rows``, how many there are. Empty groups are left out.
         rows (dict): with ``save_rankings``, by row: ``user``, ``item`` (the target), ``length``
             (real items of the input), and by protocol ``rank`` of the target, from 1, [rows], and
-            ``list``, the items ranked first, [rows, K]: ``rows["rank", protocol]``.
+            ``list``, the items ranked first, 0 after the last one, [rows, K]:
+            ``rows["rank", protocol]``.
     """
 
     metrics: dict[str, Metrics]
@@ -141,7 +143,8 @@ class Evaluation(NamedTuple):
 class TargetCollector(Collector):
     """RecBole's collector without its users x items matrix, for one target a row.
 
-    With ``save_rankings`` it also keeps the rank of each target and the items ranked first.
+    With ``save_rankings`` it also keeps the rank of each target and the items ranked first. Items
+    of score -inf, which cannot be recommended, are in no list: 0 stands for them.
 
     Also closes a fault of RecBole 1.2.1: the coverage metrics (ItemCoverage, GiniIndex,
     AveragePopularity, TailPercentage) crash because ``.cpu()`` is called on numbers and counters.
@@ -158,15 +161,17 @@ class TargetCollector(Collector):
         needs = [n for n in ("rec.meanrank", "rec.score", "data.label") if self.register.need(n)]
         one_each = torch.equal(positive_u.cpu(), torch.arange(len(scores_tensor)))
         k, keep = max(self.topk), self.config["save_rankings"] and one_each
-        by_recbole = bool(needs) or not one_each
+        by_recbole, lists = bool(needs) or not one_each, self.register.need("rec.items")
+        values, top = scores_tensor.topk(k, dim=-1)  # [B, K]
+        top = top.masked_fill(values == -torch.inf, 0)
         if by_recbole:
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+            if lists:
+                self.data_struct["rec.items"][-len(top) :] = top
             if not keep:
                 return
-        top = scores_tensor.topk(k, dim=-1).indices  # [B, K]
         target = positive_i.to(top.device).unsqueeze(1)
         hit = (top == target).int()
-        lists = self.register.need("rec.items")
         if (lists and not by_recbole) or (keep and not lists):
             self.data_struct.update_tensor("rec.items", top)
         if self.register.need("rec.topk") and not by_recbole:
@@ -235,7 +240,9 @@ class PlanTrainer(Trainer):
         self.stop = StopRequest()
         self.item_tensor: Any = None
         self._resume_rng: dict[str, Tensor] | None = None
-        for metric in self.evaluator.metric_class.values():
+        measures = self.evaluator.metric_class
+        measures |= {name: one(config) for name, one in COVERAGE.items() if name in measures}
+        for metric in measures.values():
             # RecBole rounds before epochs are compared, so plateaus look like ties.
             metric.decimal_place = 15
         self._build_optimizers()

@@ -382,6 +382,13 @@ def test_what_recbole_knows_of_eval_args_is_taken(values: dict[str, Any]) -> Non
         assert found["split"] == values["split"]
 
 
+@pytest.mark.parametrize("tail", [0, -0.5, 1.5, 2.5, "a", True, [0.5]])
+def test_a_tail_is_a_share_or_a_count(tail: Any) -> None:
+    refused(r"^tail_ratio=.* must be a share of the items in \(0, 1\]", tail_ratio=tail)
+    for good in (0.5, 1, 2, 3.0, None):
+        assert Config(MODEL, "toy", overrides={"tail_ratio": good})["tail_ratio"] == good
+
+
 def test_users_items_and_times_are_loaded_unless_something_else_is_asked_for() -> None:
     config = Config(MODEL, "toy", overrides={"TIME_FIELD": "date", "ITEM_ID_FIELD": "shop"})
     assert config["load_col"] == {"inter": ["user_id", "shop", "date"]}

@@ -151,9 +151,9 @@ def test_coverage_metrics_work(make: Any) -> None:
     counts = [int((train.dataset.train_items == i).sum()) for i in range(1, 6)]
     for _ in range(2):  # the training counts must survive the first evaluation
         found = trainer.evaluate_protocols(valid, (KEPT,))[KEPT]
-        assert found["itemcoverage@1"] == pytest.approx(1 / 13)
-        assert found["itemcoverage@5"] == pytest.approx(5 / 13)
-        assert found["giniindex@1"] == pytest.approx(12 / 13)
+        assert found["itemcoverage@1"] == pytest.approx(1 / 12)
+        assert found["itemcoverage@5"] == pytest.approx(5 / 12)
+        assert found["giniindex@1"] == pytest.approx(11 / 12)
         assert found["averagepopularity@1"] == counts[0]
         assert found["averagepopularity@5"] == pytest.approx(sum(counts) / 5)
         assert 0 <= found["tailpercentage@5"] <= 1
@@ -586,11 +586,11 @@ def test_metrics_that_need_more_than_lists_have_no_groups(by_length: Any) -> Non
 
 
 def test_coverage_of_a_group(by_length: Any) -> None:
-    """Always items 1..5 of 13: of a group as of all."""
+    """Always items 1..5 of 12: of a group as of all."""
     stub = Stub(lambda batch: -torch.arange(13.0).expand(len(batch), 13))
     results, groups, *_ = by_length([3], stub, metrics=["NDCG", "ItemCoverage"])
     for part in (results[KEPT], *groups.values()):
-        assert part["itemcoverage@5"] == pytest.approx(5 / 13)
+        assert part["itemcoverage@5"] == pytest.approx(5 / 12)
 
 
 # ---------------------------------------------------------------------- requests to stop
