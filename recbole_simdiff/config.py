@@ -44,6 +44,10 @@ _REFUSED_KEYS = {
     "dataloaders_save_path": "loaders are rebuilt at every start",
     "enable_scaler": "enable_amp uses bfloat16, which needs no gradient scaling",
 }
+# Keys of RecBole's S3Rec that would join its two stages by a pickled file.
+_STAGE_KEYS = ("train_stage", "pre_model_path")
+# Where a whole configuration comes from, every value at its default included.
+_RESTORED = ("checkpoint", "experiment", AUGMENTED)
 
 
 _CHOICES = {
@@ -383,6 +387,8 @@ class Config(RecBoleConfig):
                 continue
             if key in _REFUSED_KEYS and self.external_config_dict[key]:
                 raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")
+            if key in _STAGE_KEYS and key in known:
+                self._check_stage(key, source)
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
                 hint = f"; did you mean {near[0]}?" if near else "."
@@ -390,6 +396,15 @@ class Config(RecBoleConfig):
                     f"unknown key {key!r} ({source}) for model={self.name}{hint} "
                     f"'list --explain --model={self.name}' shows every key"
                 )
+
+    def _check_stage(self, key: str, source: str) -> None:
+        value = self.external_config_dict[key]
+        if source not in _RESTORED or value != self.internal_config_dict[key]:
+            raise UserError(
+                f"{key}={value!r} ({source}) is not supported: both stages of {self.model} run in "
+                "turn here, pretrain_epochs of the first and epochs of the second; "
+                "pretrain_epochs=0 trains the second alone. Pickled files (.pth) are never opened"
+            )
 
     def _check_types(self) -> None:
         for key, source in self._given.items():
@@ -432,6 +447,8 @@ class Config(RecBoleConfig):
         for key in ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step"):
             if not isinstance(final[key], int) or final[key] < 1:
                 raise UserError(f"{key}={final[key]!r} ({self.origin.get(key)}) must be at least 1")
+        if final.get("pretrain_epochs", 0) < 0:
+            raise UserError(f"pretrain_epochs={final['pretrain_epochs']} must be at least 0")
         if final["MAX_ITEM_LIST_LENGTH"] < 1:
             raise UserError(
                 f"MAX_ITEM_LIST_LENGTH={final['MAX_ITEM_LIST_LENGTH']} must be at least 1"

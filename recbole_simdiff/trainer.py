@@ -744,12 +744,10 @@ def training_plan(model: Any, config: Any) -> list[Phase]:
     if hasattr(model, "training_plan"):
         plan: list[Phase] = model.training_plan()
         return plan
-    if hasattr(model, "train_stage") and config["pretrain_epochs"]:
+    if hasattr(model, "train_stage"):
         # RecBole runs S3Rec as two programs joined by a pickled file; here they follow each other.
-        return [
-            Phase("pretrain", config["pretrain_epochs"], evaluate=False),
-            Phase("finetune", config["epochs"]),
-        ]
+        before, tuned = config["pretrain_epochs"], Phase("finetune", config["epochs"])
+        return [Phase("pretrain", before, evaluate=False), tuned] if before else [tuned]
     return [Phase("train", config["epochs"])]
 
 

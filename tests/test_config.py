@@ -389,6 +389,33 @@ def test_a_tail_is_a_share_or_a_count(tail: Any) -> None:
         assert Config(MODEL, "toy", overrides={"tail_ratio": good})["tail_ratio"] == good
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train_stage": "finetune"},
+        {"train_stage": "pretrain"},
+        {"pre_model_path": "x.pth"},
+        {"train_stage": "finetune", "pre_model_path": "saved/run/best.safetensors"},
+    ],
+)
+def test_stages_that_a_pickled_file_would_join_are_refused(values: dict[str, str]) -> None:
+    """Typed or, with another value than RecBole's default, loaded; in DiffuASR's backbone, too."""
+    message = r"is not supported: both stages of S3Rec run in turn here, .*\.pth\) are never opened"
+    key = next(iter(values))
+    refused(rf"^{key}=.*\(command line\) {message}", model="S3Rec", **values)
+    refused(message, model="DiffuASR", backbone="S3Rec", **values)
+    plain = Config("S3Rec", "toy").plain()["values"]
+    stored = Config("S3Rec", "toy", (), plain, "checkpoint")
+    assert (stored["train_stage"], stored["pre_model_path"]) == ("pretrain", "")
+    if values != {"train_stage": "pretrain"}:
+        with pytest.raises(UserError, match=rf"\(checkpoint\) {message}"):
+            Config("S3Rec", "toy", (), plain | values, "checkpoint")
+
+
+def test_epochs_of_a_first_stage_are_not_negative() -> None:
+    refused("^pretrain_epochs=-1 must be at least 0", model="S3Rec", pretrain_epochs=-1)
+
+
 def test_users_items_and_times_are_loaded_unless_something_else_is_asked_for() -> None:
     config = Config(MODEL, "toy", overrides={"TIME_FIELD": "date", "ITEM_ID_FIELD": "shop"})
     assert config["load_col"] == {"inter": ["user_id", "shop", "date"]}
