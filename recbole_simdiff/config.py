@@ -398,11 +398,12 @@ class Config(RecBoleConfig):
                 )
 
     def _check_stage(self, key: str, source: str) -> None:
-        value = self.external_config_dict[key]
-        if source not in _RESTORED or value != self.internal_config_dict[key]:
+        """Refuse a key of S3Rec's stages, unless both say nothing, as in a stored configuration."""
+        given, default = self.external_config_dict, self.internal_config_dict
+        if any(k not in given or given[k] != default[k] for k in _STAGE_KEYS):
             raise UserError(
-                f"{key}={value!r} ({source}) is not supported: both stages of {self.model} run in "
-                "turn here, pretrain_epochs of the first and epochs of the second; "
+                f"{key}={given[key]!r} ({source}) is not supported: both stages of {self.model} "
+                "run in turn here, pretrain_epochs of the first and epochs of the second; "
                 "pretrain_epochs=0 trains the second alone. Pickled files (.pth) are never opened"
             )
 
@@ -521,7 +522,26 @@ class Config(RecBoleConfig):
         if self.name == AUGMENTED:
             diffuasr.check_config(self)
 
+        modes = final["eval_args"]["mode"]
+        ranked = "test" in self.held_out and modes["test"] == "full"
+        if final["save_rankings"] and not ranked and self.origin["save_rankings"] not in _RESTORED:
+            raise UserError(
+                "save_rankings=True writes ranks of the test among all items, which needs a test "
+                f"part and mode: full; eval_args={final['eval_args']}"
+            )
+
     # ------------------------------------------------------------------ reading back
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Parts that ``eval_args`` holds out of training: valid, test, both or none."""
+        parts = ("valid", "test")
+        if self.final_config_dict["benchmark_filename"] is not None:  # the files are the parts
+            return parts
+        ((way, rule),) = self.final_config_dict["eval_args"]["split"].items()
+        if way == "LS":
+            return {"valid_only": parts[:1], "test_only": parts[1:]}.get(rule, parts)
+        return tuple(name for name, share in zip(parts, rule[1:], strict=True) if share)
 
     def plain(self) -> dict[str, Any]:
         """The values a user can set, as JSON-ready data; ``Config(**plain)`` restores the rest.

@@ -21,7 +21,7 @@ import pandas as pd
 import recbole.data.dataset as recbole_datasets
 import torch
 import yaml
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
@@ -803,6 +803,52 @@ class HistoryEvalLoader(FullSortEvalDataLoader):
         return interaction, history, positive_u, positive_i
 
 
+class SampledEvalLoader(NegSampleEvalDataLoader):
+    """RecBole's loader of sampled rankings, with each row once beside all of its candidates.
+
+    RecBole repeats a row for each candidate, which costs a pass of the model each. The candidates
+    are RecBole's: drawn user by user from the same random state.
+    """
+
+    def _init_batch_size_and_step(self) -> None:
+        """Users of at most ``eval_batch_size`` rows together, at least one."""
+        rows = np.sort(self.uid2items_num[self.uid_list])[::-1].cumsum()
+        self.step = max(1, int((rows <= self.config["eval_batch_size"]).sum()))
+        self.set_batch_size(self.step)
+
+    def collate_fn(self, index: Any) -> tuple[Interaction, Tensor, Tensor, Tensor]:
+        """Rows of some users, with what is ranked in each.
+
+        Returns:
+            tuple: rows [B], candidates with the target first [B, 1 + n], number of each row's user
+            within the batch [B], and target of each row [B].
+        """
+        users = self.uid_list[np.array(index)]
+        places = [np.arange(own.start, own.stop) for own in self.uid2index[users]]
+        counts = [len(own) for own in places]
+        rows = self.transform(self._dataset, self._dataset[np.concatenate(places)])
+        items = rows[self.iid_field]
+        candidates = []
+        for user, own in zip(users, items.split(counts), strict=True):
+            drawn = self._sampler.sample_by_user_ids(
+                np.full(len(own), user), own.numpy(), self.neg_sample_num
+            )
+            candidates.append(torch.cat([own, drawn]).view(-1, len(own)).t())
+        number = torch.repeat_interleave(torch.arange(len(users)), torch.tensor(counts))
+        return rows, torch.cat(candidates), number, items
+
+    def with_items(self, rows: Interaction, items: Tensor) -> Interaction:
+        """The rows with other items in place of their targets, item features included.
+
+        Args:
+            rows (Interaction): of a batch, [B].
+            items (LongTensor): [B].
+        """
+        other = Interaction({**rows.interaction, self.iid_field: items})
+        joined: Interaction = self._dataset.join(other)
+        return joined
+
+
 def create_dataset(config: Any) -> FlatDataset:
     """The data set of a configuration, built from its files.
 
@@ -826,7 +872,7 @@ def create_dataset(config: Any) -> FlatDataset:
 def create_loaders(
     config: Any, dataset: FlatDataset, pseudo: Tensor | None = None
 ) -> tuple[Any, Any, Any]:
-    """(training, validation, test) loaders.
+    """(training, validation, test) loaders; None for a part without rows.
 
     Our models train on ``BucketLoader``; RecBole's own on RecBole's ``TrainDataLoader``. Evaluation
     is RecBole's in both cases.
@@ -838,7 +884,7 @@ def create_loaders(
             with ``pseudo_at_evaluation``, of validation and test rows; [users, M].
 
     Raises:
-        UserError: if the split leaves nothing to train or to evaluate on.
+        UserError: if the split leaves nothing to train on, or nothing of what it holds out.
     """
     try:
         parts = dataset.build()
@@ -846,7 +892,7 @@ def create_loaders(
         if isinstance(error, UserError):
             raise
         raise UserError(f"eval_args={config['eval_args']}: {error}") from error
-    if not len(parts[1]) and not len(parts[2]):
+    if config.held_out and not len(parts[1]) and not len(parts[2]):
         raise UserError(
             f"dataset={dataset.dataset_name!r} ({dataset.statistics}): no user has enough "
             "interactions for validation or test under the split of eval_args"
@@ -869,8 +915,7 @@ def create_loaders(
         )
     evaluation = []
     for phase, part, sampler in zip(("valid", "test"), parts[1:], samplers[1:], strict=True):
-        loader = get_dataloader(config, phase)
-        if loader is FullSortEvalDataLoader:
-            loader = HistoryEvalLoader
+        full = get_dataloader(config, phase) is FullSortEvalDataLoader
+        loader = HistoryEvalLoader if full else SampledEvalLoader
         evaluation.append(loader(config, part, sampler, shuffle=False) if len(part) else None)
     return train, *evaluation

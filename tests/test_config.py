@@ -390,6 +390,41 @@ def test_a_tail_is_a_share_or_a_count(tail: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("held_out", "args"),
+    [
+        (("valid", "test"), {}),
+        (("valid", "test"), {"split": {"LS": "valid_and_test"}}),
+        (("valid",), {"split": {"LS": "valid_only"}}),
+        (("test",), {"split": {"LS": "test_only"}}),
+        (("valid", "test"), {"split": {"RS": [8, 1, 1]}}),
+        (("test",), {"split": {"TS": [0.9, 0, 0.1]}}),
+        (("valid",), {"split": {"RS": [0.9, 0.1, 0]}}),
+        ((), {"split": {"RS": [1, 0, 0]}}),
+    ],
+)
+def test_parts_that_a_split_holds_out(held_out: tuple[str, ...], args: dict[str, Any]) -> None:
+    assert Config(MODEL, "toy", overrides={"eval_args": args}).held_out == held_out
+    files = {"benchmark_filename": ["train", "valid", "test"]}
+    assert Config(MODEL, "toy", overrides={"eval_args": args} | files).held_out == (
+        "valid",
+        "test",
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"mode": "uni100"}, {"mode": {"valid": "full", "test": "pop5"}}, {"split": {"RS": [1, 0, 0]}}],
+)
+def test_rankings_that_would_not_be_saved_are_refused(args: dict[str, Any]) -> None:
+    """A run of an earlier version that asked for them can still be read."""
+    values = {"save_rankings": True, "eval_args": args}
+    refused("^save_rankings=True writes ranks of the test among all items", **values)
+    assert Config(MODEL, "toy", (), values, "checkpoint")["save_rankings"]
+    valid = {"mode": {"valid": "uni100", "test": "full"}}
+    assert Config(MODEL, "toy", (), values | {"eval_args": valid})["save_rankings"]
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"train_stage": "finetune"},
