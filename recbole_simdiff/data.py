@@ -10,7 +10,7 @@ import difflib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -621,6 +621,29 @@ class FlatDataset(HostFixes, SequentialDataset):
         keep = item != rows[self.iid_field][row]
         return row[keep], item[keep]
 
+    def has_all_items(self, with_target: bool) -> str | None:
+        """The user of a row that holds every item there is; None if no row does.
+
+        Args:
+            with_target (bool): whether the target of a row is one of its items.
+        """
+        if self.max_item_list_len + with_target < self.item_num - 1:
+            return None
+        rows, sequences = (
+            self.inter_feat,
+            self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]],
+        )
+        for part in torch.arange(len(rows)).split(10_000):
+            held = torch.zeros(len(part), self.item_num, dtype=torch.bool)
+            held.scatter_(1, sequences[part], True)
+            if with_target:
+                held.scatter_(1, rows[self.iid_field][part].unsqueeze(1), True)
+            full = held[:, 1:].all(1)
+            if full.any():
+                user = rows[self.uid_field][part][full][0]
+                return str(self.id2token(self.uid_field, user))
+        return None
+
     def counter(self, field: str) -> Counter[Any]:
         """Counts of a column; of items, over all training targets (popularity metrics)."""
         if field == self.iid_field and hasattr(self, "train_items"):
@@ -907,6 +930,7 @@ def create_loaders(
         for part in parts[1:] if config["pseudo_at_evaluation"] else ():
             part.prepend(pseudo, keep_rows=False)
     samplers = create_samplers(config, dataset, parts)
+    _check_negatives(config, parts, samplers)
     if config["model"] in plugin_models() and dataset.list_fields:
         train: Any = BucketLoader(config, parts[0])
     else:
@@ -919,3 +943,43 @@ def create_loaders(
         loader = HistoryEvalLoader if full else SampledEvalLoader
         evaluation.append(loader(config, part, sampler, shuffle=False) if len(part) else None)
     return train, *evaluation
+
+
+def _check_negatives(config: Any, parts: Sequence[FlatDataset], samplers: Sequence[Any]) -> None:
+    """Refuse data in which some negative cannot be drawn, which would be tried for ever.
+
+    Args:
+        config (Config): resolved configuration.
+        parts (Sequence): training, validation and test part, invented items included.
+        samplers (Sequence): theirs, or None.
+
+    Raises:
+        UserError: naming what draws and a row, or the one item, that leaves nothing to draw.
+    """
+    drawn = []  # by whom, of which parts, and whether the target is ruled out, too
+    if config["sr_loss"] == "BCE":
+        drawn.append((f"sr_loss=BCE of {config['model']}", parts[:1], True))
+    if config["transform"] == "mask_itemseq":
+        drawn.append((f"transform=mask_itemseq of {config['model']}", parts, False))
+    for who, of, with_target in drawn:
+        for part in of:
+            user = part.has_all_items(with_target)
+            if user is not None:
+                raise UserError(
+                    f"{who} draws items outside a row, but with MAX_ITEM_LIST_LENGTH="
+                    f"{part.max_item_list_len} a row of user {user!r} holds all "
+                    f"{part.item_num - 1} items there are; a smaller MAX_ITEM_LIST_LENGTH or more "
+                    "items leave some to draw"
+                )
+    # RecBole makes samplers for full rankings, too, which nobody asks.
+    asked = [True, *(config["eval_args"]["mode"][part] != "full" for part in ("valid", "test"))]
+    for sampler in (one for one, use in zip(samplers, asked, strict=True) if one and use):
+        n_items = sampler.item_num - 1
+        if sampler.distribution == "popularity":
+            n_items = len(set(sampler._get_candidates_list()))
+        if n_items < 2:
+            raise UserError(
+                f"dataset={parts[0].dataset_name!r} ({parts[0].statistics}) has one item to draw "
+                "negatives from, which is the target itself; the loss of the model, or a sampled "
+                "ranking, needs two"
+            )
