@@ -57,12 +57,12 @@ from recbole_simdiff.run import (
 )
 from recbole_simdiff.trainer import (
     BEST,
-    KEPT,
     LAST,
     Interrupted,
     Progress,
     StopRequest,
     TrainingDiverged,
+    kept,
     load_model_state,
     load_optimizer_state,
     optimizer_state,
@@ -628,7 +628,7 @@ def format_report(result: RunResult) -> str:
     notes = result.augmentation
     baseline = notes["baseline"]
     other = "" if baseline["model"] == notes["backbone"] else f" ({baseline['model']})"
-    parts = {"all": (baseline["test"].get(KEPT, {}), result.test[KEPT])}
+    parts = {"all": (kept(baseline["test"]), kept(result.test))}
     for group, values in result.by_length.items():
         parts[f"{group} ({values['rows']:.0f})"] = baseline["by_length"].get(group, {}), values
     tables = {}

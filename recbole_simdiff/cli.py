@@ -418,7 +418,7 @@ def _print_result(result: RunResult) -> None:
         seeds = result.sampling["seeds"]
         spread = {n: v for n, v in result.sampling.items() if n != "seeds"}
         rows = {k: {n: v[k] for n, v in spread.items()} for k in ("mean", "std")}
-        print(f"\ntest, history kept, over sampling seeds {seeds[0]}..{seeds[-1]}")
+        print(f"\ntest, {next(iter(result.test))}, over sampling seeds {seeds[0]}..{seeds[-1]}")
         print(format_table({"test": rows}, result.digits))
     if result.augmentation:
         notes = result.augmentation

@@ -35,7 +35,7 @@ COMMAND_LINE = "command line"
 # Not a recommender but a way to train one, key ``backbone``, on augmented data.
 AUGMENTED = "DiffuASR"
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
-_UNLISTED_KEYS = {"single_spec", "MODEL_TYPE", "encoding"}
+_UNLISTED_KEYS = {"single_spec", "MODEL_TYPE", "encoding", "tail_ratio"}
 # Keys of RecBole that would have no effect here, or a harmful one, and why.
 _REFUSED_KEYS = {
     "save_dataset": "data sets are rebuilt from their files, which takes seconds",
@@ -44,6 +44,10 @@ _REFUSED_KEYS = {
     "dataloaders_save_path": "loaders are rebuilt at every start",
     "enable_scaler": "enable_amp uses bfloat16, which needs no gradient scaling",
 }
+# Keys of RecBole's S3Rec that would join its two stages by a pickled file.
+_STAGE_KEYS = ("train_stage", "pre_model_path")
+# Where a whole configuration comes from, every value at its default included.
+_RESTORED = ("checkpoint", "experiment", AUGMENTED)
 
 
 _CHOICES = {
@@ -392,6 +396,8 @@ class Config(RecBoleConfig):
                 continue
             if key in _REFUSED_KEYS and self.external_config_dict[key]:
                 raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")
+            if key in _STAGE_KEYS and key in known:
+                self._check_stage(key, source)
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
                 hint = f"; did you mean {near[0]}?" if near else "."
@@ -399,6 +405,16 @@ class Config(RecBoleConfig):
                     f"unknown key {key!r} ({source}) for model={self.name}{hint} "
                     f"'list --explain --model={self.name}' shows every key"
                 )
+
+    def _check_stage(self, key: str, source: str) -> None:
+        """Refuse a key of S3Rec's stages, unless both say nothing, as in a stored configuration."""
+        given, default = self.external_config_dict, self.internal_config_dict
+        if any(k not in given or given[k] != default[k] for k in _STAGE_KEYS):
+            raise UserError(
+                f"{key}={given[key]!r} ({source}) is not supported: both stages of {self.model} "
+                "run in turn here, pretrain_epochs of the first and epochs of the second; "
+                "pretrain_epochs=0 trains the second alone. Pickled files (.pth) are never opened"
+            )
 
     def _check_types(self) -> None:
         for key, source in self._given.items():
@@ -428,12 +444,21 @@ class Config(RecBoleConfig):
         cuts = [topk] if isinstance(topk, int) else topk
         if not isinstance(cuts, list) or not cuts or any(type(k) is not int or k < 1 for k in cuts):
             raise UserError(f"topk={topk} must be whole numbers of at least 1, e.g. [5, 10]")
+        tail = self.final_config_dict.get("tail_ratio")
+        whole = _is_number(tail) and tail >= 2 and float(tail).is_integer()
+        if tail is not None and not whole and not (_is_number(tail) and 0 < tail <= 1):
+            raise UserError(
+                f"tail_ratio={tail!r} must be a share of the items in (0, 1], those trained on "
+                "least, or a whole number from 2 on: items with at most so many training targets"
+            )
 
     def _check_values(self) -> None:
         final = self.final_config_dict
         for key in ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step"):
             if not isinstance(final[key], int) or final[key] < 1:
                 raise UserError(f"{key}={final[key]!r} ({self.origin.get(key)}) must be at least 1")
+        if final.get("pretrain_epochs", 0) < 0:
+            raise UserError(f"pretrain_epochs={final['pretrain_epochs']} must be at least 0")
         if final["MAX_ITEM_LIST_LENGTH"] < 1:
             raise UserError(
                 f"MAX_ITEM_LIST_LENGTH={final['MAX_ITEM_LIST_LENGTH']} must be at least 1"
@@ -507,7 +532,26 @@ class Config(RecBoleConfig):
         if self.name == AUGMENTED:
             diffuasr.check_config(self)
 
+        modes = final["eval_args"]["mode"]
+        ranked = "test" in self.held_out and modes["test"] == "full"
+        if final["save_rankings"] and not ranked and self.origin["save_rankings"] not in _RESTORED:
+            raise UserError(
+                "save_rankings=True writes ranks of the test among all items, which needs a test "
+                f"part and mode: full; eval_args={final['eval_args']}"
+            )
+
     # ------------------------------------------------------------------ reading back
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Parts that ``eval_args`` holds out of training: valid, test, both or none."""
+        parts = ("valid", "test")
+        if self.final_config_dict["benchmark_filename"] is not None:  # the files are the parts
+            return parts
+        ((way, rule),) = self.final_config_dict["eval_args"]["split"].items()
+        if way == "LS":
+            return {"valid_only": parts[:1], "test_only": parts[1:]}.get(rule, parts)
+        return tuple(name for name, share in zip(parts, rule[1:], strict=True) if share)
 
     def plain(self) -> dict[str, Any]:
         """The values a user can set, as JSON-ready data; ``Config(**plain)`` restores the rest.

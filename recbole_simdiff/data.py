@@ -27,7 +27,7 @@ import pandas as pd
 import recbole.data.dataset as recbole_datasets
 import torch
 import yaml
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
@@ -941,6 +941,29 @@ class FlatDataset(HostFixes, SequentialDataset):
         keep = item != rows[self.iid_field][row]
         return row[keep], item[keep]
 
+    def has_all_items(self, with_target: bool) -> str | None:
+        """The user of a row that holds every item there is; None if no row does.
+
+        Args:
+            with_target (bool): whether the target of a row is one of its items.
+        """
+        if self.max_item_list_len + with_target < self.item_num - 1:
+            return None
+        rows, sequences = (
+            self.inter_feat,
+            self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]],
+        )
+        for part in torch.arange(len(rows)).split(10_000):
+            held = torch.zeros(len(part), self.item_num, dtype=torch.bool)
+            held.scatter_(1, sequences[part], True)
+            if with_target:
+                held.scatter_(1, rows[self.iid_field][part].unsqueeze(1), True)
+            full = held[:, 1:].all(1)
+            if full.any():
+                user = rows[self.uid_field][part][full][0]
+                return str(self.id2token(self.uid_field, user))
+        return None
+
     def counter(self, field: str) -> Counter[Any]:
         """Counts of a column; of items, over all training targets (popularity metrics)."""
         if field == self.iid_field and hasattr(self, "train_items"):
@@ -1116,6 +1139,52 @@ class HistoryEvalLoader(FullSortEvalDataLoader):
         return interaction, history, positive_u, positive_i
 
 
+class SampledEvalLoader(NegSampleEvalDataLoader):
+    """RecBole's loader of sampled rankings, with each row once beside all of its candidates.
+
+    RecBole repeats a row for each candidate, which costs a pass of the model each. The candidates
+    are RecBole's: drawn user by user from the same random state.
+    """
+
+    def _init_batch_size_and_step(self) -> None:
+        """Users of at most ``eval_batch_size`` rows together, at least one."""
+        rows = np.sort(self.uid2items_num[self.uid_list])[::-1].cumsum()
+        self.step = max(1, int((rows <= self.config["eval_batch_size"]).sum()))
+        self.set_batch_size(self.step)
+
+    def collate_fn(self, index: Any) -> tuple[Interaction, Tensor, Tensor, Tensor]:
+        """Rows of some users, with what is ranked in each.
+
+        Returns:
+            tuple: rows [B], candidates with the target first [B, 1 + n], number of each row's user
+            within the batch [B], and target of each row [B].
+        """
+        users = self.uid_list[np.array(index)]
+        places = [np.arange(own.start, own.stop) for own in self.uid2index[users]]
+        counts = [len(own) for own in places]
+        rows = self.transform(self._dataset, self._dataset[np.concatenate(places)])
+        items = rows[self.iid_field]
+        candidates = []
+        for user, own in zip(users, items.split(counts), strict=True):
+            drawn = self._sampler.sample_by_user_ids(
+                np.full(len(own), user), own.numpy(), self.neg_sample_num
+            )
+            candidates.append(torch.cat([own, drawn]).view(-1, len(own)).t())
+        number = torch.repeat_interleave(torch.arange(len(users)), torch.tensor(counts))
+        return rows, torch.cat(candidates), number, items
+
+    def with_items(self, rows: Interaction, items: Tensor) -> Interaction:
+        """The rows with other items in place of their targets, item features included.
+
+        Args:
+            rows (Interaction): of a batch, [B].
+            items (LongTensor): [B].
+        """
+        other = Interaction({**rows.interaction, self.iid_field: items})
+        joined: Interaction = self._dataset.join(other)
+        return joined
+
+
 def create_dataset(config: Any) -> FlatDataset:
     """The data set of a configuration, built from its files.
 
@@ -1139,7 +1208,7 @@ def create_dataset(config: Any) -> FlatDataset:
 def create_loaders(
     config: Any, dataset: FlatDataset, pseudo: Tensor | None = None
 ) -> tuple[Any, Any, Any]:
-    """(training, validation, test) loaders.
+    """(training, validation, test) loaders; None for a part without rows.
 
     Our models train on ``BucketLoader``; RecBole's own on RecBole's ``TrainDataLoader``. Evaluation
     is RecBole's in both cases.
@@ -1151,7 +1220,7 @@ def create_loaders(
             with ``pseudo_at_evaluation``, of validation and test rows; [users, M].
 
     Raises:
-        UserError: if the split leaves nothing to train or to evaluate on.
+        UserError: if the split leaves nothing to train on, or nothing of what it holds out.
     """
     try:
         parts = dataset.build()
@@ -1159,7 +1228,7 @@ def create_loaders(
         if isinstance(error, UserError):
             raise
         raise UserError(f"eval_args={config['eval_args']}: {error}") from error
-    if not len(parts[1]) and not len(parts[2]):
+    if config.held_out and not len(parts[1]) and not len(parts[2]):
         raise UserError(
             f"dataset={dataset.dataset_name!r} ({dataset.statistics}): no user has enough "
             "interactions for validation or test under the split of eval_args"
@@ -1174,6 +1243,7 @@ def create_loaders(
         for part in parts[1:] if config["pseudo_at_evaluation"] else ():
             part.prepend(pseudo, keep_rows=False)
     samplers = create_samplers(config, dataset, parts)
+    _check_negatives(config, parts, samplers)
     if config["model"] in plugin_models() and dataset.list_fields:
         train: Any = BucketLoader(config, parts[0])
     else:
@@ -1182,8 +1252,47 @@ def create_loaders(
         )
     evaluation = []
     for phase, part, sampler in zip(("valid", "test"), parts[1:], samplers[1:], strict=True):
-        loader = get_dataloader(config, phase)
-        if loader is FullSortEvalDataLoader:
-            loader = HistoryEvalLoader
+        full = get_dataloader(config, phase) is FullSortEvalDataLoader
+        loader = HistoryEvalLoader if full else SampledEvalLoader
         evaluation.append(loader(config, part, sampler, shuffle=False) if len(part) else None)
     return train, *evaluation
+
+
+def _check_negatives(config: Any, parts: Sequence[FlatDataset], samplers: Sequence[Any]) -> None:
+    """Refuse data in which some negative cannot be drawn, which would be tried for ever.
+
+    Args:
+        config (Config): resolved configuration.
+        parts (Sequence): training, validation and test part, invented items included.
+        samplers (Sequence): theirs, or None.
+
+    Raises:
+        UserError: naming what draws and a row, or the one item, that leaves nothing to draw.
+    """
+    drawn = []  # by whom, of which parts, and whether the target is ruled out, too
+    if config["sr_loss"] == "BCE":
+        drawn.append((f"sr_loss=BCE of {config['model']}", parts[:1], True))
+    if config["transform"] == "mask_itemseq":
+        drawn.append((f"transform=mask_itemseq of {config['model']}", parts, False))
+    for who, of, with_target in drawn:
+        for part in of:
+            user = part.has_all_items(with_target)
+            if user is not None:
+                raise UserError(
+                    f"{who} draws items outside a row, but with MAX_ITEM_LIST_LENGTH="
+                    f"{part.max_item_list_len} a row of user {user!r} holds all "
+                    f"{part.item_num - 1} items there are; a smaller MAX_ITEM_LIST_LENGTH or more "
+                    "items leave some to draw"
+                )
+    # RecBole makes samplers for full rankings, too, which nobody asks.
+    asked = [True, *(config["eval_args"]["mode"][part] != "full" for part in ("valid", "test"))]
+    for sampler in (one for one, use in zip(samplers, asked, strict=True) if one and use):
+        n_items = sampler.item_num - 1
+        if sampler.distribution == "popularity":
+            n_items = len(set(sampler._get_candidates_list()))
+        if n_items < 2:
+            raise UserError(
+                f"dataset={parts[0].dataset_name!r} ({parts[0].statistics}) has one item to draw "
+                "negatives from, which is the target itself; the loss of the model, or a sampled "
+                "ranking, needs two"
+            )

@@ -63,11 +63,6 @@ class EncoderRecommender(SequentialRecommender):
         self.LayerNorm = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
         self.dropout = nn.Dropout(self.dropout_prob)
         self.apply(self.init_weights)
-        if self.sr_loss == "BCE" and self.n_items - 1 <= self.max_seq_length + 1:
-            raise UserError(
-                f"sr_loss=BCE draws negatives outside the history; {self.n_items - 1} items are "
-                f"too few for MAX_ITEM_LIST_LENGTH={self.max_seq_length}"
-            )
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -217,6 +212,8 @@ class EncoderRecommender(SequentialRecommender):
 
     def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
         """Uniform items of 1..V outside the row's history and target (Eq. 3).
+
+        There must be one: ``data.create_loaders`` refuses training rows that hold all items.
 
         Args:
             item_seq (LongTensor): items, [B, L].

@@ -43,6 +43,7 @@ from recbole_simdiff.trainer import (
     PlanTrainer,
     Progress,
     load_model_state,
+    protocol_name,
 )
 
 RESULT = "result.json"
@@ -74,6 +75,7 @@ EVALUATION_KEYS = (
     "eval_batch_size",
     "metrics",
     "topk",
+    "tail_ratio",
     "valid_metric",
     "length_groups",
     "save_rankings",
@@ -107,7 +109,8 @@ class RunResult:
     """What one run found.
 
     Attributes:
-        valid, test (dict): protocol -> metric -> unrounded value, of the best epoch.
+        valid, test (dict): protocol -> metric -> unrounded value, of the best epoch. The name of a
+            protocol says which candidates are drawn, see ``protocol_name``.
         best_epoch (int | None): counted from 0.
         epochs (int): epochs trained.
         seconds (float): of training and validation.
@@ -152,6 +155,8 @@ class RunResult:
 
     def table(self) -> str:
         """Validation and test metrics of both protocols, rounded for reading."""
+        if not self.valid and not self.test:
+            return "nothing was validated or tested"
         return format_table({"valid": self.valid, "test": self.test}, self.digits)
 
 
@@ -246,6 +251,11 @@ def run(
         f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{config['device']}, run folder {run_dir}"
     )
+    if not config.held_out:
+        logger.info(
+            f"trained on everything for epochs={config['epochs']}; nothing is validated or tested: "
+            f"eval_args has split={config['eval_args']['split']}"
+        )
     trainer = PlanTrainer(config, model, run_dir, payload, data, report)
     if resume:
         trainer.resume(resume)
@@ -334,7 +344,8 @@ def _join_processes(
             f"train_batch_size={size} leaves a last batch of {least} of the {len(train.dataset):,} "
             f"training rows, which {n} processes cannot divide. Change it a little"
         )
-    least = min(min(len(loader._dataset), loader.step) for loader in evaluated if loader)
+    steps = [min(len(loader._dataset), loader.step) for loader in evaluated if loader]
+    least = min(steps, default=n)
     if least < n:
         raise UserError(
             f"eval_batch_size={config['eval_batch_size']}: {n} processes cannot divide batches of "
@@ -443,7 +454,8 @@ def save_rankings(
     ``ranks.csv`` has a line for each test row: ``user``, ``item`` (the target), ``length`` (items
     of the input), ``train_count`` (training interactions of the target), ``rank_kept`` and
     ``rank_removed`` (rank of the target, from 1, by protocol). ``lists.csv.gz`` has the items
-    ranked first: ``user``, ``history`` (kept or removed), ``rank``, ``item``.
+    ranked first: ``user``, ``history`` (kept or removed), ``rank``, ``item``; a list has fewer than
+    max(topk) items where fewer can be recommended.
 
     Args:
         rows (Mapping): ``Evaluation.rows``.
@@ -466,7 +478,7 @@ def save_rankings(
         n, k = first.shape
         columns = {"user": user.repeat(k), "history": name}
         columns |= {"rank": np.tile(np.arange(1, k + 1), n), "item": items[first.reshape(-1)]}
-        lists.append(pd.DataFrame(columns))
+        lists.append(pd.DataFrame(columns)[first.reshape(-1) > 0])
     for name, table in ((RANKS, pd.DataFrame(ranks)), (LISTS, pd.concat(lists))):
         packed = "gzip" if name == LISTS else None
         write = partial(table.to_csv, index=False, compression=packed)
@@ -488,9 +500,14 @@ def read_result(run_dir: Path) -> RunResult:
     # Where it is now, not where it was written.
     values = {k: v for k, v in values.items() if k in known} | {"run_dir": str(run_dir)}
     try:
-        return RunResult(**values)
+        result = RunResult(**values)
     except TypeError as error:
         raise UserError(f"{path} is not the result of a finished run: {error}") from None
+    modes = result.config["values"].get("eval_args", {}).get("mode", {})
+    for split, results in (("valid", result.valid), ("test", result.test)):
+        if KEPT in results:  # which earlier versions called drawn candidates, too
+            setattr(result, split, _named(results, modes.get(split, "full")))
+    return result
 
 
 def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, Any, Any, Any, Any]:
@@ -623,6 +640,11 @@ def evaluate(
     path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
         place, overrides
     )
+    if not config.held_out:
+        raise UserError(
+            f"{path} was trained on everything, so there is nothing to evaluate on: eval_args has "
+            f"split={config['eval_args']['split']}. The command recommend uses it"
+        )
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
     found = evaluate_splits(trainer, valid_data, test_data if test else None)
@@ -642,9 +664,10 @@ def _result(
     augmentation: dict[str, Any],
     tested: bool,
 ) -> RunResult:
+    modes = config["eval_args"]["mode"]
     return RunResult(
-        valid=found.splits.get("valid", {}),
-        test=found.splits.get("test", {}),
+        valid=_named(found.splits.get("valid", {}), modes["valid"]),
+        test=_named(found.splits.get("test", {}), modes["test"]),
         best_epoch=progress.best_epoch,
         epochs=len(progress.log),
         seconds=progress.seconds,
@@ -660,6 +683,10 @@ def _result(
         processes=distributed.n_processes(),
         peak_gpu_memory_mb=torch.cuda.max_memory_allocated() / 2**20,
     )
+
+
+def _named(results: Mapping[str, Metrics], mode: str) -> dict[str, Metrics]:
+    return {protocol_name(name, mode): metrics for name, metrics in results.items()}
 
 
 def stored_config(

@@ -297,6 +297,8 @@ def _values(entry: Mapping[str, Any]) -> Metrics:
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _flat(f"{name}/{key.removeprefix('history ')}", part)
+            # MLflow refuses commas in names.
+            plain = key.removeprefix("history ").replace(",", "")
+            yield from _flat(f"{name}/{plain}", part)
     elif value is not None:
         yield name, value

@@ -5,7 +5,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from recbole_simdiff import checkpoint, distributed
 from recbole_simdiff.encoder import PSEUDO_LENGTH
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.metrics import COVERAGE
 from recbole_simdiff.plan import Phase, Update
 
 KEPT, REMOVED = "history kept", "history removed"
@@ -132,7 +133,8 @@ class Evaluation(NamedTuple):
             ``rows``, how many there are. Empty groups are left out.
         rows (dict): with ``save_rankings``, by row: ``user``, ``item`` (the target), ``length``
             (real items of the input), and by protocol ``rank`` of the target, from 1, [rows], and
-            ``list``, the items ranked first, [rows, K]: ``rows["rank", protocol]``.
+            ``list``, the items ranked first, 0 after the last one, [rows, K]:
+            ``rows["rank", protocol]``.
     """
 
     metrics: dict[str, Metrics]
@@ -143,7 +145,8 @@ class Evaluation(NamedTuple):
 class TargetCollector(Collector):
     """RecBole's collector without its users x items matrix, for one target a row.
 
-    With ``save_rankings`` it also keeps the rank of each target and the items ranked first.
+    With ``save_rankings`` it also keeps the rank of each target and the items ranked first. Items
+    of score -inf, which cannot be recommended, are in no list: 0 stands for them.
 
     Also closes a fault of RecBole 1.2.1: the coverage metrics (ItemCoverage, GiniIndex,
     AveragePopularity, TailPercentage) crash because ``.cpu()`` is called on numbers and counters.
@@ -160,15 +163,17 @@ class TargetCollector(Collector):
         needs = [n for n in ("rec.meanrank", "rec.score", "data.label") if self.register.need(n)]
         one_each = torch.equal(positive_u.cpu(), torch.arange(len(scores_tensor)))
         k, keep = max(self.topk), self.config["save_rankings"] and one_each
-        by_recbole = bool(needs) or not one_each
+        by_recbole, lists = bool(needs) or not one_each, self.register.need("rec.items")
+        values, top = scores_tensor.topk(k, dim=-1)  # [B, K]
+        top = top.masked_fill(values == -torch.inf, 0)
         if by_recbole:
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+            if lists:
+                self.data_struct["rec.items"][-len(top) :] = top
             if not keep:
                 return
-        top = scores_tensor.topk(k, dim=-1).indices  # [B, K]
         target = positive_i.to(top.device).unsqueeze(1)
         hit = (top == target).int()
-        lists = self.register.need("rec.items")
         if (lists and not by_recbole) or (keep and not lists):
             self.data_struct.update_tensor("rec.items", top)
         if self.register.need("rec.topk") and not by_recbole:
@@ -237,7 +242,9 @@ class PlanTrainer(Trainer):
         self.stop = StopRequest()
         self.item_tensor: Any = None
         self._resume_rng: dict[str, Tensor] | None = None
-        for metric in self.evaluator.metric_class.values():
+        measures = self.evaluator.metric_class
+        measures |= {name: one(config) for name, one in COVERAGE.items() if name in measures}
+        for metric in measures.values():
             # RecBole rounds before epochs are compared, so plateaus look like ties.
             metric.decimal_place = 15
         self._build_optimizers()
@@ -522,7 +529,9 @@ class PlanTrainer(Trainer):
         watched = [f"{k} {v:.3f}" for k, v in entry["monitor"].items()]
         text += f" | {', '.join(watched)}" if watched else ""
         if "valid" in entry:
-            text += f" | valid {self.valid_metric} {entry['valid'][self.valid_metric]:.5f}"
+            mode = self.config["eval_args"]["mode"]["valid"]
+            among = "" if mode == "full" else f" ({protocol_name(KEPT, mode)})"
+            text += f" | valid {self.valid_metric} {entry['valid'][self.valid_metric]:.5f}{among}"
             if not better:
                 text += f" (best {self.progress.best_score:.5f}, epoch {self.progress.best_epoch})"
         self.logger.info(text)
@@ -601,7 +610,8 @@ class PlanTrainer(Trainer):
         collected = {k: v for k, v in structs[KEPT]._data_dict.items() if k.startswith("rec.")}
         groups: dict[str, Metrics] = {}
         # Other entries are not told apart by row.
-        by_row = collected.keys() <= {"rec.topk", "rec.items", "rec.rank"}
+        full = isinstance(eval_data, FullSortEvalDataLoader)
+        by_row = full and collected.keys() <= {"rec.topk", "rec.items", "rec.rank"}
         if by_row and all(len(values) == len(rows["length"]) for values in collected.values()):
             number = torch.bucketize(rows["length"], torch.tensor([*bounds]))
             for g, (low, high) in enumerate(zip([0, *bounds], [*bounds, None], strict=True)):
@@ -611,7 +621,7 @@ class PlanTrainer(Trainer):
                     part._data_dict = part._data_dict | {k: v[inside] for k, v in collected.items()}
                     name = f"{low + 1}+" if high is None else f"{low + 1}-{high}"
                     groups[name] = {"rows": int(inside.sum()), **self._metrics(part)}
-        if len(collected.get("rec.rank", ())) != len(rows["length"]):
+        if not full or len(collected.get("rec.rank", ())) != len(rows["length"]):
             return Evaluation(results, groups, {})
         for name, struct in structs.items():
             rows["rank", name] = struct.get("rec.rank")
@@ -630,6 +640,7 @@ class PlanTrainer(Trainer):
             self.item_tensor = eval_data._dataset.get_item_feature().to(self.device)
         collectors = {name: self._collector() for name in protocols}
         seen: dict[str, list[Tensor]] = {"user": [], "item": [], "length": []}
+        one_pass: bool | None = None
         with preserved_rng():
             if not full:  # the same candidates whatever was drawn before, by training or not at all
                 init_seed(self.config["seed"], self.config["reproducibility"])
@@ -643,7 +654,9 @@ class PlanTrainer(Trainer):
                 if full:
                     found = self._full_sort_batch_eval((batch[0], None, *batch[2:]))
                 else:
-                    found = self._neg_sample_batch_eval(batch)
+                    if one_pass is None:
+                        one_pass = self._one_pass(eval_data, *batch[:2])
+                    found = self._sampled_batch_eval(eval_data, batch, one_pass)
                 interaction, scores, positive_u, positive_i = found
                 if torch.isnan(scores).any():
                     raise TrainingDiverged(
@@ -674,6 +687,55 @@ class PlanTrainer(Trainer):
                 for key in [k for k in struct._data_dict if k.startswith("rec.")]:
                     struct.set(key, whole(struct.get(key)))
         return structs, {name: whole(torch.cat(parts)) for name, parts in seen.items()}
+
+    def _one_pass(self, eval_data: Any, rows: Interaction, candidates: Tensor) -> bool:
+        """Whether an item's score is the same alone and among all, tried on a few.
+
+        Of RecBole's models CORE ranks by another score than it predicts, DIN only predicts, and
+        SASRecCPR only ranks.
+        """
+        rows, candidates = rows[:8], candidates[:8, :8]
+        with preserved_rng():
+            try:
+                among_all = self._picked_scores(rows, candidates)
+            except NotImplementedError:
+                return False
+            try:
+                alone = self._predicted_scores(eval_data, rows, candidates)
+            except (AssertionError, NotImplementedError):
+                return True
+        return bool((among_all - alone).abs().max() <= 1e-4 * alone.abs().max())
+
+    def _sampled_batch_eval(
+        self, eval_data: Any, batch: tuple[Interaction, Tensor, Tensor, Tensor], one_pass: bool
+    ) -> tuple[Interaction, Tensor, Tensor, Tensor]:
+        """As RecBole's for drawn candidates: scores [users, n_items], -inf where not drawn."""
+        rows, candidates, positive_u, positive_i = batch
+        if one_pass:
+            found = self._picked_scores(rows, candidates)
+        else:
+            found = self._predicted_scores(eval_data, rows, candidates)
+        size = (int(positive_u[-1]) + 1, self.tot_item_num)
+        scores = found.new_full(size, -torch.inf)
+        # In RecBole's order, in which the last row wins an item that two rows of a user share.
+        user = positive_u.repeat(candidates.shape[1]).to(self.device)
+        scores[user, candidates.t().flatten().to(self.device)] = found.t().flatten()
+        return rows, scores, positive_u, positive_i
+
+    def _picked_scores(self, rows: Interaction, candidates: Tensor) -> Tensor:
+        """Scores of each row's candidates out of those of all items, [B, 1 + n]."""
+        scores = self.model.full_sort_predict(rows.to(self.device))
+        return scores.view(len(rows), -1).gather(1, candidates.to(self.device))
+
+    def _predicted_scores(self, eval_data: Any, rows: Interaction, candidates: Tensor) -> Tensor:
+        """Scores of each row's candidates, each by a pass of its own, [B, 1 + n]."""
+        n = candidates.numel()
+        scores = []
+        for part in torch.arange(n).tensor_split(-(-n // self.test_batch_size)):
+            row, items = part // candidates.shape[1], candidates.reshape(-1)[part]
+            batch = eval_data.with_items(rows[row], items)
+            scores.append(self.model.predict(batch.to(self.device)).reshape(-1))
+        return torch.cat(scores).view(candidates.shape)
 
     def _metrics(self, struct: Any) -> Metrics:
         return {name: float(value) for name, value in self.evaluator.evaluate(struct).items()}
@@ -750,17 +812,34 @@ class PlanTrainer(Trainer):
         return self.stop.listen()
 
 
+def protocol_name(protocol: str, mode: str) -> str:
+    """What results call a protocol: with its candidates, where they are drawn.
+
+    Args:
+        protocol (str): one of ``PROTOCOLS``.
+        mode (str): of ``eval_args``, for validation or for test, e.g. full or uni100.
+
+    Returns:
+        str: e.g. "history kept" (all items) or "history kept, 100 uniform negatives".
+    """
+    kinds = {"uni": "uniform negatives", "pop": "negatives by popularity"}
+    return protocol if mode == "full" else f"{protocol}, {mode[3:]} {kinds[mode[:3]]}"
+
+
+def kept(split: Mapping[str, Metrics]) -> Metrics:
+    """Metrics of a split with the history kept, whatever the candidates; empty if it has none."""
+    return next((metrics for name, metrics in split.items() if name.startswith(KEPT)), {})
+
+
 def training_plan(model: Any, config: Any) -> list[Phase]:
     """The model's own ``training_plan``; two stages for RecBole's S3Rec; else one phase."""
     if hasattr(model, "training_plan"):
         plan: list[Phase] = model.training_plan()
         return plan
-    if hasattr(model, "train_stage") and config["pretrain_epochs"]:
+    if hasattr(model, "train_stage"):
         # RecBole runs S3Rec as two programs joined by a pickled file; here they follow each other.
-        return [
-            Phase("pretrain", config["pretrain_epochs"], evaluate=False),
-            Phase("finetune", config["epochs"]),
-        ]
+        before, tuned = config["pretrain_epochs"], Phase("finetune", config["epochs"])
+        return [Phase("pretrain", before, evaluate=False), tuned] if before else [tuned]
     return [Phase("train", config["epochs"])]
 
 

@@ -48,7 +48,8 @@ ALLOWED = {
     "config": ["augmenters.diffuasr", "compat", "distributed", "errors", "models"],
     "data": ["distributed", "encoder", "errors", "models"],
     "prepare": ["checkpoint", "config", "data", "errors"],
-    "trainer": ["checkpoint", "distributed", "encoder", "errors", "losses", "plan"],
+    "metrics": [],
+    "trainer": ["checkpoint", "distributed", "encoder", "errors", "losses", "metrics", "plan"],
     "tracking": ["checkpoint", "config", "distributed", "errors", "trainer"],
     "run": [
         "",

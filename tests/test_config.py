@@ -382,6 +382,75 @@ def test_what_recbole_knows_of_eval_args_is_taken(values: dict[str, Any]) -> Non
         assert found["split"] == values["split"]
 
 
+@pytest.mark.parametrize("tail", [0, -0.5, 1.5, 2.5, "a", True, [0.5]])
+def test_a_tail_is_a_share_or_a_count(tail: Any) -> None:
+    refused(r"^tail_ratio=.* must be a share of the items in \(0, 1\]", tail_ratio=tail)
+    for good in (0.5, 1, 2, 3.0, None):
+        assert Config(MODEL, "toy", overrides={"tail_ratio": good})["tail_ratio"] == good
+
+
+@pytest.mark.parametrize(
+    ("held_out", "args"),
+    [
+        (("valid", "test"), {}),
+        (("valid", "test"), {"split": {"LS": "valid_and_test"}}),
+        (("valid",), {"split": {"LS": "valid_only"}}),
+        (("test",), {"split": {"LS": "test_only"}}),
+        (("valid", "test"), {"split": {"RS": [8, 1, 1]}}),
+        (("test",), {"split": {"TS": [0.9, 0, 0.1]}}),
+        (("valid",), {"split": {"RS": [0.9, 0.1, 0]}}),
+        ((), {"split": {"RS": [1, 0, 0]}}),
+    ],
+)
+def test_parts_that_a_split_holds_out(held_out: tuple[str, ...], args: dict[str, Any]) -> None:
+    assert Config(MODEL, "toy", overrides={"eval_args": args}).held_out == held_out
+    files = {"benchmark_filename": ["train", "valid", "test"]}
+    assert Config(MODEL, "toy", overrides={"eval_args": args} | files).held_out == (
+        "valid",
+        "test",
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"mode": "uni100"}, {"mode": {"valid": "full", "test": "pop5"}}, {"split": {"RS": [1, 0, 0]}}],
+)
+def test_rankings_that_would_not_be_saved_are_refused(args: dict[str, Any]) -> None:
+    """A run of an earlier version that asked for them can still be read."""
+    values = {"save_rankings": True, "eval_args": args}
+    refused("^save_rankings=True writes ranks of the test among all items", **values)
+    assert Config(MODEL, "toy", (), values, "checkpoint")["save_rankings"]
+    valid = {"mode": {"valid": "uni100", "test": "full"}}
+    assert Config(MODEL, "toy", (), values | {"eval_args": valid})["save_rankings"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train_stage": "finetune"},
+        {"train_stage": "pretrain"},
+        {"pre_model_path": "x.pth"},
+        {"train_stage": "finetune", "pre_model_path": "saved/run/best.safetensors"},
+    ],
+)
+def test_stages_that_a_pickled_file_would_join_are_refused(values: dict[str, str]) -> None:
+    """Typed or, with another value than RecBole's default, loaded; in DiffuASR's backbone, too."""
+    message = r"is not supported: both stages of S3Rec run in turn here, .*\.pth\) are never opened"
+    key = next(iter(values))
+    refused(rf"^{key}=.*\(command line\) {message}", model="S3Rec", **values)
+    refused(message, model="DiffuASR", backbone="S3Rec", **values)
+    plain = Config("S3Rec", "toy").plain()["values"]
+    stored = Config("S3Rec", "toy", (), plain, "checkpoint")
+    assert (stored["train_stage"], stored["pre_model_path"]) == ("pretrain", "")
+    if values != {"train_stage": "pretrain"}:
+        with pytest.raises(UserError, match=rf"\(checkpoint\) {message}"):
+            Config("S3Rec", "toy", (), plain | values, "checkpoint")
+
+
+def test_epochs_of_a_first_stage_are_not_negative() -> None:
+    refused("^pretrain_epochs=-1 must be at least 0", model="S3Rec", pretrain_epochs=-1)
+
+
 def test_users_items_and_times_are_loaded_unless_something_else_is_asked_for() -> None:
     config = Config(MODEL, "toy", overrides={"TIME_FIELD": "date", "ITEM_ID_FIELD": "shop"})
     assert config["load_col"] == {"inter": ["user_id", "shop", "date"]}

@@ -1303,6 +1303,84 @@ def test_data_without_anything_to_evaluate_are_refused(make_config: Any, data_pa
         create_loaders(config, create_dataset(config))
 
 
+# One user has all six items, the others four each.
+FEW = {"u1": [*"abcdefabc"]} | {f"u{n}": [*"abcdefabc"[n % 6 :][:4]] for n in range(2, 12)}
+
+
+@pytest.mark.parametrize(
+    ("model", "longest", "changes"),
+    [
+        ("BERT4Rec", 5, {}),
+        ("CaDiRec", 4, {}),
+        ("CaDiRec", 4, {"train_sampling": "prefix_last"}),
+        ("CL4SRec", 4, {"sr_loss": "BCE"}),
+    ],
+)
+def test_rows_that_leave_no_negative_are_refused(
+    make_config: Any, data_path: Path, model: str, longest: int, changes: dict[str, Any]
+) -> None:
+    """One would be sought for ever. A mask may draw the target, BCE may not."""
+    write_inter(data_path, "few", FEW)
+
+    def loaders(**more: Any) -> Any:
+        config = make_config(model, "few", **changes, **more)
+        return create_loaders(config, create_dataset(config))
+
+    for length in (longest + 1, 20):
+        message = f"MAX_ITEM_LIST_LENGTH={length} a row of user 'u1' holds all 6 items"
+        with pytest.raises(UserError, match=message):
+            loaders(MAX_ITEM_LIST_LENGTH=length)
+    for loader in loaders(MAX_ITEM_LIST_LENGTH=longest):
+        assert len(next(iter(loader))) > 0
+    # However long rows may be, nobody has all items here.
+    write_inter(data_path, "few", FEW | {"u1": [*"abcdeabcd"]})
+    for loader in loaders(MAX_ITEM_LIST_LENGTH=20):
+        assert len(next(iter(loader))) > 0
+
+
+def test_negatives_outside_a_row_of_all_items_but_one(build: Any, data_path: Path) -> None:
+    """Nine rows of a user hold five of six items; the sixth is the only negative."""
+    write_inter(data_path, "few", FEW | {"u1": [*"abcdeabcdeaf"]})
+    _, train, _, _, model = build("CaDiRec", "few", MAX_ITEM_LIST_LENGTH=20, cand_topk=2)
+    f = train.dataset.field2token_id["item_id"]["f"]
+    for batch in train:
+        long = batch["item_length"] > 5
+        drawn = model.sample_negatives(batch["item_id_list"], batch["item_id"], None)
+        assert (drawn[long] == f).all()
+
+
+def test_invented_items_count_among_those_of_a_row(data_path: Path) -> None:
+    write_inter(data_path, "long", FEW | {"u1": [*"abcdeabcd"]})
+    config = augmented(data_path, "BERT4Rec", MAX_ITEM_LIST_LENGTH=20)
+    dataset = create_dataset(config)
+    pseudo = torch.zeros(dataset.user_num, 3, dtype=torch.long)
+    create_loaders(config, dataset, pseudo)
+    pseudo[dataset.field2token_id["user_id"]["u1"]] = dataset.field2token_id["item_id"]["f"]
+    with pytest.raises(UserError, match="a row of user 'u1' holds all 6 items"):
+        create_loaders(config, create_dataset(config), pseudo)
+
+
+@pytest.mark.parametrize("mode", ["full", "uni1", "pop1"])
+def test_one_item_leaves_no_negative(make_config: Any, data_path: Path, mode: str) -> None:
+    """The only item of a data set, or the only target, where items are drawn by popularity."""
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}
+
+    def load(model: str, first: str) -> Any:
+        write_inter(data_path, "one", {user: [first, "i", "i", "i"] for user in "ab"})
+        values = {"topk": [1], "valid_metric": "NDCG@1", "eval_args": split}
+        config = make_config(model, "one", **values)
+        return create_loaders(config, create_dataset(config))
+
+    with pytest.raises(UserError, match="has one item to draw negatives from, which is the target"):
+        load("FPMC", "i")
+    assert len(load("FPMC", "j")[0]) == 1 if mode != "pop1" else True
+    if mode == "full":
+        assert len(load("SASRec", "i")[0]) == 1  # draws nothing
+    elif mode == "pop1":
+        with pytest.raises(UserError, match="has one item to draw negatives from"):
+            load("SASRec", "j")
+
+
 # ---------------------------------------------------------------- training items of each user
 
 

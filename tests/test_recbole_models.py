@@ -114,6 +114,28 @@ def test_every_other_model_builds_and_has_a_finite_loss(tmp_path: Path, model: s
     assert tuple(found) == PROTOCOLS
 
 
+@pytest.mark.parametrize(
+    ("model", "one_pass"),
+    [("SASRec", True), ("GRU4Rec", True), ("CORE", False), ("DIN", False), ("SASRecCPR", True)],
+)
+def test_candidates_cost_a_pass_each_only_where_it_matters(
+    tmp_path: Path, model: str, one_pass: bool
+) -> None:
+    """CORE ranks by another score than it predicts, DIN only predicts, SASRecCPR only ranks."""
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni9"}
+    config = make_config(model, tmp_path, eval_args=split)
+    train_data, valid_data, _ = create_loaders(config, create_dataset(config))
+    torch.manual_seed(0)
+    trainer = PlanTrainer(config, build_model(config, train_data._dataset), tmp_path / "run")
+    passes = []
+    stock = trainer._predicted_scores
+    trainer._predicted_scores = lambda *given: passes.append(given) or stock(*given)  # type: ignore
+    (found,) = trainer.evaluate_protocols(valid_data).values()
+    assert 0 < found["mrr@10"] < 1
+    # To try one pass takes one call; DIN fails before.
+    assert len(passes) == 1 + (0 if one_pass else len(valid_data) - (model == "DIN"))
+
+
 @pytest.mark.parametrize("model", ["S3Rec", "FDSA"])
 def test_a_model_that_reads_more_than_is_loaded_says_so(tmp_path: Path, model: str) -> None:
     load_col = {"inter": ["user_id", "item_id", "timestamp"]}

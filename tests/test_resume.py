@@ -342,6 +342,26 @@ def test_s3rec_runs_both_phases_and_resumes_in_the_second(
     assert_identical(train(config, tmp_path / "stopped", resume=True), wanted)
 
 
+def test_s3rec_without_pre_training_has_the_loss_of_its_second_stage(tmp_path: Path) -> None:
+    small = {
+        "pretrain_epochs": 0,
+        "epochs": 1,
+        "MAX_ITEM_LIST_LENGTH": 5,
+        "hidden_size": 8,
+        "inner_size": 8,
+        "n_layers": 1,
+        "train_batch_size": 2048,
+        "user_inter_num_interval": "[300,inf)",
+        "use_gpu": False,
+        "show_progress": False,
+    }
+    for loss_type, chance in (("CE", math.log(1349)), ("BPR", math.log(2))):
+        config = Config("S3Rec", "ml-100k", overrides=small | {"loss_type": loss_type})
+        (entry,) = train(config, tmp_path / loss_type)["progress"][-1]
+        assert (entry["phase"], "valid" in entry) == ("finetune", True)
+        assert entry["loss"]["loss"] == pytest.approx(chance, rel=0.1)
+
+
 # ---------------------------------------------------------------------- what may change
 
 

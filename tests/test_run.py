@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_simdiff import RunResult, checkpoint, evaluate, run
+from recbole_simdiff import RunResult, checkpoint, evaluate, load, run
 from recbole_simdiff import __version__ as version
 from recbole_simdiff import config as config_module
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.simdiffrec import SimDiffRec
 from recbole_simdiff.run import RESULT, code, evaluate_splits, format_table, read_result, run_once
-from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED, PlanTrainer
+from recbole_simdiff.trainer import BEST, KEPT, LAST, PROTOCOLS, REMOVED, PlanTrainer
 from tests.conftest import SMALL
 
 
@@ -195,9 +195,43 @@ def test_a_run_too_short_for_a_validation_is_validated_at_its_end(go: Any) -> No
 
 
 def test_sampled_rankings_have_one_protocol(go: Any) -> None:
-    """There is no history to remove from a handful of drawn items."""
-    _, stored = go("SASRec", eval_args=split("valid_and_test") | {"mode": "uni3"})
-    assert list(stored["test"]) == [KEPT]
+    """There is no history to remove from a handful of drawn items; each part says what is drawn."""
+    modes = {"mode": {"valid": "pop2", "test": "uni3"}}
+    result, stored = go("SASRec", eval_args=split("valid_and_test") | modes)
+    names = ["history kept, 2 negatives by popularity", "history kept, 3 uniform negatives"]
+    assert [*stored["valid"], *stored["test"]] == names
+    assert all(name in result.table() for name in names)
+    assert evaluate(result.run_dir).table() == result.table()
+    assert stored["valid"][names[0]] == stored["log"][stored["best_epoch"]]["valid"]
+    log = (Path(result.run_dir) / f"{Path(result.run_dir).name}.log").read_text()
+    assert log.count("(history kept, 2 negatives by popularity)") == 2
+    # Earlier versions called every protocol as if all items were ranked.
+    for part in ("valid", "test"):
+        stored[part] = {KEPT: next(iter(stored[part].values()))}
+    (Path(result.run_dir) / RESULT).write_text(json.dumps(stored))
+    again = read_result(Path(result.run_dir))
+    assert (again.valid, again.test) == (result.valid, result.test)
+
+
+def test_one_part_ranked_in_full_and_one_among_few(go: Any) -> None:
+    _, stored = go(eval_args=split("valid_and_test") | {"mode": {"valid": "uni3", "test": "full"}})
+    assert list(stored["valid"]) == ["history kept, 3 uniform negatives"]
+    assert list(stored["test"]) == list(PROTOCOLS)
+
+
+@pytest.mark.parametrize("model", ["SimDiffRec", "SASRec"])
+def test_training_on_everything(go: Any, model: str) -> None:
+    """All epochs are trained, nothing is measured, and what comes out recommends."""
+    everything = {"split": {"RS": [1, 0, 0]}, "order": "TO", "group_by": "user", "mode": "full"}
+    result, stored = go(model, eval_args=everything, epochs=3, stopping_step=1)
+    assert (stored["valid"], stored["test"], stored["by_length"]) == ({}, {}, {})
+    assert (stored["epochs"], stored["best_epoch"]) == (3, None)
+    assert result.table() == "nothing was validated or tested"
+    log = (Path(result.run_dir) / f"{Path(result.run_dir).name}.log").read_text()
+    assert "trained on everything for epochs=3; nothing is validated or tested: eval_args" in log
+    assert len(load(result.run_dir).recommend([["i1", "i2"]], k=3)[0].items) == 3
+    with pytest.raises(UserError, match=r"was trained on everything.*split=\{'RS': \[1, 0, 0\]\}"):
+        evaluate(result.run_dir)
 
 
 def test_evaluate_repeats_the_numbers_and_writes_nothing(go: Any, tmp_path: Path) -> None:
@@ -452,7 +486,8 @@ def test_candidates_are_drawn_by_the_seed_alone(go: Any, make_config: Any) -> No
     resumed = run(make_config("SASRec", **changes), resume=Path(result.run_dir) / LAST)
     assert (resumed.valid, resumed.test) == (result.valid, result.test)
     drawn = {
-        go("SASRec", **changes | {"seed": seed})[1]["test"][KEPT]["mrr@3"] for seed in range(4)
+        next(iter(go("SASRec", **changes | {"seed": seed})[0].test.values()))["mrr@3"]
+        for seed in range(4)
     }
     assert len(drawn) > 1
 

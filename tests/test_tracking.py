@@ -245,6 +245,17 @@ def test_a_finished_run_is_tracked_afterwards(make_config: Any, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("_store")
+def test_results_of_drawn_candidates_are_tracked_under_their_name(make_config: Any) -> None:
+    """MLflow refuses commas."""
+    args = {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "uni3"}
+    result = run(make_config("SASRec", epochs=1, log_mlflow=True, eval_args=args))
+    (found,) = mlflow_runs()
+    assert found.data.metrics["result/test/kept 3 uniform negatives/hit_at_1"] == pytest.approx(
+        result.test["history kept, 3 uniform negatives"]["hit@1"]
+    )
+
+
+@pytest.mark.usefixtures("_store")
 def test_each_stage_on_augmented_data_is_tracked(tmp_path: Path) -> None:
     """Baseline, generator and last stage are runs of their own; what the cache has is not."""
     users = {f"{copy}{user}": items for copy in range(10) for user, items in SEQUENCES.items()}

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from recbole.data.dataloader import NegSampleEvalDataLoader
 from recbole.evaluator import Collector, Evaluator
+from recbole.utils import init_seed
 from torch import Tensor, nn
 
 from recbole_simdiff import checkpoint
@@ -151,9 +153,9 @@ def test_coverage_metrics_work(make: Any) -> None:
     counts = [int((train.dataset.train_items == i).sum()) for i in range(1, 6)]
     for _ in range(2):  # the training counts must survive the first evaluation
         found = trainer.evaluate_protocols(valid, (KEPT,))[KEPT]
-        assert found["itemcoverage@1"] == pytest.approx(1 / 13)
-        assert found["itemcoverage@5"] == pytest.approx(5 / 13)
-        assert found["giniindex@1"] == pytest.approx(12 / 13)
+        assert found["itemcoverage@1"] == pytest.approx(1 / 12)
+        assert found["itemcoverage@5"] == pytest.approx(5 / 12)
+        assert found["giniindex@1"] == pytest.approx(11 / 12)
         assert found["averagepopularity@1"] == counts[0]
         assert found["averagepopularity@5"] == pytest.approx(sum(counts) / 5)
         assert 0 <= found["tailpercentage@5"] <= 1
@@ -284,6 +286,91 @@ def test_sampled_ranking_knows_one_protocol(build: Any, tmp_path: Path) -> None:
     found = trainer.evaluate_protocols(valid)
     assert list(found) == [KEPT]
     assert found[KEPT]["hit@5"] == 1  # the target and 3 others
+
+
+def per_user(batch: Any) -> Tensor:
+    """Scores of all 13 items that depend on the row alone."""
+    place = torch.arange(13.0) * (batch["user_id"] + 3 * batch["item_length"]).unsqueeze(1)
+    return (place * 0.37).sin()
+
+
+class Predicting(Stub):
+    """A stub that also scores one item a row, as it ranks it or ``gap`` away."""
+
+    def __init__(self, gap: float = 0.0, ranks: bool = True) -> None:
+        super().__init__(per_user)
+        self.gap, self.ranks, self.passes = gap, ranks, 0
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        if not self.ranks:
+            raise NotImplementedError
+        return super().full_sort_predict(interaction)
+
+    def predict(self, interaction: Any) -> Tensor:
+        self.passes += len(interaction)
+        found = per_user(interaction).gather(1, interaction["item_id"].unsqueeze(1)).squeeze(1)
+        return found + self.gap * interaction["item_id"]
+
+
+SAMPLED = {"group_by": "user", "order": "TO", "mode": "uni6"}
+
+
+@pytest.mark.parametrize("part", [{"LS": "valid_and_test"}, {"RS": [0.4, 0.3, 0.3]}])
+def test_drawn_candidates_are_scored_in_one_pass_a_row(make: Any, part: dict[str, Any]) -> None:
+    """With the metrics of one pass a candidate; users have several rows in the second split."""
+    args = {"eval_args": SAMPLED | {"split": part}, "eval_batch_size": 3, "topk": [1, 2, 5]}
+    args["metrics"] = ["Hit", "NDCG", "MRR", "GAUC"]
+    found = {}
+    for stub in (Predicting(), Predicting(ranks=False)):
+        trainer, _, valid, _ = make(stub, **args)
+        found[stub.ranks] = trainer.evaluate_protocols(valid)
+        n_rows, n_batches = len(valid._dataset), len(valid)
+        if stub.ranks:
+            assert n_batches > 1
+            assert stub.rankings == n_batches + 1  # and once to see that both agree
+            assert stub.passes <= 8 * 8
+        else:
+            assert stub.passes == 7 * n_rows
+    assert found[True] == found[False]
+    assert 0 < found[True][KEPT]["ndcg@5"] < 1
+
+
+def test_where_a_model_predicts_otherwise_its_predictions_count(make: Any) -> None:
+    """One pass a candidate, as in RecBole: here predictions rise with the item's number."""
+    args = {"eval_args": SAMPLED | {"split": {"LS": "valid_and_test"}}, "topk": [1, 2, 5]}
+    trainer, _, _, test = make(Predicting(gap=100.0), **args)
+    ranks = [int((row > row[0]).sum()) for _, rows, *_ in _draws(trainer, test) for row in rows]
+    wanted = sum(1 / math.log2(rank + 2) for rank in ranks if rank < 5) / len(ranks)
+    assert trainer.evaluate_protocols(test)[KEPT]["ndcg@5"] == pytest.approx(wanted)
+
+
+def test_candidates_are_those_of_recboles_loader(make: Any) -> None:
+    for part in ({"LS": "valid_and_test"}, {"RS": [0.4, 0.3, 0.3]}):
+        trainer, _, _, test = make(Stub(), eval_args=SAMPLED | {"split": part})
+        stock = NegSampleEvalDataLoader(trainer.config, test._dataset, test._sampler)
+        ours = [
+            (int(user), item)
+            for rows, drawn, number, _ in _draws(trainer, test)
+            for n in number.unique()
+            for user, item in zip(
+                rows["user_id"][number == n].repeat(drawn.shape[1]),
+                drawn[number == n].t().flatten().tolist(),
+                strict=True,
+            )
+        ]
+        theirs = [
+            pair
+            for rows, *_ in _draws(trainer, stock)
+            for pair in zip(rows["user_id"].tolist(), rows["item_id"].tolist(), strict=True)
+        ]
+        assert len(ours) == 7 * len(test._dataset)
+        assert ours == theirs
+
+
+def _draws(trainer: PlanTrainer, data: Any) -> list[Any]:
+    """The batches of an evaluation."""
+    init_seed(trainer.config["seed"], trainer.config["reproducibility"])
+    return list(data)
 
 
 # ---------------------------------------------------------------------- randomness
@@ -599,11 +686,11 @@ def test_metrics_that_need_more_than_lists_have_no_groups(by_length: Any) -> Non
 
 
 def test_coverage_of_a_group(by_length: Any) -> None:
-    """Always items 1..5 of 13: of a group as of all."""
+    """Always items 1..5 of 12: of a group as of all."""
     stub = Stub(lambda batch: -torch.arange(13.0).expand(len(batch), 13))
     results, groups, *_ = by_length([3], stub, metrics=["NDCG", "ItemCoverage"])
     for part in (results[KEPT], *groups.values()):
-        assert part["itemcoverage@5"] == pytest.approx(5 / 13)
+        assert part["itemcoverage@5"] == pytest.approx(5 / 12)
 
 
 # ---------------------------------------------------------------------- requests to stop

@@ -14,7 +14,7 @@ from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.results import Cell, Measured, measured
 from recbole_simdiff.experiments.tables import as_csv
 from recbole_simdiff.run import ELSEWHERE_KEYS, RESULT, read_result, short_key
-from recbole_simdiff.trainer import KEPT
+from recbole_simdiff.trainer import kept
 
 COMMANDS = {
     "benchmark": "models x data sets x seeds: a table with significance tests",
@@ -282,9 +282,10 @@ def _plot_runs(runs: list[Path], names: tuple[str, ...], folder: Path) -> list[P
             points = {}
             for run, one in results.items():
                 if not one.test:
-                    raise UserError(f"{run} was not tested: it is a trial of a search")
-                points[run] = [(report.seconds(asdict(one)), one.test[KEPT][metric])]
-            written += plots.cost(points, f"{metric}, {KEPT}", path)
+                    raise UserError(f"{run} was not tested")
+                points[run] = [(report.seconds(asdict(one)), kept(one.test)[metric])]
+            protocol = _shared("protocol", {run: next(iter(r.test)) for run, r in results.items()})
+            written += plots.cost(points, f"{metric}, {protocol}", path)
         else:
             _shared("dataset", {run: one.config["dataset"] for run, one in results.items()})
             tables = {run: sequences(Path(run)) for run in results}

@@ -407,9 +407,9 @@ def check(experiment: Experiment) -> Iterable[tuple[RunSpec, Config]]:
 
 
 def _config(experiment: Experiment, spec: RunSpec) -> Config:
-    overrides = {**spec.overrides(), "save_rankings": True}
+    place = f"experiment {experiment.name}"
     try:
-        config = Config(spec.model, spec.dataset, (), overrides, f"experiment {experiment.name}")
+        config = Config(spec.model, spec.dataset, (), spec.overrides(), place)
     except UserError as error:
         raise UserError(f"{spec}: {error}") from None
     names = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
@@ -425,6 +425,12 @@ def _config(experiment: Experiment, spec: RunSpec) -> Config:
             f"{spec}: experiments compare ranks among all items: eval_args needs mode=full, not "
             f"{modes}, and metrics={config['metrics']} must be of ranked lists"
         )
+    if not config.held_out:
+        raise UserError(
+            f"{spec}: eval_args has split={config['eval_args']['split']}, which trains on "
+            "everything and leaves no metric to compare"
+        )
+    config["save_rankings"] = True
     return config
 
 

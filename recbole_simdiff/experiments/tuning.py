@@ -59,6 +59,8 @@ from recbole_simdiff.trainer import (
     Progress,
     StopRequest,
     TrainingDiverged,
+    kept,
+    protocol_name,
 )
 
 # Engine -> what it can do, its default first, in RecBole's words.
@@ -123,6 +125,7 @@ class Search:
         folder (Path): where everything goes.
         data (str): checksum of the data.
         metric (str): the validation metric, as in results.
+        protocol (str): under which it is measured.
         bigger (bool): whether more of it is better.
         seed (int): of the trials and of the search.
     """
@@ -141,6 +144,7 @@ class Search:
     folder: Path
     data: str
     metric: str
+    protocol: str
     bigger: bool
     seed: int
 
@@ -273,6 +277,7 @@ def plan(
         folder=folder,
         data=data_checksum(config),
         metric=config["valid_metric"].lower(),
+        protocol=protocol_name(KEPT, config["eval_args"]["mode"]["valid"]),
         bigger=config["valid_metric_bigger"],
         seed=config["seed"],
     )
@@ -639,7 +644,7 @@ class _Objective:
             trial.set_user_attr("run", search.run_dir(config).name)
             with self.screen.quiet():
                 result = search.measure(config, lambda progress: self._report(trial, progress))
-            score = search.score(result.valid[KEPT])
+            score = search.score(kept(result.valid))
         except (Interrupted, KeyboardInterrupt):
             trial.study.enqueue_trial(trial.params)
             raise
@@ -750,7 +755,7 @@ def _tune_hyperopt(search: Search) -> list[Trial]:
             trial = replace(trial, run=search.run_dir(config).name)
             with screen.quiet():
                 result = search.measure(config)
-            score = search.score(result.valid[KEPT])
+            score = search.score(kept(result.valid))
             trial = replace(
                 trial, state=DONE, score=score, epochs=result.epochs, seconds=result.seconds
             )
@@ -857,7 +862,7 @@ def _ray_trial(drawn: Mapping[str, Any], search: Search) -> None:
     config = search.config(_ray_values(search, drawn))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         result = search.measure(config, report)
-    found = {"score": search.score(result.valid[KEPT]), "finished": True}
+    found = {"score": search.score(kept(result.valid)), "finished": True}
     tune.report({**found, "epochs": result.epochs, "seconds": result.seconds})
 
 
@@ -919,7 +924,7 @@ def _write_best(search: Search, trials: Sequence[Trial]) -> None:
     lines = [
         f"# The best of {len(trials)} trials of {search} "
         f"({', '.join(f'{counts[state]} {state}' for state in (DONE, PRUNED, FAILED))}).",
-        f"# {search.metric} {best.score!r}: validation, history kept, best epoch of trial "
+        f"# {search.metric} {best.score!r}: validation, {search.protocol}, best epoch of trial "
         f"{best.number}.",
         f"# Engine {search.engine}, {search.algo}, seed {search.seed}; recbole_simdiff "
         f"{versions()['recbole_simdiff']}.",
@@ -946,7 +951,7 @@ def summary(search: Search, trials: Sequence[Trial], first: int = 5) -> str:
     path = os.path.relpath(search.folder / BEST_SETTING)
     return (
         f"{search}: {counts[DONE]} trials {DONE}, {counts[PRUNED]} {PRUNED}, {counts[FAILED]} "
-        f"{FAILED}; validation, history kept\n{aligned(rows, 1)}\n\n"
+        f"{FAILED}; validation, {search.protocol}\n{aligned(rows, 1)}\n\n"
         f"best setting: {path}\n"
         f"use it with: --model={search.model} --dataset={search.dataset} --config_files={path}"
     )

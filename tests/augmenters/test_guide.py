@@ -22,7 +22,6 @@ SMALL = {
     "hidden_size": 16,
     "embedding_size": 16,
     "inner_size": 32,
-    "train_stage": "pretrain",
     "k_noise": 3,
 }
 USABLE = ("SASRec", "GRU4Rec", "BERT4Rec", "S3Rec", "SimDiffRec")

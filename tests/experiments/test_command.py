@@ -385,7 +385,8 @@ def test_rankings_are_in_the_ids_of_the_data_set(finished: Any) -> None:
     for user, row in rows.items():
         for history in ("kept", "removed"):
             first = [r["item"] for r in lists if (r["user"], r["history"]) == (user, history)]
-            assert len(first) == len(set(first)) == 5
+            n = 4 if (user, history) == ("a", "removed") else 5  # a has had 8 of 12 items before
+            assert len(first) == len(set(first)) == n
             rank = int(row[f"rank_{history}"])
             assert (first[rank - 1] == row["item"]) if rank <= 5 else row["item"] not in first
 

@@ -171,6 +171,10 @@ def test_what_cannot_be_ranked_is_refused(experiment: Any) -> None:
         check(experiment(command={"eval_args": split | {"mode": "uni3"}}))
     with pytest.raises(UserError, match="must be of ranked lists"):
         check(experiment(command={"metrics": ["Hit", "NDCG", "GAUC"]}))
+    everything = split | {"split": {"RS": [1, 0, 0]}, "mode": "full"}
+    with pytest.raises(UserError, match="which trains on everything and leaves no metric"):
+        check(experiment(command={"eval_args": everything}))
+    assert all(config["save_rankings"] for _, config in check(experiment()))
 
 
 def test_rows_that_are_split_differently_are_refused(experiment: Any) -> None:

@@ -668,9 +668,19 @@ def test_a_command_line_that_fixes_everything_is_refused(prepare: Any) -> None:
 
 
 def test_without_a_validation_part_there_is_nothing_to_search_by(prepare: Any) -> None:
-    split = {"split": {"LS": "test_only"}, "group_by": "user", "order": "TO", "mode": "full"}
-    with pytest.raises(UserError, match="a search needs a validation part"):
-        prepare(RATES, eval_args=split)
+    for part in ({"LS": "test_only"}, {"RS": [1, 0, 0]}):
+        split = {"split": part, "group_by": "user", "order": "TO", "mode": "full"}
+        with pytest.raises(UserError, match="a search needs a validation part"):
+            prepare(RATES, eval_args=split)
+
+
+def test_a_search_among_drawn_candidates_says_so(prepare: Any) -> None:
+    split = {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "uni3"}
+    search = prepare(RATES, options={"trials": 1}, eval_args=split)
+    trials = tuning.tune(search)
+    found = "validation, history kept, 3 uniform negatives"
+    assert found in tuning.summary(search, trials)
+    assert found in (search.folder / tuning.BEST_SETTING).read_text()
 
 
 @pytest.mark.parametrize("engine", ["optuna", "hyperopt", "ray"])

@@ -1528,14 +1528,6 @@ def test_the_last_rank_does_not_exist_without_the_original(small):
         small(k_sample=12, neg_exclude_original=True)
 
 
-def test_bce_without_items_outside_the_history_is_refused(small):
-    """A row holds up to 6 items and a target; an 8th item must be left to draw."""
-    assert small(9, sr_loss="BCE").sr_loss == "BCE"
-    message = "sr_loss=BCE draws negatives outside the history; 7 items are too few for "
-    with pytest.raises(UserError, match=message + "MAX_ITEM_LIST_LENGTH=6"):
-        small(8, sr_loss="BCE")
-
-
 # ---------------------------------------------------------------- every target weighs the same
 
 
