@@ -5,10 +5,12 @@ values that belong to them cannot come apart. Loading reads tensors and JSON onl
 anywhere is safe to open.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from recbole_simdiff.errors import UserError
 
 FORMAT = "recbole_simdiff checkpoint 1"
 _CONTENT = "content.json"
+_TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp$")  # how mkstemp ends a name
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -40,10 +43,61 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def turn(path: Path) -> Iterator[None]:
     """Within the block no other process is in a block for the same path; each waits its turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / f".{path.name}.lock", "w") as file:
-        # Given back by the system, also when the process is killed.
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path.parent / f".{path.name}.lock"):
         yield
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Within the block no other process is in a block for the same lock file.
+
+    Args:
+        path (Path): the lock file, made if it is not there; its content stays as it is.
+        wait (bool): for another process to leave its block.
+
+    Raises:
+        BlockingIOError: if another process is in its block, and ``wait`` is false.
+        UserError: if the file is a symbolic link, which may point at anything.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path} is a symbolic link; a lock must be a file. Remove it") from None
+    try:
+        # Given back by the system, also when the process is killed.
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(file)
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove temporary files whose writer was killed; those being written stay.
+
+    Args:
+        folder (Path): where to look.
+        name (str): of the file that they were to become; of any by default.
+    """
+    for path in folder.iterdir():
+        if not (path.name.startswith(f".{name}") and _TEMPORARY.search(path.name)):
+            continue
+        try:
+            with locked(path, wait=False):  # a writer holds it to its end
+                path.unlink(missing_ok=True)
+        except (OSError, UserError):
+            pass
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """A locked new file beside ``path``, and its name."""
+    while True:
+        file, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(name):  # not swept before it was locked
+            return file, name
+        os.close(file)
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -52,21 +106,36 @@ def write_atomically(path: Path, write: Any) -> None:
     Args:
         path (Path): final place; its folder is made if needed.
         write (Callable): writes the whole file at the path it is given.
+
+    Raises:
+        OSError: naming ``path``, if it cannot be written; the old file is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
+    sweep(path.parent, f"{path.name}.")
+    file, name = _temporary(path)
     try:
         write(name)
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())
+        os.fsync(file)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private; a run is not
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        cause = _cause(error)
+        if cause:
+            raise OSError(cause, os.strerror(cause), str(path)) from error
         raise
+    finally:
+        os.close(file)
+
+
+def _cause(error: BaseException) -> int | None:
+    """The system's number of an error, which safetensors only writes into its message."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(found[1]) if found else None
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
@@ -95,6 +164,8 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a .safetensors file of a run")
     try:
+        with open(path, "rb"):  # safetensors would not say why it cannot
+            pass
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -105,14 +176,23 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"checkpoint {path} is damaged: its checksum does not match its content"
             )
         content: dict[str, Any] = json.loads(tensors.pop(_CONTENT).numpy().tobytes())
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror})") from None
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"{path} is not a readable checkpoint ({error}). Checkpoints are safetensors files; "
             "pickled .pth files are never opened"
         ) from None
+    if not isinstance(content, dict):
+        raise foreign(path, f"its content is a {type(content).__name__}")
     return tensors, content
+
+
+def foreign(path: Path, what: str) -> UserError:
+    """The refusal of a checkpoint whose content is not what this version writes."""
+    return UserError(f"{path} is not a checkpoint of this version: {what}")
 
 
 def find(place: str | Path, name: str) -> Path:

@@ -9,7 +9,8 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
 from importlib.metadata import version
@@ -220,9 +221,24 @@ def run(
         ProcessLost: if another process of a ``distributed.group`` ended.
     """
     tracking.check_libraries(config)
-    run_dir = resume.parent if resume else run_dir or new_run_dir(config)
-    run_dir = Path(distributed.of_first(str(run_dir)))
     start_logging(None, config["state"])
+    with ExitStack() as lock:
+        if resume:
+            lock.enter_context(claimed(resume.parent))
+        return _run(config, resume, run_dir, pseudo, augmentation, report, test, lock)
+
+
+def _run(
+    config: Config,
+    resume: Path | None,
+    run_dir: Path | None,
+    pseudo: Tensor | None,
+    augmentation: dict[str, Any] | None,
+    report: Callable[[Progress], None] | None,
+    test: bool,
+    lock: ExitStack,
+) -> RunResult:
+    """See ``run``; ``lock`` takes that of a folder which is made once nothing can be refused."""
     stored: tuple[dict[str, Tensor], dict[str, Any]] = (
         checkpoint.load(resume) if resume else ({}, {})
     )
@@ -239,7 +255,13 @@ def run(
         check_same_data(resume, *stored, dataset)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
     data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
-    start_logging(run_dir, config["state"])  # from here on nothing the user typed can be wrong
+    # From here on nothing the user typed can be wrong.
+    if resume:
+        run_dir = resume.parent
+    else:
+        run_dir = Path(distributed.of_first(str(_made(config, run_dir))))
+        lock.enter_context(claimed(run_dir))
+    start_logging(run_dir, config["state"])
     logger.info(f"{config['dataset']}: {dataset.statistics}")
     logger.info(
         f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
@@ -728,10 +750,51 @@ def _histories(dataset: FlatDataset) -> dict[str, Tensor]:
     return {"history_items": dataset.flat[dataset.iid_field].int(), "history_ends": ends}
 
 
-def new_run_dir(config: Config) -> Path:
-    """A fresh folder name under ``checkpoint_dir``; parallel runs never meet."""
-    name = f"{config.name}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path(config["checkpoint_dir"]) / f"{name}-{secrets.token_hex(2)}"
+def _made(config: Config, run_dir: Path | None) -> Path:
+    """The folder of a run, made: the one given, or a fresh one under ``checkpoint_dir``."""
+    while distributed.rank() == 0:
+        name = f"{config.name}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = run_dir or Path(config["checkpoint_dir"]) / f"{name}-{secrets.token_hex(2)}"
+        try:
+            folder.mkdir(parents=True, exist_ok=run_dir is not None)
+        except FileExistsError as error:
+            if run_dir or not folder.is_dir():
+                raise _unwritable(folder, error) from error
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        else:
+            return folder
+    return Path()
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Within the block no other process trains in the folder; what killed ones left is swept.
+
+    Raises:
+        UserError: if another process does, or the folder cannot be written.
+    """
+    with ExitStack() as lock:
+        taken = False
+        try:
+            if distributed.rank() == 0:  # the log is there in any case
+                log = run_dir / f"{run_dir.name}.log"
+                lock.enter_context(checkpoint.locked(log, wait=False))
+                checkpoint.sweep(run_dir)
+        except BlockingIOError:
+            taken = True
+        except OSError as error:
+            raise _unwritable(run_dir, error) from error
+        if distributed.largest(taken):
+            raise UserError(f"another process trains in {run_dir}; wait for it, or stop it")
+        yield
+
+
+def _unwritable(run_dir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the run folder {run_dir} cannot be written ({error.strerror}); checkpoint_dir says where "
+        "runs go"
+    )
 
 
 def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
@@ -742,10 +805,7 @@ def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
             run_dir.mkdir(parents=True, exist_ok=True)
             handlers.append(logging.FileHandler(run_dir / f"{run_dir.name}.log"))
         except OSError as error:
-            raise UserError(
-                f"the run folder {run_dir} cannot be written ({error.strerror}); checkpoint_dir "
-                "says where runs go"
-            ) from error
+            raise _unwritable(run_dir, error) from error
     level = level.upper() if distributed.rank() == 0 else "CRITICAL"
     logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
 

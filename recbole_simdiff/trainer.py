@@ -55,7 +55,9 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """SIGINT or SIGTERM as a request that loops honour where their state can be saved.
+    """SIGINT, SIGTERM or SIGHUP as a request that loops honour where their state can be saved.
+
+    SIGHUP counts unless the caller has it ignored, as ``nohup`` does.
 
     Attributes:
         signum (int | None): the signal that came.
@@ -67,7 +69,10 @@ class StopRequest:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Take note of the first signal within the block; a second one is final."""
+        """Take note of the first signal within the block; a second one is final.
+
+        But for SIGHUP: one that hangs up sends it twice, as shell and as terminal.
+        """
         if self._listening:
             yield
             return
@@ -77,11 +82,13 @@ class StopRequest:
         def ask(signum: int, frame: FrameType | None) -> None:
             self.signum = signum
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if number != signal.SIGHUP:
+                    signal.signal(number, handler)
 
         try:
-            for asked in (signal.SIGINT, signal.SIGTERM):
-                before[asked] = signal.signal(asked, ask)
+            for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if asked != signal.SIGHUP or signal.getsignal(asked) != signal.SIG_IGN:
+                    before[asked] = signal.signal(asked, ask)
         except ValueError:  # not in the main thread: the caller owns the signals
             before.clear()
         try:
@@ -201,7 +208,7 @@ class PlanTrainer(Trainer):
     Differences from RecBole's ``Trainer``: losses keep their names; a NaN stops at its step; the
     best epoch is chosen on unrounded values and a tie is no improvement; ``last`` and ``best``
     checkpoints hold tensors and JSON only; evaluation draws nothing from the training's random
-    states; SIGINT and SIGTERM save and stop.
+    states; SIGINT, SIGTERM and SIGHUP save and stop.
 
     Args:
         config (Config): resolved configuration.
@@ -263,7 +270,7 @@ class PlanTrainer(Trainer):
 
         Raises:
             TrainingDiverged: if a loss is NaN or infinite.
-            Interrupted: after SIGINT or SIGTERM, once the state is saved.
+            Interrupted: after such a signal, once the state is saved.
         """
         self.eval_collector.data_collect(train_data)
         if self.config["train_neg_sample_args"].get("dynamic"):

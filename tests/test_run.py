@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import re
 import statistics
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,14 @@ from recbole_simdiff import __version__ as version
 from recbole_simdiff import config as config_module
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.simdiffrec import SimDiffRec
-from recbole_simdiff.run import RESULT, evaluate_splits, format_table, read_result, run_once
+from recbole_simdiff.run import (
+    RESULT,
+    claimed,
+    evaluate_splits,
+    format_table,
+    read_result,
+    run_once,
+)
 from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED, PlanTrainer
 from tests.conftest import SMALL
 
@@ -73,6 +82,47 @@ def test_a_run_folder_holds_two_checkpoints_a_result_and_a_log(go: Any) -> None:
 def test_parallel_runs_get_folders_of_their_own(go: Any) -> None:
     """Two in the same second, of the same model."""
     assert go(epochs=1)[0].run_dir != go(epochs=1)[0].run_dir
+
+
+def test_a_name_that_was_drawn_before_is_drawn_anew(
+    go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two starts in one second that draw the same: neither writes into the other's folder."""
+    module = sys.modules["recbole_simdiff.run"]
+    monkeypatch.setattr(module, "time", SimpleNamespace(strftime=lambda *_: "now"))
+    drawn = iter(["beef", "beef", "beef", "f00d"])
+    monkeypatch.setattr(module, "secrets", SimpleNamespace(token_hex=lambda _: next(drawn)))
+    one, other = (Path(go(epochs=1)[0].run_dir).name for _ in range(2))
+    assert one == "SimDiffRec-toy-now-beef"
+    assert other == "SimDiffRec-toy-now-f00d"
+
+
+def test_one_process_trains_in_a_folder(go: Any, make_config: Any) -> None:
+    """A second one is refused before it reads or writes anything; afterwards it may go on."""
+    run_dir, begun = Path(go(epochs=2)[0].run_dir), []
+
+    def second(_: Any) -> None:
+        before = {path: path.read_bytes() for path in run_dir.iterdir()}
+        message = f"another process trains in {run_dir}; wait for it, or stop it"
+        with pytest.raises(UserError, match=re.escape(message)):
+            run(make_config(epochs=9), resume=run_dir / LAST)
+        assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+        begun.append(True)
+
+    run(make_config(epochs=3), resume=run_dir / LAST, report=second)
+    run(make_config(epochs=4), resume=run_dir / LAST)
+    assert begun
+    with claimed(run_dir):  # another folder is not concerned
+        run(make_config(epochs=1), run_dir=run_dir.parent / "mine")
+
+
+def test_the_next_start_sweeps_what_a_killed_one_left(go: Any, make_config: Any) -> None:
+    """Also of files that it will not write itself."""
+    run_dir = Path(go(epochs=2)[0].run_dir)
+    left = run_dir / ".best.safetensors.ab_c1234.tmp"
+    left.touch()
+    run(make_config(epochs=2), resume=run_dir / LAST)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("model", ["SimDiffRec", "SASRec"])
