@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from recbole_simdiff import checkpoint, tracking
+from recbole_simdiff import checkpoint, stored, tracking
 from recbole_simdiff.augmenters.diffuasr import (
     GENERATION_KEYS,
     LEAST_CONDITION,
@@ -175,6 +175,8 @@ def _augment(config: Config, test: bool) -> Augmented:
             checkpoint.save(path, {"pseudo": pseudo.int()}, {"shaped_by": shaped_by, "log": log})
             logger.info(f"pseudo: {path} written")
     tensors, content = checkpoint.load(path)
+    if "pseudo" not in tensors or "log" not in content:
+        raise checkpoint.foreign(path, "it lacks the invented items or their log")
     pseudo, log = tensors["pseudo"].long(), content["log"]
 
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))
@@ -259,7 +261,7 @@ def train_baseline(
     if place is not None:
         logger.info(f"baseline: {place}")
         path = checkpoint.find(place, BEST)
-        tensors, content = checkpoint.load(path)
+        tensors, content = stored.load(path)
         check_same_data(path, tensors, content, dataset)
         theirs = content["config"]["values"]["eval_args"]
         if content["config"]["model"] == AUGMENTED:
@@ -283,11 +285,11 @@ def train_baseline(
 
 def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResult) -> Any:
     """The trained baseline model, built from its own configuration."""
-    stored = result.config
-    if stored["model"] != config.name or stored["values"] != config.plain()["values"]:
-        values = {**stored["values"], "data_path": config.plain()["values"]["data_path"]}
+    own = result.config
+    if own["model"] != config.name or own["values"] != config.plain()["values"]:
+        values = {**own["values"], "data_path": config.plain()["values"]["data_path"]}
         values["use_gpu"] = config["use_gpu"]
-        config = Config(stored["model"], stored["dataset"], overrides=values, origin="checkpoint")
+        config = Config(own["model"], own["dataset"], overrides=values, origin="checkpoint")
     model = prepare(config)[-1]
     load_model_state(model, checkpoint.split(weights, "model"), Path(result.run_dir))
     return model.eval()
@@ -431,12 +433,14 @@ class _Fitting:
 
     def _restore(self) -> None:
         tensors, content = checkpoint.load(self.last)
+        if lacking := {"optimizer", "state"} - content.keys():
+            raise checkpoint.foreign(self.last, f"it lacks {min(lacking)}")
         load_model_state(self.model, checkpoint.split(tensors, "model"), self.last)
         self.best = checkpoint.split(tensors, "best")
         if self.average is not None:
             self.average.load_state_dict(checkpoint.split(tensors, "average"))
-        stored = checkpoint.split(tensors, "optimizer")
-        load_optimizer_state(self.optimizer, stored, content["optimizer"])
+        moments = checkpoint.split(tensors, "optimizer")
+        load_optimizer_state(self.optimizer, moments, content["optimizer"])
         self.state = content["state"]
         logger.info(f"diffuser: resumed at epoch {self.state['epoch']}")
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from recbole_simdiff import augmentation, checkpoint, distributed, inference, prepare
+from recbole_simdiff import augmentation, checkpoint, distributed, inference, prepare, stored
 from recbole_simdiff.config import (
     AUGMENTED,
     Config,
@@ -376,7 +376,8 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             if getattr(namespace, key):
                 raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
         resume = checkpoint.find(namespace.resume, LAST)
-        config = stored_config(checkpoint.load(resume)[1], overrides, RESUMABLE_KEYS)
+        content = stored.load(resume, resumable=True)[1]
+        config = stored_config(content, overrides, RESUMABLE_KEYS)
     else:
         config = _config(namespace, overrides)
     several = distributed.launched()
@@ -422,10 +423,11 @@ def _print_result(result: RunResult) -> None:
         print(format_table({"test": rows}, result.digits))
     if result.augmentation:
         notes = result.augmentation
-        if result.test:
+        if result.test and "baseline" in notes:
             print(f"\ntest of {notes['backbone']} by input length, without and with augmentation")
             print(augmentation.format_report(result))
-        print(f"\n{augmentation.format_quality(notes['quality'])}")
+        if "quality" in notes:
+            print(f"\n{augmentation.format_quality(notes['quality'])}")
 
 
 def _show_users(result: RunResult, n_users: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_simdiff import checkpoint
+from recbole_simdiff import checkpoint, stored
 from recbole_simdiff.config import AUGMENTED
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.run import stored_config
@@ -165,7 +165,7 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
         UserError: if there is no usable checkpoint, or its model needs the data set to be built.
     """
     path = checkpoint.find(place, BEST)
-    tensors, content = checkpoint.load(path)
+    tensors, content = stored.load(path)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
     if config.name == AUGMENTED and config["pseudo_at_evaluation"]:
         raise UserError(

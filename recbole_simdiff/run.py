@@ -23,7 +23,7 @@ import torch
 from recbole.utils import init_seed
 from torch import Tensor
 
-from recbole_simdiff import __version__, checkpoint, distributed, tracking
+from recbole_simdiff import __version__, checkpoint, distributed, stored, tracking
 from recbole_simdiff.config import AUGMENTED, COMMAND_LINE, Config
 from recbole_simdiff.data import (
     BucketLoader,
@@ -239,20 +239,20 @@ def _run(
     lock: ExitStack,
 ) -> RunResult:
     """See ``run``; ``lock`` takes that of a folder which is made once nothing can be refused."""
-    stored: tuple[dict[str, Tensor], dict[str, Any]] = (
-        checkpoint.load(resume) if resume else ({}, {})
+    loaded: tuple[dict[str, Tensor], dict[str, Any]] = (
+        stored.load(resume, resumable=True) if resume else ({}, {})
     )
-    if resume and not any(key.startswith("optimizer") for key in stored[1]):
-        raise UserError(f"{resume} cannot be resumed from; use the run's {LAST}")
-    pseudo = stored[0].get(PSEUDO, pseudo)
-    augmentation = augmentation or stored[1].get("augmentation", {})
+    if resume:
+        check_same_settings(resume, loaded[1], config)
+    pseudo = loaded[0].get(PSEUDO, pseudo)
+    augmentation = augmentation or loaded[1].get("augmentation", {})
     if config.name == AUGMENTED and pseudo is None:
         raise UserError(f"model={AUGMENTED} has stages before this one: call run_augmented(config)")
     dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
     if distributed.n_processes() > 1:
         _join_processes(config, dataset, (train_data, valid_data, test_data), model)
     if resume:
-        check_same_data(resume, *stored, dataset)
+        check_same_data(resume, *loaded, dataset)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
     data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
     # From here on nothing the user typed can be wrong.
@@ -270,6 +270,8 @@ def _run(
     trainer = PlanTrainer(config, model, run_dir, payload, data, report)
     if resume:
         trainer.resume(resume)
+        if trainer.progress.step > len(train_data):
+            raise checkpoint.foreign(resume, f"its progress.step is {trainer.progress.step}")
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     with tracking.tracked(config, run_dir) as tracked:
         tracked.send(trainer.progress.log)
@@ -591,7 +593,7 @@ def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Re
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
     path = checkpoint.find(place, BEST)
-    tensors, content = checkpoint.load(path)
+    tensors, content = stored.load(path)
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
     config = stored_config(content, overrides or {}, allowed)
@@ -680,10 +682,21 @@ def stored_config(
                 f"--{key} cannot be changed here: the checkpoint fixes it. Allowed: "
                 f"{', '.join(allowed)}"
             )
-    stored = content["config"]
-    values = {**stored["values"], **overrides}
+    own = content["config"]
+    values = {**own["values"], **overrides}
     origin = dict.fromkeys(values, "checkpoint") | dict.fromkeys(overrides, COMMAND_LINE)
-    return Config(stored["model"], stored["dataset"], overrides=values, origin=origin)
+    return Config(own["model"], own["dataset"], overrides=values, origin=origin)
+
+
+def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) -> None:
+    """Refuse to continue with the default of a setting that the checkpoint lacks.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    lacking = config.plain()["values"].keys() - content["config"]["values"].keys()
+    if lacking:
+        raise checkpoint.foreign(path, f"it lacks config.values.{min(lacking)}")
 
 
 def check_same_data(
@@ -700,10 +713,10 @@ def check_same_data(
     Raises:
         UserError: if they differ.
     """
-    stored = checkpoint.split(tensors, "data")
+    data = checkpoint.split(tensors, "data")
     same = content["items"] == item_ids(dataset) and content["users"] == user_ids(dataset)
     same = same and content.get("ready_rows") == _ready_rows(dataset)
-    if not same or any(not torch.equal(v, stored[k]) for k, v in _histories(dataset).items()):
+    if not same or any(not torch.equal(v, data[k]) for k, v in _histories(dataset).items()):
         raise UserError(
             f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one "
             f"{path} was trained on: it has {dataset.statistics}, the checkpoint "

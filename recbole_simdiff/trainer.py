@@ -1,6 +1,7 @@
 """RecBole's trainer with named losses, exact resume and evaluation on both protocols."""
 
 import copy
+import json
 import math
 import random
 import signal
@@ -717,8 +718,6 @@ class PlanTrainer(Trainer):
             UserError: if the file is not one, or does not fit.
         """
         tensors, content = checkpoint.load(path)
-        if not any(key.startswith("optimizer") for key in content):
-            raise UserError(f"{path} cannot be resumed from; use the run's {LAST}")
         n = content.get("processes", 1)
         if n != distributed.n_processes():
             raise UserError(
@@ -727,10 +726,23 @@ class PlanTrainer(Trainer):
             )
         load_model_state(self.model, checkpoint.split(tensors, "model"), path)
         self.progress = Progress(**content["progress"])
+        phase = self.progress.phase
+        if phase >= len(training_plan(self.model, self.config)):
+            raise checkpoint.foreign(path, f"its progress.phase is {phase}")
         self._build_optimizers()
         for key, optimizer in self.optimizers.items():
-            load_optimizer_state(optimizer, checkpoint.split(tensors, key), content[key])
+            if key not in content:
+                raise checkpoint.foreign(path, f"it lacks {key}")
+            state = checkpoint.split(tensors, key)
+            if problem := _foreign_optimizer(optimizer, state, content[key]):
+                raise checkpoint.foreign(path, f"its {key} has {problem}")
+            load_optimizer_state(optimizer, state, content[key])
         self._resume_rng = checkpoint.split(tensors, _rng_key(distributed.rank()))
+        try:
+            with preserved_rng():
+                _set_rng(self._resume_rng)
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise checkpoint.foreign(path, f"its random states are none ({error})") from None
 
     # ------------------------------------------------------------------ signals and random states
 
@@ -774,7 +786,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
                 tensors[f"{index}.{key}"] = value
             else:
                 slots.setdefault(str(index), {})[key] = value
-    return tensors, {"groups": state["param_groups"], "slots": slots}
+    found = {"groups": state["param_groups"], "slots": slots, "tensors": len(tensors)}
+    return tensors, json.loads(json.dumps(found))
 
 
 def load_optimizer_state(
@@ -786,6 +799,30 @@ def load_optimizer_state(
         index, _, slot = key.partition(".")
         state.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": content["groups"]})
+
+
+def _foreign_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], content: dict[str, Any]
+) -> str | None:
+    """What keeps a stored state from being that of this optimiser; None if nothing does.
+
+    Settings that only another version of torch has are none of its business.
+    """
+    own = optimizer_state(optimizer)[1]["groups"]
+    if len(content["groups"]) != len(own):
+        return f"{len(content['groups'])} groups of parameters, not {len(own)}"
+    for mine, theirs in zip(own, content["groups"], strict=True):
+        for key in {"params", "lr"} | (mine.keys() & theirs.keys()):
+            if mine[key] != theirs.get(key):
+                return f"{key}, which is not the run's"
+    if len(tensors) != content.get("tensors", len(tensors)):
+        return f"{len(tensors)} tensors, not {content['tensors']}"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shapes = {str(number): (p.shape, torch.Size()) for number, p in enumerate(parameters)}
+    for name, tensor in tensors.items():
+        if tensor.shape not in shapes.get(name.partition(".")[0], ()):
+            return f"a {name} of another model"
+    return None
 
 
 def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:
@@ -803,6 +840,11 @@ def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:
             raise UserError(
                 f"checkpoint {path} does not fit: {name} is {tuple(tensor.shape)}, the model wants "
                 f"{tuple(own[name].shape)}"
+            )
+        if tensor.dtype != own[name].dtype:
+            raise UserError(
+                f"checkpoint {path} does not fit: {name} is {tensor.dtype}, the model wants "
+                f"{own[name].dtype}"
             )
     model.load_state_dict(state)
 
