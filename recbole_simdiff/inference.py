@@ -13,7 +13,7 @@ from recbole_simdiff import checkpoint, stored
 from recbole_simdiff.config import AUGMENTED
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.run import stored_config
-from recbole_simdiff.trainer import BEST, load_model_state
+from recbole_simdiff.trainer import BEST, load_model_state, require_numbers
 
 
 class Recommendation(NamedTuple):
@@ -99,6 +99,7 @@ class Recommender:
 
         Raises:
             UserError: if k is less than 1, or a history is no list of ids.
+            TrainingDiverged: if a score is NaN.
         """
         if k < 1:
             raise UserError(f"k={k} must be at least 1")
@@ -123,7 +124,7 @@ class Recommender:
             for row, score in zip(part, scores, strict=True):
                 if exclude_seen:
                     score[known[row]] = -torch.inf
-                top = score.topk(min(k, int(torch.isfinite(score).sum())))
+                top = score.topk(min(k, int((score > -torch.inf).sum())))
                 results[row].items.extend(self.item_ids[i] for i in top.indices.tolist())
                 results[row].scores.extend(top.values.tolist())
         return results
@@ -151,6 +152,7 @@ class Recommender:
             ) from error
         scores = scores.view(len(known), -1)[:, : len(self.item_ids)].clone()
         scores[:, 0] = -torch.inf
+        require_numbers(scores)
         return scores
 
 

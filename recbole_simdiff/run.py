@@ -43,6 +43,7 @@ from recbole_simdiff.trainer import (
     Metrics,
     PlanTrainer,
     Progress,
+    check_tensorboard,
     load_model_state,
 )
 
@@ -221,6 +222,7 @@ def run(
         ProcessLost: if another process of a ``distributed.group`` ended.
     """
     tracking.check_libraries(config)
+    check_tensorboard()
     start_logging(None, config["state"])
     with ExitStack() as lock:
         if resume:
@@ -621,6 +623,7 @@ def evaluate(
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
+    check_tensorboard()
     path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
         place, overrides
     )
@@ -810,13 +813,20 @@ def _unwritable(run_dir: Path, error: OSError) -> UserError:
     )
 
 
+class _LogFile(logging.FileHandler):
+    """What a full disk does not take is lost; that checkpoints cannot be written is told."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """No traceback."""
+
+
 def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
     """Log to the terminal and, with a run folder, to ``<run>.log`` in it; process 0 alone does."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir is not None:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(run_dir / f"{run_dir.name}.log"))
+            handlers.append(_LogFile(run_dir / f"{run_dir.name}.log"))
         except OSError as error:
             raise _unwritable(run_dir, error) from error
     level = level.upper() if distributed.rank() == 0 else "CRITICAL"

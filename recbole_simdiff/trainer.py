@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -525,8 +527,12 @@ class PlanTrainer(Trainer):
         scalars |= {f"Train/{name}": v for name, v in (entry["loss"] | entry["monitor"]).items()}
         if "valid" in entry:
             scalars["Vaild_score"] = entry["valid"][self.valid_metric]
-        for name, value in scalars.items():
-            self.tensorboard.add_scalar(name, value, step)
+        try:
+            for name, value in scalars.items():
+                self.tensorboard.add_scalar(name, value, step)
+        except OSError as error:  # must not lose a training
+            self.tensorboard.add_scalar = lambda *_: None
+            self.logger.warning(f"TensorBoard: {error.strerror}; no more is written there")
 
     # ------------------------------------------------------------------ evaluation
 
@@ -635,11 +641,7 @@ class PlanTrainer(Trainer):
                 else:
                     found = self._neg_sample_batch_eval(batch)
                 interaction, scores, positive_u, positive_i = found
-                if torch.isnan(scores).any():
-                    raise TrainingDiverged(
-                        "the model's scores contain NaN; nothing can be ranked. A smaller "
-                        "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
-                    )
+                require_numbers(scores)
                 length = batch[0][self.config["ITEM_LIST_LENGTH_FIELD"]].cpu()
                 invented = batch[0][PSEUDO_LENGTH].cpu() if PSEUDO_LENGTH in batch[0] else 0
                 seen["user"].append(batch[0][self.config["USER_ID_FIELD"]].cpu())
@@ -749,6 +751,36 @@ class PlanTrainer(Trainer):
     def stoppable(self) -> AbstractContextManager[None]:
         """See ``StopRequest.listen``."""
         return self.stop.listen()
+
+
+def check_tensorboard() -> None:
+    """See that RecBole's trainer can write its TensorBoard files.
+
+    Raises:
+        UserError: if there is no place for them.
+    """
+    folder = Path("log_tensorboard")
+    place = folder if folder.exists() else Path()
+    writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    if not writable or not shutil.disk_usage(place).free:
+        why = "has no room left" if writable else "cannot be written"
+        raise UserError(
+            f"{folder.absolute()} {why}, and TensorBoard files go there; make room, remove what is "
+            "in its place, or start in another folder"
+        )
+
+
+def require_numbers(scores: Tensor) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Raises:
+        TrainingDiverged: if a score is NaN.
+    """
+    if torch.isnan(scores).any():
+        raise TrainingDiverged(
+            "the model's scores contain NaN; nothing can be ranked. Training anew with a smaller "
+            "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
+        )
 
 
 def training_plan(model: Any, config: Any) -> list[Phase]:
