@@ -37,9 +37,9 @@ from recbole_simdiff.augmenters.diffuasr import (
 )
 from recbole_simdiff.augmenters.guide import Guide
 from recbole_simdiff.augmenters.random_items import random_items, random_own
-from recbole_simdiff.config import AUGMENTED, Config
+from recbole_simdiff.config import AUGMENTED, CHECKPOINT, Config
 from recbole_simdiff.data import FlatDataset, create_dataset, create_loaders
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.models import build_model
 from recbole_simdiff.run import (
     RunResult,
@@ -131,7 +131,8 @@ def augment(config: Config, test: bool = True) -> Augmented:
     """
     start_logging(None, config["state"])
     try:
-        return _augment(config, test)
+        with telling_memory(config):
+            return _augment(config, test)
     except Interrupted as stop:
         stop.same_command = True
         raise
@@ -289,7 +290,7 @@ def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResul
     if own["model"] != config.name or own["values"] != config.plain()["values"]:
         values = {**own["values"], "data_path": config.plain()["values"]["data_path"]}
         values["use_gpu"] = config["use_gpu"]
-        config = Config(own["model"], own["dataset"], overrides=values, origin="checkpoint")
+        config = Config(own["model"], own["dataset"], overrides=values, origin=CHECKPOINT)
     model = prepare(config)[-1]
     load_model_state(model, checkpoint.split(weights, "model"), Path(result.run_dir))
     return model.eval()

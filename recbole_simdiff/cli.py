@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 
 from safetensors import SafetensorError
 
-from recbole_simdiff import augmentation, checkpoint, distributed, inference, prepare, stored
+from recbole_simdiff import augmentation, checkpoint, distributed, inference, prepare
 from recbole_simdiff.config import (
     AUGMENTED,
     Config,
@@ -27,19 +27,18 @@ from recbole_simdiff.config import (
     properties_dir,
     read_yaml,
 )
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import OutOfMemory, UserError
 from recbole_simdiff.experiments import command, space, tuning
 from recbole_simdiff.models import needed_data_set, plugin_models, recbole_models
 from recbole_simdiff.run import (
     EVALUATION_KEYS,
-    RESUMABLE_KEYS,
     RunResult,
     check_processes,
     evaluate,
     format_table,
+    resumed_config,
     run,
     start_logging,
-    stored_config,
 )
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
@@ -325,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _tell(f"{failed}: {error}")
         return 2
-    except (TrainingDiverged, distributed.ProcessLost) as error:
+    except (TrainingDiverged, OutOfMemory, distributed.ProcessLost) as error:
         _tell(f"{failed}: {error}")
         return 1
     except Interrupted as stop:
@@ -443,8 +442,7 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             if getattr(namespace, key):
                 raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
         resume = checkpoint.find(namespace.resume, LAST)
-        content = stored.load(resume, resumable=True)[1]
-        config = stored_config(content, overrides, RESUMABLE_KEYS)
+        config = resumed_config(resume, overrides)
     else:
         config = _config(namespace, overrides)
     several = distributed.launched()

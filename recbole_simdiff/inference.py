@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_simdiff import checkpoint, stored
 from recbole_simdiff.config import AUGMENTED
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.run import stored_config
 from recbole_simdiff.trainer import BEST, load_model_state, require_numbers
 
@@ -100,6 +100,7 @@ class Recommender:
         Raises:
             UserError: if k is less than 1, or a history is no list of ids.
             TrainingDiverged: if a score is NaN.
+            OutOfMemory: if memory runs out.
         """
         if k < 1:
             raise UserError(f"k={k} must be at least 1")
@@ -120,7 +121,8 @@ class Recommender:
         rows = [row for row, items in enumerate(known) if items]
         for start in range(0, len(rows), self.config["eval_batch_size"]):
             part = rows[start : start + self.config["eval_batch_size"]]
-            scores = self._scores([known[row] for row in part])
+            with telling_memory(self.config):
+                scores = self._scores([known[row] for row in part])
             for row, score in zip(part, scores, strict=True):
                 if exclude_seen:
                     score[known[row]] = -torch.inf
@@ -175,7 +177,8 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
             "front of a history, and a history given here has none. Use the evaluate command"
         )
     try:
-        model = config.model_class(config, _CheckpointDataset(config, content))
+        with telling_memory(config):
+            model = config.model_class(config, _CheckpointDataset(config, content))
     except AttributeError as error:
         raise UserError(
             f"model={config.name} cannot be built from a checkpoint alone: it reads more of the "

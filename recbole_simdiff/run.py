@@ -24,7 +24,7 @@ from recbole.utils import init_seed
 from torch import Tensor
 
 from recbole_simdiff import __version__, checkpoint, distributed, stored, tracking
-from recbole_simdiff.config import AUGMENTED, COMMAND_LINE, Config
+from recbole_simdiff.config import AUGMENTED, CHECKPOINT, COMMAND_LINE, Config
 from recbole_simdiff.data import (
     BucketLoader,
     FlatDataset,
@@ -33,7 +33,7 @@ from recbole_simdiff.data import (
     create_dataset,
     create_loaders,
 )
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.models import build_model, plugin_models
 from recbole_simdiff.trainer import (
     BEST,
@@ -218,6 +218,7 @@ def run(
         UserError: if data, settings or checkpoint cannot be used.
         ConnectionError: if a tracked run cannot be opened.
         TrainingDiverged: if a loss becomes NaN or infinite.
+        OutOfMemory: if memory runs out.
         Interrupted: after a signal; the state is saved.
         ProcessLost: if another process of a ``distributed.group`` ended.
     """
@@ -277,7 +278,7 @@ def _run(
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     with tracking.tracked(config, run_dir) as tracked:
         tracked.send(trainer.progress.log)
-        with trainer.stoppable():
+        with trainer.stoppable(), telling_memory(config, run_dir / LAST):
             progress = trainer.fit(train_data, valid_data, config["show_progress"], tracked.send)
             trainer.load_weights(run_dir / BEST)
             found = evaluate_splits(trainer, valid_data, test_data if test else None)
@@ -505,7 +506,7 @@ def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, 
     """
     init_seed(config["seed"], config["reproducibility"])
     pseudo = None if pseudo is None else pseudo.long()
-    with config.naming_origins():
+    with config.naming_origins(), telling_memory(config):
         dataset = create_dataset(config)
         train_data, valid_data, test_data = create_loaders(config, dataset, pseudo)
         n_items = dataset.item_num - 1
@@ -629,7 +630,8 @@ def evaluate(
     )
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
-    found = evaluate_splits(trainer, valid_data, test_data if test else None)
+    with telling_memory(config, path):
+        found = evaluate_splits(trainer, valid_data, test_data if test else None)
     if found.rankings:
         save_rankings(found.rankings, dataset, train_data._dataset, path.parent)
     progress = Progress(**content["progress"])
@@ -687,8 +689,33 @@ def stored_config(
             )
     own = content["config"]
     values = {**own["values"], **overrides}
-    origin = dict.fromkeys(values, "checkpoint") | dict.fromkeys(overrides, COMMAND_LINE)
+    origin = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, COMMAND_LINE)
     return Config(own["model"], own["dataset"], overrides=values, origin=origin)
+
+
+def resumed_config(resume: Path, overrides: Mapping[str, Any]) -> Config:
+    """The configuration to continue a run with.
+
+    Its tracked run is continued where there is one. Nobody else's checkpoint opens one.
+
+    Args:
+        resume (Path): a ``last`` checkpoint.
+        overrides (Mapping): of ``RESUMABLE_KEYS``.
+
+    Raises:
+        UserError: if the checkpoint cannot be used, or a key may not be given.
+    """
+    content = stored.load(resume, resumable=True)[1]
+    values = content["config"]["values"]
+    for key in ("log_wandb", "log_mlflow"):
+        if values.get(key) and not (resume.parent / tracking.IDENTITY).is_file():
+            values[key] = False
+            if key not in overrides:
+                logger.warning(
+                    f"{resume} says {key}=True, but no tracked run began in this folder; give "
+                    f"--{key}=true to begin one"
+                )
+    return stored_config(content, overrides, RESUMABLE_KEYS)
 
 
 def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) -> None:

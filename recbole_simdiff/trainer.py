@@ -233,9 +233,10 @@ class PlanTrainer(Trainer):
         report: Callable[[Progress], None] | None = None,
     ) -> None:
         # RecBole's own W&B logger would hand W&B its Config, which is no dictionary, and open a run
-        # for an evaluation, too.
+        # for an evaluation, too; and it makes the folder that a checkpoint names, anybody's.
         quiet = copy.copy(config)
-        quiet.final_config_dict = config.final_config_dict | {"log_wandb": False}
+        own = {"log_wandb": False, "checkpoint_dir": str(run_dir)}
+        quiet.final_config_dict = config.final_config_dict | own
         super().__init__(quiet, model)
         self.config = config
         self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}

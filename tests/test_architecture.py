@@ -143,7 +143,6 @@ ALLOWED = {
         "models",
         "prepare",
         "run",
-        "stored",
         "trainer",
     ],
     "": ["augmentation", "compat", "config", "errors", "inference", "models", "run"],

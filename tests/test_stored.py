@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from recbole.data.dataset import dataset as recbole_dataset
 from torch import Tensor
 
-from recbole_simdiff import checkpoint, stored
+from recbole_simdiff import checkpoint, evaluate, stored, tracking
 from recbole_simdiff.cli import main
 from recbole_simdiff.config import Config
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.run import run
+from recbole_simdiff.run import resumed_config, run
 from recbole_simdiff.trainer import BEST, LAST
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
@@ -180,6 +181,69 @@ def test_nothing_is_trained_on_in_silence(
             change(content)
 
     assert refused(last_alone, "resume").startswith(problem)
+
+
+def test_a_foreign_checkpoint_downloads_nothing_and_makes_no_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names a data set that RecBole would fetch, and a place of its own for runs."""
+    monkeypatch.setattr(recbole_dataset, "decide_download", lambda _: pytest.fail("asked"))
+    monkeypatch.setattr(recbole_dataset, "download_url", lambda *_: pytest.fail("downloads"))
+    run_dir = tmp_path / trained.name
+    shutil.copytree(trained, run_dir)
+    for name in (BEST, LAST):
+        tensors, content = checkpoint.load(run_dir / name)
+        content["config"]["values"]["checkpoint_dir"] = str(tmp_path / "theirs")
+        checkpoint.save(run_dir / name, tensors, content)
+    assert evaluate(run_dir).test
+    assert not (tmp_path / "theirs").exists()
+    for name in (BEST, LAST):
+        tensors, content = checkpoint.load(run_dir / name)
+        content["config"]["dataset"] = "amazon-beauty"
+        content["config"]["values"]["data_path"] = str(tmp_path / "data")
+        checkpoint.save(run_dir / name, tensors, content)
+    message = r"amazon-beauty\.inter does not exist, and a checkpoint downloads nothing\. Point"
+    with pytest.raises(UserError, match=message):
+        evaluate(run_dir)
+    with pytest.raises(UserError, match=message):
+        run(resumed_config(run_dir / LAST, {}), run_dir / LAST)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_foreign_checkpoint_opens_no_tracker(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """A run that was tracked here, which a file in its folder says, continues to be."""
+    opened: list[str] = []
+
+    class Recorder(tracking.MLflow):
+        def __init__(self, config: Config, name: str, identity: str) -> None:
+            opened.append(identity)
+            self.epochs = 10**6
+
+        def log(self, values: Any, step: int) -> None: ...
+
+        def conclude(self, values: Any) -> None: ...
+
+        def end(self, status: str) -> None: ...
+
+    monkeypatch.setattr(tracking, "MLflow", Recorder)
+    monkeypatch.setattr(tracking, "check_libraries", lambda _: None)
+    run_dir = tmp_path / trained.name
+
+    def resume(*given: str) -> None:
+        tensors, content = checkpoint.load(trained / LAST)
+        content["config"]["values"]["log_mlflow"] = True
+        checkpoint.save(run_dir / LAST, tensors, content)
+        assert main([f"--resume={run_dir}", *given]) == 0
+
+    shutil.copytree(trained, run_dir)
+    resume()
+    assert opened == []
+    assert "says log_mlflow=True, but no tracked run began in this folder" in caplog.text
+    resume("--log_mlflow=true")
+    resume()
+    assert opened == [(run_dir / tracking.IDENTITY).read_text()] * 2
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "7", "[" * 100_000 + "]" * 100_000])
