@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from recbole_simdiff.errors import UserError
 
 FORMAT = "recbole_simdiff checkpoint 1"
 _CONTENT = "content.json"
-_TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp$")  # how mkstemp ends a name
+_TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp$")  # how mkdtemp ends a name
+_LOCK = "lock"  # in a temporary folder
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -74,34 +76,39 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def sweep(folder: Path, name: str = "") -> None:
-    """Remove temporary files whose writer was killed; those being written stay.
+    """Remove what killed writers left; what is being written stays.
 
     Args:
         folder (Path): where to look.
-        name (str): of the file that they were to become; of any by default.
+        name (str): of the file that it was to become; of any by default.
     """
     for path in folder.iterdir():
-        if not (path.name.startswith(f".{name}") and _TEMPORARY.search(path.name)):
-            continue
+        if path.name.startswith(f".{name}") and _TEMPORARY.search(path.name) and path.is_dir():
+            # A writer holds the lock to its end.
+            with suppress(OSError, UserError), locked(path / _LOCK, wait=False):
+                shutil.rmtree(path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A locked new folder beside ``path``; safetensors, too, makes a temporary file of its own."""
+    with ExitStack() as lock:
+        while True:
+            folder = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            with suppress(FileNotFoundError):  # swept before it was locked
+                lock.enter_context(locked(Path(folder, _LOCK)))
+                if os.path.exists(folder):
+                    break
         try:
-            with locked(path, wait=False):  # a writer holds it to its end
-                path.unlink(missing_ok=True)
-        except (OSError, UserError):
-            pass
-
-
-def _temporary(path: Path) -> tuple[int, str]:
-    """A locked new file beside ``path``, and its name."""
-    while True:
-        file, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.path.exists(name):  # not swept before it was locked
-            return file, name
-        os.close(file)
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_atomically(path: Path, write: Any) -> None:
     """Call ``write(temporary_path)``, flush to disk, and rename over ``path``.
+
+    What a killed process left of the same file is removed first.
 
     Args:
         path (Path): final place; its folder is made if needed.
@@ -111,30 +118,29 @@ def write_atomically(path: Path, write: Any) -> None:
         OSError: naming ``path``, if it cannot be written; the old file is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, f"{path.name}.")
-    file, name = _temporary(path)
     try:
-        write(name)
-        os.fsync(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private; a run is not
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        sweep(path.parent, f"{path.name}.")
+        with _temporary(path) as folder:
+            name = str(folder / path.name)
+            write(name)
+            with open(name, "rb") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)  # some writers make private files; a run is not
+            os.replace(name, path)
+    except (OSError, SafetensorError) as error:
         cause = _cause(error)
-        if cause:
-            raise OSError(cause, os.strerror(cause), str(path)) from error
-        raise
-    finally:
-        os.close(file)
+        if cause is None:
+            raise
+        raise OSError(cause, os.strerror(cause), str(path)) from error
 
 
-def _cause(error: BaseException) -> int | None:
+def _cause(error: OSError | SafetensorError) -> int | None:
     """The system's number of an error, which safetensors only writes into its message."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+    found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if found else None
 
 

@@ -821,8 +821,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
         taken = False
         try:
             if distributed.rank() == 0:  # the log is there in any case
-                log = run_dir / f"{run_dir.name}.log"
-                lock.enter_context(checkpoint.locked(log, wait=False))
+                lock.enter_context(checkpoint.locked(_log(run_dir), wait=False))
                 checkpoint.sweep(run_dir)
         except BlockingIOError:
             taken = True
@@ -831,6 +830,11 @@ def claimed(run_dir: Path) -> Iterator[None]:
         if distributed.largest(taken):
             raise UserError(f"another process trains in {run_dir}; wait for it, or stop it")
         yield
+
+
+def _log(run_dir: Path) -> Path:
+    """The log of a run, by whatever path its folder is called."""
+    return run_dir / f"{run_dir.resolve().name}.log"
 
 
 def _unwritable(run_dir: Path, error: OSError) -> UserError:
@@ -853,7 +857,7 @@ def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
     if run_dir is not None:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            handlers.append(_LogFile(run_dir / f"{run_dir.name}.log"))
+            handlers.append(_LogFile(_log(run_dir)))
         except OSError as error:
             raise _unwritable(run_dir, error) from error
     level = level.upper() if distributed.rank() == 0 else "CRITICAL"

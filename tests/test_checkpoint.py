@@ -103,11 +103,11 @@ def test_a_crash_while_writing_leaves_the_old_file(path: Path) -> None:
 
 
 def test_the_target_changes_only_at_the_rename(path: Path) -> None:
-    """The temporary file lies in the same folder, or the rename would be a copy."""
+    """The temporary file lies below the same folder, or the rename would be a copy."""
     before, seen = path.read_bytes(), []
 
     def write(name: str) -> None:
-        seen.append((Path(name).parent, path.read_bytes()))
+        seen.append((Path(name).parent.parent, path.read_bytes()))
         Path(name).write_text("new")
 
     checkpoint.write_atomically(path, write)
@@ -115,17 +115,26 @@ def test_the_target_changes_only_at_the_rename(path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def leave(path: Path, content: str = "half a file") -> Path:
-    """The temporary file of a writer that was killed."""
-    left = path.parent / f".{path.name}.ab_c1234.tmp"
-    left.write_text(content)
+def leave(path: Path) -> Path:
+    """What a writer leaves that is killed."""
+
+    def killed(name: str) -> None:
+        Path(name).write_text("half a file")
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.write_atomically(path, killed)
+    (left,) = (p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}."))
     return left
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(path: Path) -> None:
     left, others = leave(path), leave(path.parent / "other")
+    (left / ".tmpAbCd12").touch()  # safetensors' own
     mine = path.parent / f".{path.name}.mine.tmp"  # not made here
-    mine.touch()
+    mine.mkdir()
     checkpoint.save(path, TENSORS, CONTENT)
     assert not left.exists()
     assert others.exists()
@@ -133,15 +142,15 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(path: Path) -> None:
 
 
 def test_a_file_that_is_being_written_is_not_swept(path: Path) -> None:
+    left = leave(path.parent / "other")
+
     def write(name: str) -> None:
-        Path(name).write_text("new")
-        left = leave(path)
+        checkpoint.save(Path(name), {}, {})
         checkpoint.sweep(path.parent)
         assert not left.exists()
         assert Path(name).exists()
 
     checkpoint.write_atomically(path, write)
-    assert path.read_text() == "new"
     assert files(path.parent) == ["last.safetensors"]
 
 

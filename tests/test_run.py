@@ -110,7 +110,9 @@ def test_one_process_trains_in_a_folder(go: Any, make_config: Any) -> None:
         assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
         begun.append(True)
 
-    run(make_config(epochs=3), resume=run_dir / LAST, report=second)
+    link = Path("link")  # the folder by another name
+    link.symlink_to(run_dir)
+    run(make_config(epochs=3), resume=link / LAST, report=second)
     run(make_config(epochs=4), resume=run_dir / LAST)
     assert begun
     with claimed(run_dir):  # another folder is not concerned
@@ -121,7 +123,8 @@ def test_the_next_start_sweeps_what_a_killed_one_left(go: Any, make_config: Any)
     """Also of files that it will not write itself."""
     run_dir = Path(go(epochs=2)[0].run_dir)
     left = run_dir / ".best.safetensors.ab_c1234.tmp"
-    left.touch()
+    left.mkdir()
+    (left / ".tmpAbCd12").touch()
     run(make_config(epochs=2), resume=run_dir / LAST)
     assert not left.exists()
 
