@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from recbole_simdiff import checkpoint, stored, tracking
+from recbole_simdiff import checkpoint, tracking
 from recbole_simdiff.augmenters.diffuasr import (
     GENERATION_KEYS,
     LEAST_CONDITION,
@@ -55,6 +55,7 @@ from recbole_simdiff.run import (
     short_key,
     start_logging,
 )
+from recbole_simdiff.stored import load_run
 from recbole_simdiff.trainer import (
     BEST,
     KEPT,
@@ -262,12 +263,12 @@ def train_baseline(
     if place is not None:
         logger.info(f"baseline: {place}")
         path = checkpoint.find(place, BEST)
-        tensors, content = stored.load(path)
+        tensors, content = load_run(path)
         check_same_data(path, tensors, content, dataset)
-        theirs = content["config"]["values"]["eval_args"]
+        theirs = content["config"]["values"].get("eval_args") or {}
         if content["config"]["model"] == AUGMENTED:
             raise UserError(f"{path} was trained on augmented data; a baseline must not be")
-        if any(theirs[k] != config["eval_args"][k] for k in ("split", "group_by", "mode")):
+        if any(theirs.get(k) != config["eval_args"][k] for k in ("split", "group_by", "mode")):
             raise UserError(
                 f"{path} was trained and evaluated with eval_args={theirs}; here they are "
                 f"{config['eval_args']}, it may have seen what is held out and cannot be compared"
@@ -286,11 +287,11 @@ def train_baseline(
 
 def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResult) -> Any:
     """The trained baseline model, built from its own configuration."""
-    own = result.config
-    if own["model"] != config.name or own["values"] != config.plain()["values"]:
-        values = {**own["values"], "data_path": config.plain()["values"]["data_path"]}
+    stored = result.config
+    if stored["model"] != config.name or stored["values"] != config.plain()["values"]:
+        values = {**stored["values"], "data_path": config.plain()["values"]["data_path"]}
         values["use_gpu"] = config["use_gpu"]
-        config = Config(own["model"], own["dataset"], overrides=values, origin=CHECKPOINT)
+        config = Config(stored["model"], stored["dataset"], overrides=values, origin=CHECKPOINT)
     model = prepare(config)[-1]
     load_model_state(model, checkpoint.split(weights, "model"), Path(result.run_dir))
     return model.eval()
@@ -440,8 +441,8 @@ class _Fitting:
         self.best = checkpoint.split(tensors, "best")
         if self.average is not None:
             self.average.load_state_dict(checkpoint.split(tensors, "average"))
-        moments = checkpoint.split(tensors, "optimizer")
-        load_optimizer_state(self.optimizer, moments, content["optimizer"])
+        stored = checkpoint.split(tensors, "optimizer")
+        load_optimizer_state(self.optimizer, stored, content["optimizer"])
         self.state = content["state"]
         logger.info(f"diffuser: resumed at epoch {self.state['epoch']}")
 

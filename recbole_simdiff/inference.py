@@ -9,10 +9,11 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_simdiff import checkpoint, stored
+from recbole_simdiff import checkpoint
 from recbole_simdiff.config import AUGMENTED
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.run import stored_config
+from recbole_simdiff.stored import load_run
 from recbole_simdiff.trainer import BEST, load_model_state, require_numbers
 
 
@@ -169,7 +170,7 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
         UserError: if there is no usable checkpoint, or its model needs the data set to be built.
     """
     path = checkpoint.find(place, BEST)
-    tensors, content = stored.load(path)
+    tensors, content = load_run(path)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
     if config.name == AUGMENTED and config["pseudo_at_evaluation"]:
         raise UserError(

@@ -23,7 +23,7 @@ import torch
 from recbole.utils import init_seed
 from torch import Tensor
 
-from recbole_simdiff import __version__, checkpoint, distributed, stored, tracking
+from recbole_simdiff import __version__, checkpoint, distributed, tracking
 from recbole_simdiff.config import AUGMENTED, CHECKPOINT, COMMAND_LINE, Config
 from recbole_simdiff.data import (
     BucketLoader,
@@ -35,6 +35,7 @@ from recbole_simdiff.data import (
 )
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.models import build_model, plugin_models
+from recbole_simdiff.stored import load_run
 from recbole_simdiff.trainer import (
     BEST,
     KEPT,
@@ -242,20 +243,20 @@ def _run(
     lock: ExitStack,
 ) -> RunResult:
     """See ``run``; ``lock`` takes that of a folder which is made once nothing can be refused."""
-    loaded: tuple[dict[str, Tensor], dict[str, Any]] = (
-        stored.load(resume, resumable=True) if resume else ({}, {})
+    stored: tuple[dict[str, Tensor], dict[str, Any]] = (
+        load_run(resume, resumable=True) if resume else ({}, {})
     )
     if resume:
-        check_same_settings(resume, loaded[1], config)
-    pseudo = loaded[0].get(PSEUDO, pseudo)
-    augmentation = augmentation or loaded[1].get("augmentation", {})
+        check_same_settings(resume, stored[1], config)
+    pseudo = stored[0].get(PSEUDO, pseudo)
+    augmentation = augmentation or stored[1].get("augmentation", {})
     if config.name == AUGMENTED and pseudo is None:
         raise UserError(f"model={AUGMENTED} has stages before this one: call run_augmented(config)")
     dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
     if distributed.n_processes() > 1:
         _join_processes(config, dataset, (train_data, valid_data, test_data), model)
     if resume:
-        check_same_data(resume, *loaded, dataset)
+        check_same_data(resume, *stored, dataset)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
     data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
     # From here on nothing the user typed can be wrong.
@@ -596,7 +597,7 @@ def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Re
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
     path = checkpoint.find(place, BEST)
-    tensors, content = stored.load(path)
+    tensors, content = load_run(path)
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
     config = stored_config(content, overrides or {}, allowed)
@@ -687,10 +688,10 @@ def stored_config(
                 f"--{key} cannot be changed here: the checkpoint fixes it. Allowed: "
                 f"{', '.join(allowed)}"
             )
-    own = content["config"]
-    values = {**own["values"], **overrides}
+    stored = content["config"]
+    values = {**stored["values"], **overrides}
     origin = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, COMMAND_LINE)
-    return Config(own["model"], own["dataset"], overrides=values, origin=origin)
+    return Config(stored["model"], stored["dataset"], overrides=values, origin=origin)
 
 
 def resumed_config(resume: Path, overrides: Mapping[str, Any]) -> Config:
@@ -705,7 +706,7 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any]) -> Config:
     Raises:
         UserError: if the checkpoint cannot be used, or a key may not be given.
     """
-    content = stored.load(resume, resumable=True)[1]
+    content = load_run(resume, resumable=True)[1]
     values = content["config"]["values"]
     for key in ("log_wandb", "log_mlflow"):
         if values.get(key) and not (resume.parent / tracking.IDENTITY).is_file():
@@ -743,10 +744,10 @@ def check_same_data(
     Raises:
         UserError: if they differ.
     """
-    data = checkpoint.split(tensors, "data")
+    stored = checkpoint.split(tensors, "data")
     same = content["items"] == item_ids(dataset) and content["users"] == user_ids(dataset)
     same = same and content.get("ready_rows") == _ready_rows(dataset)
-    if not same or any(not torch.equal(v, data[k]) for k, v in _histories(dataset).items()):
+    if not same or any(not torch.equal(v, stored[k]) for k, v in _histories(dataset).items()):
         raise UserError(
             f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one "
             f"{path} was trained on: it has {dataset.statistics}, the checkpoint "

@@ -5,7 +5,7 @@ else need doubt; what only a model or its data can tell is checked where they ar
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -19,17 +19,25 @@ from recbole_simdiff.data import Statistics
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.trainer import LAST, Progress
 
+
+def _fields(kind: type) -> dict[str, Any]:
+    """Those of a dataclass, each with its type; the ones with a default may be missing."""
+    hints = get_type_hints(kind)
+    optional = {f.name for f in fields(kind) if {f.default, f.default_factory} != {MISSING}}
+    return {f"{k}?" if k in optional else k: hint for k, hint in hints.items()}
+
+
 # Name -> type of the value. A name that ends in ? may be missing.
 _CONTENT: dict[str, Any] = {
     "config": {"model": str, "dataset": str, "values": dict[str, Any]},
     "versions": dict[str, str],
-    "statistics": {f.name: int for f in fields(Statistics)},
+    "statistics": _fields(Statistics),
     "items": list[str],
     "users": list[str],
     "titles": dict[str, str],
     "ready_rows?": str | None,
     "augmentation?": dict[str, Any],
-    "progress": get_type_hints(Progress),
+    "progress": _fields(Progress),
 }
 _AUGMENTATION: dict[str, Any] = {
     "backbone?": str,
@@ -51,7 +59,7 @@ _OPTIMIZER: dict[str, Any] = {
 _RNG = ("torch", "python", "python_gauss", "numpy", "numpy_gauss")
 
 
-def load(path: str | Path, resumable: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_run(path: str | Path, resumable: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and JSON content of a run's checkpoint.
 
     Args:
@@ -66,7 +74,7 @@ def load(path: str | Path, resumable: bool = False) -> tuple[dict[str, Tensor], 
     problem = (
         _differs(content, _CONTENT, "")
         or _ids(content)
-        or _progress(content["progress"])
+        or _progress(content)
         or _augmentation(content, tensors)
         or _tensors(content, tensors)
         or (_resumable(path, content, tensors) if resumable else None)
@@ -132,16 +140,18 @@ def _ids(content: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _progress(progress: Mapping[str, Any]) -> str | None:
-    for name in progress.keys() - {f.name for f in fields(Progress)}:
-        return f"its progress has {name!r}"
-    for number, entry in enumerate(progress["log"]):
+def _progress(content: Mapping[str, Any]) -> str | None:
+    for name, kind in (("progress", Progress), ("statistics", Statistics)):
+        for key in content[name].keys() - {f.name for f in fields(kind)}:
+            return f"its {name} has {key!r}"
+    progress = Progress(**content["progress"])
+    for number, entry in enumerate(progress.log):
         if problem := _differs(entry, _EPOCH, f"progress.log[{number}]"):
             return problem
-    finished = len(progress["log"])
-    if progress["epoch"] > finished or (not progress["phase"] and progress["epoch"] < finished):
-        return f"its progress.epoch is {progress['epoch']}, which its log contradicts"
-    if progress["step"] and not progress["loss_sums"]:
+    finished = len(progress.log)
+    if progress.epoch > finished or (not progress.phase and progress.epoch < finished):
+        return f"its progress.epoch is {progress.epoch}, which its log contradicts"
+    if progress.step and not progress.loss_sums:
         return "it lacks progress.loss_sums"
     return None
 
@@ -181,6 +191,9 @@ def _tensors(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str |
 
 
 def _resumable(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+    for name in get_type_hints(Progress):
+        if name not in content["progress"]:  # with its default another training would go on
+            return f"it lacks progress.{name}"
     optimizers = {k: v for k, v in content.items() if k.startswith("optimizer")}
     if not optimizers:
         if path.name != LAST:

@@ -14,11 +14,12 @@ import torch
 from recbole.data.dataset import dataset as recbole_dataset
 from torch import Tensor
 
-from recbole_simdiff import checkpoint, evaluate, stored, tracking
+from recbole_simdiff import checkpoint, evaluate, tracking
 from recbole_simdiff.cli import main
 from recbole_simdiff.config import Config
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.run import resumed_config, run
+from recbole_simdiff.stored import load_run
 from recbole_simdiff.trainer import BEST, LAST
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
@@ -107,7 +108,7 @@ EVERYWHERE = [
     (lambda c: c.json["items"].append("i1"), "its items are not ids, each once, after [PAD]"),
     (lambda c: c.json["users"].pop(0), "its users are not ids, each once, after [PAD]"),
     (lambda c: c.json["statistics"].pop("users"), "it lacks statistics.users"),
-    (lambda c: c.progress.pop("step"), "it lacks progress.step"),
+    (lambda c: c.json["statistics"].update(more=1), "its statistics has 'more'"),
     (put(epoch=-5), "its progress.epoch is -5"),
     (put(epoch=10**9), "its progress.epoch is 1000000000, which its log contra"),
     (put(phase=True), "its progress.phase is True"),
@@ -142,6 +143,7 @@ def test_every_command_refuses_it(
 
 
 TRAINING = [
+    (lambda c: c.progress.pop("step"), "it lacks progress.step"),
     (drop("optimizer"), "it lacks optimizer"),
     (lambda c: c.json["optimizer"].pop("groups"), "it lacks optimizer.groups"),
     (
@@ -251,14 +253,14 @@ def test_content_that_is_no_mapping(tmp_path: Path, content: str, monkeypatch: A
     monkeypatch.setattr(checkpoint.json, "dumps", lambda _: content)
     checkpoint.save(tmp_path / "a.safetensors", {}, {})
     with pytest.raises(UserError, match=r"is not a (readable checkpoint|checkpoint of this)"):
-        stored.load(tmp_path / "a.safetensors")
+        load_run(tmp_path / "a.safetensors")
 
 
 def test_what_was_written_is_read(trained: Path) -> None:
     """With and without what a training is continued from."""
-    assert stored.load(trained / BEST)[1]["progress"]["epoch"] >= 1
-    tensors, content = stored.load(trained / LAST, resumable=True)
+    assert load_run(trained / BEST)[1]["progress"]["epoch"] >= 1
+    tensors, content = load_run(trained / LAST, resumable=True)
     assert content["progress"]["epoch"] == 2
     assert content["optimizer"]["tensors"] == sum(n.startswith("optimizer.") for n in tensors)
     with pytest.raises(UserError, match=re.escape(f"use the run's {LAST}")):
-        stored.load(trained / BEST, resumable=True)
+        load_run(trained / BEST, resumable=True)
