@@ -2,8 +2,9 @@
 
 import math
 import re
+import resource
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,17 @@ def telling_memory(config: Any, saved: Path | None = None) -> Iterator[None]:
 
 
 def _available() -> str:
-    """Bytes of main memory that can be had, as Linux counts them."""
-    try:
+    """Bytes of main memory that this process can have, as Linux counts them."""
+    found = None
+    with suppress(OSError):
         found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        found = None
-    return f"{int(found[1]) * 1024} bytes" if found else "an unknown number of bytes"
+    if not found:
+        return "an unknown number of bytes"
+    free, limit = int(found[1]) * 1024, resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:  # ulimit -v
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        free = min(free, limit - pages * resource.getpagesize())
+    return f"{free} bytes"
 
 
 def require_choice(config: Any, options: Mapping[str, Sequence[str]]) -> None:
