@@ -37,9 +37,9 @@ from recbole_simdiff.augmenters.diffuasr import (
 )
 from recbole_simdiff.augmenters.guide import Guide
 from recbole_simdiff.augmenters.random_items import random_items, random_own
-from recbole_simdiff.config import AUGMENTED, Config
+from recbole_simdiff.config import AUGMENTED, CHECKPOINT, Config
 from recbole_simdiff.data import FlatDataset, create_dataset, create_loaders
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.models import build_model
 from recbole_simdiff.run import (
     RunResult,
@@ -55,6 +55,7 @@ from recbole_simdiff.run import (
     short_key,
     start_logging,
 )
+from recbole_simdiff.stored import load_run
 from recbole_simdiff.trainer import (
     BEST,
     LAST,
@@ -131,7 +132,8 @@ def augment(config: Config, test: bool = True) -> Augmented:
     """
     start_logging(None, config["state"])
     try:
-        return _augment(config, test)
+        with telling_memory(config):
+            return _augment(config, test)
     except Interrupted as stop:
         stop.same_command = True
         raise
@@ -175,6 +177,8 @@ def _augment(config: Config, test: bool) -> Augmented:
             checkpoint.save(path, {"pseudo": pseudo.int()}, {"shaped_by": shaped_by, "log": log})
             logger.info(f"pseudo: {path} written")
     tensors, content = checkpoint.load(path)
+    if "pseudo" not in tensors or "log" not in content:
+        raise checkpoint.foreign(path, "it lacks the invented items or their log")
     pseudo, log = tensors["pseudo"].long(), content["log"]
 
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))
@@ -259,12 +263,12 @@ def train_baseline(
     if place is not None:
         logger.info(f"baseline: {place}")
         path = checkpoint.find(place, BEST)
-        tensors, content = checkpoint.load(path)
+        tensors, content = load_run(path)
         check_same_data(path, tensors, content, dataset)
-        theirs = content["config"]["values"]["eval_args"]
+        theirs = content["config"]["values"].get("eval_args") or {}
         if content["config"]["model"] == AUGMENTED:
             raise UserError(f"{path} was trained on augmented data; a baseline must not be")
-        if any(theirs[k] != config["eval_args"][k] for k in ("split", "group_by", "mode")):
+        if any(theirs.get(k) != config["eval_args"][k] for k in ("split", "group_by", "mode")):
             raise UserError(
                 f"{path} was trained and evaluated with eval_args={theirs}; here they are "
                 f"{config['eval_args']}, it may have seen what is held out and cannot be compared"
@@ -287,7 +291,7 @@ def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResul
     if stored["model"] != config.name or stored["values"] != config.plain()["values"]:
         values = {**stored["values"], "data_path": config.plain()["values"]["data_path"]}
         values["use_gpu"] = config["use_gpu"]
-        config = Config(stored["model"], stored["dataset"], overrides=values, origin="checkpoint")
+        config = Config(stored["model"], stored["dataset"], overrides=values, origin=CHECKPOINT)
     model = prepare(config)[-1]
     load_model_state(model, checkpoint.split(weights, "model"), Path(result.run_dir))
     return model.eval()
@@ -431,6 +435,8 @@ class _Fitting:
 
     def _restore(self) -> None:
         tensors, content = checkpoint.load(self.last)
+        if lacking := {"optimizer", "state"} - content.keys():
+            raise checkpoint.foreign(self.last, f"it lacks {min(lacking)}")
         load_model_state(self.model, checkpoint.split(tensors, "model"), self.last)
         self.best = checkpoint.split(tensors, "best")
         if self.average is not None:

@@ -1,17 +1,20 @@
 """The command line: train (the default), evaluate, recommend, experiments and the rest."""
 
 import argparse
+import contextlib
 import csv
 import difflib
+import errno
 import json
 import os
+import re
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from safetensors import SafetensorError
 
@@ -24,19 +27,18 @@ from recbole_simdiff.config import (
     properties_dir,
     read_yaml,
 )
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import OutOfMemory, UserError
 from recbole_simdiff.experiments import command, space, tuning
 from recbole_simdiff.models import needed_data_set, plugin_models, recbole_models
 from recbole_simdiff.run import (
     EVALUATION_KEYS,
-    RESUMABLE_KEYS,
     RunResult,
     check_processes,
     evaluate,
     format_table,
+    resumed_config,
     run,
     start_logging,
-    stored_config,
 )
 from recbole_simdiff.trainer import LAST, Interrupted, TrainingDiverged
 
@@ -51,6 +53,18 @@ COMMANDS = (
     "augment",
     "prepare",
     "list",
+)
+PRINTING = ("evaluate", "recommend", "list")  # commands that leave nothing but what they print
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MENDABLE = (  # by the user
+    *FULL,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
 )
 EPILOG = """\
 examples:
@@ -297,38 +311,81 @@ def main(argv: Sequence[str] | None = None) -> int:
     several = distributed.launched()
     first = not several or os.environ["RANK"] == "0"
     failed = f"process {os.environ['RANK']}: error" if several else "error"
+    _open_streams()
     try:
         namespace, rest = _parse(list(sys.argv[1:] if argv is None else argv))
+        if namespace.command in PRINTING and sys.__stdout__ is None:
+            raise UserError(f"standard output is closed, and {namespace.command} only prints")
         if several and namespace.command != "train":
             raise UserError(f"{namespace.command} is a command for one process; train is not")
-        return handler[namespace.command](namespace, parse_overrides(rest))
+        code = handler[namespace.command](namespace, parse_overrides(rest))
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"{failed}: {error}", file=sys.stderr)
+        _tell(f"{failed}: {error}")
         return 2
-    except (TrainingDiverged, distributed.ProcessLost) as error:
-        print(f"{failed}: {error}", file=sys.stderr)
+    except (TrainingDiverged, OutOfMemory, distributed.ProcessLost) as error:
+        _tell(f"{failed}: {error}")
         return 1
     except Interrupted as stop:
         again = f"{_program()} --resume={shlex.quote(str(stop.run_dir))}"
         again += f" --nproc={os.environ['WORLD_SIZE']}" if several else ""
         again = "the same command" if stop.same_command else again
         if first:
-            print(
-                f"stopped by {signal.Signals(stop.signum).name}; everything is saved. Continue "
-                f"with\n  {again}",
-                file=sys.stderr,
-            )
+            name = signal.Signals(stop.signum).name
+            _tell(f"stopped by {name}; everything is saved. Continue with\n  {again}")
         return 128 + stop.signum
     except KeyboardInterrupt:
         if first:
-            print("stopped; a run that had begun keeps its last finished epoch", file=sys.stderr)
+            _tell("stopped; a run that had begun keeps its last finished epoch")
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        sys.stderr.close()
+        _abandon(sys.stdout, sys.stderr)
         return 128 + signal.SIGPIPE
     except (OSError, SafetensorError) as error:  # a folder that cannot be written, a full disk
-        print(f"{failed}: {error}", file=sys.stderr)
-        return 1
+        _tell(f"{failed}: {_of_system(error)}")
+        _abandon(sys.stdout)
+        return 2 if getattr(error, "errno", None) in MENDABLE else 1
+
+
+def _open_streams() -> None:
+    """Let a stream that the caller closed read nothing, and take what is written.
+
+    A file opened later would get its number, and what libraries print would go into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def _tell(text: str) -> None:
+    """Say something on standard error, which may be a terminal that is gone."""
+    with contextlib.suppress(OSError):
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr)
+
+
+def _abandon(*streams: TextIO) -> None:
+    """Let what is left in streams that cannot be written go nowhere when the program ends."""
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError):  # no file, or closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _of_system(error: OSError | SafetensorError) -> str:
+    """What the system refused, where, and what to do."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    place = os.fsdecode(error.filename or "standard output")
+    text = f"{place}: {error.strerror}"
+    if error.errno in FULL:
+        text += "; make room there"
+        folder = os.path.dirname(place)
+        if folder and os.path.isfile(os.path.join(folder, LAST)):
+            again = f"{_program()} --resume={shlex.quote(folder)}"
+            text += f". The run goes on from its last saved state with {again}"
+    elif error.errno in MENDABLE:
+        text += "; see that it can be read and written, or name another place"
+    return text
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -369,6 +426,15 @@ def _config(namespace: argparse.Namespace, overrides: dict[str, Any]) -> Config:
     return Config(model, dataset, files, overrides)
 
 
+# Control characters, line separators, marks that turn the direction of writing, half characters.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what would steer it is written as an escape, such as ``\\x1b``."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     resume = None
     if namespace.resume:
@@ -376,7 +442,7 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             if getattr(namespace, key):
                 raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
         resume = checkpoint.find(namespace.resume, LAST)
-        config = stored_config(checkpoint.load(resume)[1], overrides, RESUMABLE_KEYS)
+        config = resumed_config(resume, overrides)
     else:
         config = _config(namespace, overrides)
     several = distributed.launched()
@@ -422,10 +488,11 @@ def _print_result(result: RunResult) -> None:
         print(format_table({"test": rows}, result.digits))
     if result.augmentation:
         notes = result.augmentation
-        if result.test:
+        if result.test and "baseline" in notes:
             print(f"\ntest of {notes['backbone']} by input length, without and with augmentation")
             print(augmentation.format_report(result))
-        print(f"\n{augmentation.format_quality(notes['quality'])}")
+        if "quality" in notes:
+            print(f"\n{augmentation.format_quality(notes['quality'])}")
 
 
 def _show_users(result: RunResult, n_users: int) -> None:
@@ -435,12 +502,12 @@ def _show_users(result: RunResult, n_users: int) -> None:
     for user in recommender.users[:n_users]:
         history = recommender.history(user)
         (found,) = recommender.recommend([history], k=10)
-        print(f"\nuser {user}, newest of {len(history)}:")
+        print(f"\nuser {printable(user)}, newest of {len(history)}:")
         for item in history[-5:]:
-            print(f"    {recommender.title(item)}")
+            print(f"    {printable(recommender.title(item))}")
         print("  recommended next:")
         for rank, item in enumerate(found.items, start=1):
-            print(f"  {rank:>2}  {recommender.title(item)}")
+            print(f"  {rank:>2}  {printable(recommender.title(item))}")
 
 
 def _evaluate(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -482,7 +549,7 @@ def _recommend(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             note = f"{unknown} unknown items left out: {shown}"
         else:
             continue
-        print(f"{request.name}: {note}", file=sys.stderr)
+        print(printable(f"{request.name}: {note}"), file=sys.stderr)
     if all(len(a.unknown) == len(r.items) for r, a in zip(requests, found, strict=True)):
         raise UserError("no history has an item of the training data")
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -495,9 +562,9 @@ def _recommend(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         elif namespace.format == "csv":
             writer.writerows([request.name, rank, i, f"{s:.6f}"] for rank, (i, s) in ranked)
         else:
-            print(request.name)
+            print(printable(request.name))
             for rank, (item, score) in ranked:
-                print(f"  {rank:>3}  {score:9.4f}  {recommender.title(item)}")
+                print(f"  {rank:>3}  {score:9.4f}  {printable(recommender.title(item))}")
     return 0
 
 
@@ -514,6 +581,8 @@ def _requests(
         yield _Request(f"history {number}", _ids(text))
     try:
         if namespace.input == "-":
+            if sys.__stdin__ is None:
+                raise UserError("standard input is closed; give --input=FILE")
             yield from _read_histories(sys.stdin, "standard input")
         elif namespace.input:
             with open(namespace.input, encoding="utf-8-sig") as file:
@@ -528,20 +597,33 @@ def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
         line, name = line.removeprefix("\ufeff").strip(), f"line {number}"
         if not line:
             continue
-        if line[0] not in "[{":
-            yield _Request(
-                name, [cell.strip() for cell in next(csv.reader([line])) if cell.strip()]
-            )
-            continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{source}, line {number}: not JSON ({error.msg})") from None
-        items = value.get("items") if isinstance(value, dict) else value
-        if not isinstance(items, list):
-            raise UserError(f'{source}, line {number}: expected [...] or {{"items": [...]}}')
-        name = str(value.get("user", name)) if isinstance(value, dict) else name
-        yield _Request(name, [str(item) for item in items])
+            yield _request(line, name)
+        except RecursionError:
+            raise UserError(f"{source}, line {number}: nested too deep") from None
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{source}, line {number}: {error}") from None
+
+
+def _request(line: str, name: str) -> _Request:
+    """The history of a line.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    if line[0] not in "[{":
+        return _Request(name, [cell.strip() for cell in next(csv.reader([line])) if cell.strip()])
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg})") from None
+    except ValueError:  # Python reads no longer ones
+        raise ValueError("a number of more than 4300 digits; write ids as text") from None
+    items = value.get("items") if isinstance(value, dict) else value
+    if not isinstance(items, list) or any(isinstance(item, list | dict) for item in items):
+        raise ValueError('expected [...] or {"items": [...]}, of ids')
+    name = str(value.get("user", name)) if isinstance(value, dict) else name
+    return _Request(name, [str(item) for item in items])
 
 
 def _tune(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:

@@ -31,7 +31,7 @@ from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import get_model, plugin_models
 
-COMMAND_LINE = "command line"
+COMMAND_LINE, CHECKPOINT = "command line", "checkpoint"  # where values come from
 # Not a recommender but a way to train one, key ``backbone``, on augmented data.
 AUGMENTED = "DiffuASR"
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
@@ -567,6 +567,11 @@ class Config(RecBoleConfig):
         if values["train_neg_sample_args"].get("distribution") == "none":
             values["train_neg_sample_args"] = None
         return {"model": self.name, "dataset": self.dataset, "values": values}
+
+    @property
+    def from_checkpoint(self) -> bool:
+        """Whether a checkpoint says what is to be done, which may be anybody's."""
+        return CHECKPOINT in self._given.values()
 
     def known_datasets(self) -> list[str]:
         """Names of the data sets with settings here or with a folder in ``data_path``."""

@@ -92,6 +92,12 @@ class HostFixes(Dataset):
                 "--data_path at the folder that holds "
                 f"{name}/{name}.inter"
             )
+        if self.config.from_checkpoint:
+            raise UserError(
+                f"dataset={self.dataset_name!r}: {searched} does not exist, and a checkpoint "
+                "downloads nothing. Point --data_path at the folder that holds "
+                f"{self.dataset_name}/{self.dataset_name}.inter"
+            )
         if n_processes() > 1:
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist, and several processes "

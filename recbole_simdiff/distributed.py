@@ -53,7 +53,7 @@ def launched() -> bool:
 def launch(n: int) -> int:
     """Run the command of this process in n processes on this host, as torchrun would.
 
-    SIGINT and SIGTERM are passed on to them; when one fails, the others are ended.
+    Signals that ask to stop are passed on to them; when one fails, the others are ended.
 
     Args:
         n (int): number of processes. Unless OMP_NUM_THREADS is set they divide the threads.
@@ -76,6 +76,8 @@ def launch(n: int) -> int:
         local_addr="localhost",
         max_restarts=0,
     )
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup, as the processes do
+        config.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
     logging.disable(logging.CRITICAL)  # the processes say themselves what went wrong
     try:
         elastic_launch(config, sys.executable)(*sys.orig_argv[1:])

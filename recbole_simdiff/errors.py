@@ -1,8 +1,19 @@
-"""The one exception that stands for a mistake the user can mend, and checks that raise it."""
+"""Mistakes that the user can mend, with checks that find them, and memory that runs out."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+# How PyTorch (on CPU and GPU), cuBLAS and NumPy say it, and what they asked for.
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|Unable to allocate|STATUS_ALLOC_FAILED"
+)
+_ASKED = re.compile(r"(?:[Tt]ried|Unable) to allocate ([\d.]+ \w+)")
+_FREE = re.compile(r"of which ([\d.]+ \w+) is free")
 
 
 class UserError(ValueError):
@@ -11,6 +22,55 @@ class UserError(ValueError):
     The message says what was received, what is allowed and where to change it. The command line
     prints it without a traceback and exits with code 2.
     """
+
+
+class OutOfMemory(RuntimeError):
+    """The message says what was asked for, what is free, and which settings need less."""
+
+
+@contextmanager
+def telling_memory(config: Any, saved: Path | None = None) -> Iterator[None]:
+    """Turn what a library says when memory runs out into one message.
+
+    Args:
+        config (Config): resolved configuration.
+        saved (Path | None): checkpoint with the last good state, if there may be one.
+
+    Raises:
+        OutOfMemory: if memory runs out within the block.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        known = isinstance(error, MemoryError) or _NO_MEMORY.search(text)
+        if isinstance(error, OutOfMemory) or not known:
+            raise
+        asked, on_gpu = _ASKED.search(text), _FREE.search(text)
+        free = on_gpu[1] if on_gpu else _available()
+        keys = ["train_batch_size", "eval_batch_size", "MAX_ITEM_LIST_LENGTH"]
+        keys += ["diffuasr_batch_size"] if "diffuasr_batch_size" in config else []
+        message = (
+            f"out of memory: {asked[1] if asked else 'an unknown number of bytes'} asked for, "
+            f"{free} free. Smaller {', '.join(f'{key}={config[key]}' for key in keys)} need less"
+        )
+        if saved and saved.is_file():
+            message += f". {saved} holds the last good state"
+        raise OutOfMemory(message) from error
+
+
+def _available() -> str:
+    """Bytes of main memory that this process can have, as Linux counts them."""
+    found = None
+    with suppress(OSError):
+        found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    if not found:
+        return "an unknown number of bytes"
+    free, limit = int(found[1]) * 1024, resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:  # ulimit -v
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        free = min(free, limit - pages * resource.getpagesize())
+    return f"{free} bytes"
 
 
 def require_choice(config: Any, options: Mapping[str, Sequence[str]]) -> None:

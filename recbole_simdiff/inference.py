@@ -11,9 +11,10 @@ from torch import Tensor
 
 from recbole_simdiff import checkpoint
 from recbole_simdiff.config import AUGMENTED
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.run import stored_config
-from recbole_simdiff.trainer import BEST, load_model_state
+from recbole_simdiff.stored import load_run
+from recbole_simdiff.trainer import BEST, load_model_state, require_numbers
 
 
 class Recommendation(NamedTuple):
@@ -99,6 +100,8 @@ class Recommender:
 
         Raises:
             UserError: if k is less than 1, or a history is no list of ids.
+            TrainingDiverged: if a score is NaN.
+            OutOfMemory: if memory runs out.
         """
         if k < 1:
             raise UserError(f"k={k} must be at least 1")
@@ -119,11 +122,12 @@ class Recommender:
         rows = [row for row, items in enumerate(known) if items]
         for start in range(0, len(rows), self.config["eval_batch_size"]):
             part = rows[start : start + self.config["eval_batch_size"]]
-            scores = self._scores([known[row] for row in part])
+            with telling_memory(self.config):
+                scores = self._scores([known[row] for row in part])
             for row, score in zip(part, scores, strict=True):
                 if exclude_seen:
                     score[known[row]] = -torch.inf
-                top = score.topk(min(k, int(torch.isfinite(score).sum())))
+                top = score.topk(min(k, int((score > -torch.inf).sum())))
                 results[row].items.extend(self.item_ids[i] for i in top.indices.tolist())
                 results[row].scores.extend(top.values.tolist())
         return results
@@ -151,6 +155,7 @@ class Recommender:
             ) from error
         scores = scores.view(len(known), -1)[:, : len(self.item_ids)].clone()
         scores[:, 0] = -torch.inf
+        require_numbers(scores)
         return scores
 
 
@@ -165,7 +170,7 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
         UserError: if there is no usable checkpoint, or its model needs the data set to be built.
     """
     path = checkpoint.find(place, BEST)
-    tensors, content = checkpoint.load(path)
+    tensors, content = load_run(path)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
     if config.name == AUGMENTED and config["pseudo_at_evaluation"]:
         raise UserError(
@@ -173,7 +178,8 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
             "front of a history, and a history given here has none. Use the evaluate command"
         )
     try:
-        model = config.model_class(config, _CheckpointDataset(config, content))
+        with telling_memory(config):
+            model = config.model_class(config, _CheckpointDataset(config, content))
     except AttributeError as error:
         raise UserError(
             f"model={config.name} cannot be built from a checkpoint alone: it reads more of the "

@@ -10,7 +10,8 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from recbole.utils import init_seed
 from torch import Tensor
 
 from recbole_simdiff import __version__, checkpoint, distributed, tracking
-from recbole_simdiff.config import AUGMENTED, COMMAND_LINE, Config
+from recbole_simdiff.config import AUGMENTED, CHECKPOINT, COMMAND_LINE, Config
 from recbole_simdiff.data import (
     BucketLoader,
     FlatDataset,
@@ -32,8 +33,9 @@ from recbole_simdiff.data import (
     create_dataset,
     create_loaders,
 )
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.models import build_model, plugin_models
+from recbole_simdiff.stored import load_run
 from recbole_simdiff.trainer import (
     BEST,
     KEPT,
@@ -42,6 +44,7 @@ from recbole_simdiff.trainer import (
     Metrics,
     PlanTrainer,
     Progress,
+    check_tensorboard,
     load_model_state,
     protocol_name,
 )
@@ -222,18 +225,35 @@ def run(
         UserError: if data, settings or checkpoint cannot be used.
         ConnectionError: if a tracked run cannot be opened.
         TrainingDiverged: if a loss becomes NaN or infinite.
+        OutOfMemory: if memory runs out.
         Interrupted: after a signal; the state is saved.
         ProcessLost: if another process of a ``distributed.group`` ended.
     """
     tracking.check_libraries(config)
-    run_dir = resume.parent if resume else run_dir or new_run_dir(config)
-    run_dir = Path(distributed.of_first(str(run_dir)))
+    check_tensorboard()
     start_logging(None, config["state"])
+    with ExitStack() as lock:
+        if resume:
+            lock.enter_context(claimed(resume.parent))
+        return _run(config, resume, run_dir, pseudo, augmentation, report, test, lock)
+
+
+def _run(
+    config: Config,
+    resume: Path | None,
+    run_dir: Path | None,
+    pseudo: Tensor | None,
+    augmentation: dict[str, Any] | None,
+    report: Callable[[Progress], None] | None,
+    test: bool,
+    lock: ExitStack,
+) -> RunResult:
+    """See ``run``; ``lock`` takes that of a folder which is made once nothing can be refused."""
     stored: tuple[dict[str, Tensor], dict[str, Any]] = (
-        checkpoint.load(resume) if resume else ({}, {})
+        load_run(resume, resumable=True) if resume else ({}, {})
     )
-    if resume and not any(key.startswith("optimizer") for key in stored[1]):
-        raise UserError(f"{resume} cannot be resumed from; use the run's {LAST}")
+    if resume:
+        check_same_settings(resume, stored[1], config)
     pseudo = stored[0].get(PSEUDO, pseudo)
     augmentation = augmentation or stored[1].get("augmentation", {})
     if config.name == AUGMENTED and pseudo is None:
@@ -245,7 +265,13 @@ def run(
         check_same_data(resume, *stored, dataset)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
     data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
-    start_logging(run_dir, config["state"])  # from here on nothing the user typed can be wrong
+    # From here on nothing the user typed can be wrong.
+    if resume:
+        run_dir = resume.parent
+    else:
+        run_dir = Path(distributed.of_first(str(_made(config, run_dir))))
+        lock.enter_context(claimed(run_dir))
+    start_logging(run_dir, config["state"])
     logger.info(f"{config['dataset']}: {dataset.statistics}")
     logger.info(
         f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
@@ -259,10 +285,12 @@ def run(
     trainer = PlanTrainer(config, model, run_dir, payload, data, report)
     if resume:
         trainer.resume(resume)
+        if trainer.progress.step > len(train_data):
+            raise checkpoint.foreign(resume, f"its progress.step is {trainer.progress.step}")
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     with tracking.tracked(config, run_dir) as tracked:
         tracked.send(trainer.progress.log)
-        with trainer.stoppable():
+        with trainer.stoppable(), telling_memory(config, run_dir / LAST):
             progress = trainer.fit(train_data, valid_data, config["show_progress"], tracked.send)
             trainer.load_weights(run_dir / BEST)
             found = evaluate_splits(trainer, valid_data, test_data if test else None)
@@ -519,7 +547,7 @@ def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, 
     """
     init_seed(config["seed"], config["reproducibility"])
     pseudo = None if pseudo is None else pseudo.long()
-    with config.naming_origins():
+    with config.naming_origins(), telling_memory(config):
         dataset = create_dataset(config)
         train_data, valid_data, test_data = create_loaders(config, dataset, pseudo)
         n_items = dataset.item_num - 1
@@ -609,7 +637,7 @@ def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Re
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
     path = checkpoint.find(place, BEST)
-    tensors, content = checkpoint.load(path)
+    tensors, content = load_run(path)
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
     config = stored_config(content, overrides or {}, allowed)
@@ -637,6 +665,7 @@ def evaluate(
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
+    check_tensorboard()
     path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
         place, overrides
     )
@@ -647,7 +676,8 @@ def evaluate(
         )
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
-    found = evaluate_splits(trainer, valid_data, test_data if test else None)
+    with telling_memory(config, path):
+        found = evaluate_splits(trainer, valid_data, test_data if test else None)
     if found.rankings:
         save_rankings(found.rankings, dataset, train_data._dataset, path.parent)
     progress = Progress(**content["progress"])
@@ -710,8 +740,44 @@ def stored_config(
             )
     stored = content["config"]
     values = {**stored["values"], **overrides}
-    origin = dict.fromkeys(values, "checkpoint") | dict.fromkeys(overrides, COMMAND_LINE)
+    origin = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, COMMAND_LINE)
     return Config(stored["model"], stored["dataset"], overrides=values, origin=origin)
+
+
+def resumed_config(resume: Path, overrides: Mapping[str, Any]) -> Config:
+    """The configuration to continue a run with.
+
+    Its tracked run is continued where there is one. Nobody else's checkpoint opens one.
+
+    Args:
+        resume (Path): a ``last`` checkpoint.
+        overrides (Mapping): of ``RESUMABLE_KEYS``.
+
+    Raises:
+        UserError: if the checkpoint cannot be used, or a key may not be given.
+    """
+    content = load_run(resume, resumable=True)[1]
+    values = content["config"]["values"]
+    for key in ("log_wandb", "log_mlflow"):
+        if values.get(key) and not (resume.parent / tracking.IDENTITY).is_file():
+            values[key] = False
+            if key not in overrides:
+                logger.warning(
+                    f"{resume} says {key}=True, but no tracked run began in this folder; give "
+                    f"--{key}=true to begin one"
+                )
+    return stored_config(content, overrides, RESUMABLE_KEYS)
+
+
+def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) -> None:
+    """Refuse to continue with the default of a setting that the checkpoint lacks.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    lacking = config.plain()["values"].keys() - content["config"]["values"].keys()
+    if lacking:
+        raise checkpoint.foreign(path, f"it lacks config.values.{min(lacking)}")
 
 
 def check_same_data(
@@ -781,10 +847,62 @@ def _histories(dataset: FlatDataset) -> dict[str, Tensor]:
     return {"history_items": dataset.flat[dataset.iid_field].int(), "history_ends": ends}
 
 
-def new_run_dir(config: Config) -> Path:
-    """A fresh folder name under ``checkpoint_dir``; parallel runs never meet."""
-    name = f"{config.name}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path(config["checkpoint_dir"]) / f"{name}-{secrets.token_hex(2)}"
+def _made(config: Config, run_dir: Path | None) -> Path:
+    """The folder of a run, made: the one given, or a fresh one under ``checkpoint_dir``."""
+    while distributed.rank() == 0:
+        name = f"{config.name}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = run_dir or Path(config["checkpoint_dir"]) / f"{name}-{secrets.token_hex(2)}"
+        try:
+            folder.mkdir(parents=True, exist_ok=run_dir is not None)
+        except FileExistsError as error:
+            if run_dir or not folder.is_dir():
+                raise _unwritable(folder, error) from error
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        else:
+            return folder
+    return Path()
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Within the block no other process trains in the folder; what killed ones left is swept.
+
+    Raises:
+        UserError: if another process does, or the folder cannot be written.
+    """
+    with ExitStack() as lock:
+        taken = False
+        try:
+            if distributed.rank() == 0:  # the log is there in any case
+                lock.enter_context(checkpoint.locked(_log(run_dir), wait=False))
+                checkpoint.sweep(run_dir)
+        except BlockingIOError:
+            taken = True
+        except OSError as error:
+            raise _unwritable(run_dir, error) from error
+        if distributed.largest(taken):
+            raise UserError(f"another process trains in {run_dir}; wait for it, or stop it")
+        yield
+
+
+def _log(run_dir: Path) -> Path:
+    """The log of a run, by whatever path its folder is called."""
+    return run_dir / f"{run_dir.resolve().name}.log"
+
+
+def _unwritable(run_dir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the run folder {run_dir} cannot be written ({error.strerror}); checkpoint_dir says where "
+        "runs go"
+    )
+
+
+class _LogFile(logging.FileHandler):
+    """What a full disk does not take is lost; that checkpoints cannot be written is told."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """No traceback."""
 
 
 def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
@@ -793,12 +911,9 @@ def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
     if run_dir is not None:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(run_dir / f"{run_dir.name}.log"))
+            handlers.append(_LogFile(_log(run_dir)))
         except OSError as error:
-            raise UserError(
-                f"the run folder {run_dir} cannot be written ({error.strerror}); checkpoint_dir "
-                "says where runs go"
-            ) from error
+            raise _unwritable(run_dir, error) from error
     level = level.upper() if distributed.rank() == 0 else "CRITICAL"
     logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
 

@@ -1,8 +1,11 @@
 """RecBole's trainer with named losses, exact resume and evaluation on both protocols."""
 
 import copy
+import json
 import math
+import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +59,9 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """SIGINT or SIGTERM as a request that loops honour where their state can be saved.
+    """SIGINT, SIGTERM or SIGHUP as a request that loops honour where their state can be saved.
+
+    SIGHUP counts unless the caller has it ignored, as ``nohup`` does.
 
     Attributes:
         signum (int | None): the signal that came.
@@ -68,7 +73,10 @@ class StopRequest:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Take note of the first signal within the block; a second one is final."""
+        """Take note of the first signal within the block; a second one is final.
+
+        But for SIGHUP: one that hangs up sends it twice, as shell and as terminal.
+        """
         if self._listening:
             yield
             return
@@ -78,11 +86,13 @@ class StopRequest:
         def ask(signum: int, frame: FrameType | None) -> None:
             self.signum = signum
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if number != signal.SIGHUP:
+                    signal.signal(number, handler)
 
         try:
-            for asked in (signal.SIGINT, signal.SIGTERM):
-                before[asked] = signal.signal(asked, ask)
+            for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if asked != signal.SIGHUP or signal.getsignal(asked) != signal.SIG_IGN:
+                    before[asked] = signal.signal(asked, ask)
         except ValueError:  # not in the main thread: the caller owns the signals
             before.clear()
         try:
@@ -208,7 +218,7 @@ class PlanTrainer(Trainer):
     Differences from RecBole's ``Trainer``: losses keep their names; a NaN stops at its step; the
     best epoch is chosen on unrounded values and a tie is no improvement; ``last`` and ``best``
     checkpoints hold tensors and JSON only; evaluation draws nothing from the training's random
-    states; SIGINT and SIGTERM save and stop.
+    states; SIGINT, SIGTERM and SIGHUP save and stop.
 
     Args:
         config (Config): resolved configuration.
@@ -230,9 +240,10 @@ class PlanTrainer(Trainer):
         report: Callable[[Progress], None] | None = None,
     ) -> None:
         # RecBole's own W&B logger would hand W&B its Config, which is no dictionary, and open a run
-        # for an evaluation, too.
+        # for an evaluation, too; and it makes the folder that a checkpoint names, anybody's.
         quiet = copy.copy(config)
-        quiet.final_config_dict = config.final_config_dict | {"log_wandb": False}
+        own = {"log_wandb": False, "checkpoint_dir": str(run_dir)}
+        quiet.final_config_dict = config.final_config_dict | own
         super().__init__(quiet, model)
         self.config = config
         self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}
@@ -272,7 +283,7 @@ class PlanTrainer(Trainer):
 
         Raises:
             TrainingDiverged: if a loss is NaN or infinite.
-            Interrupted: after SIGINT or SIGTERM, once the state is saved.
+            Interrupted: after such a signal, once the state is saved.
         """
         self.eval_collector.data_collect(train_data)
         if self.config["train_neg_sample_args"].get("dynamic"):
@@ -544,8 +555,12 @@ class PlanTrainer(Trainer):
         scalars |= {f"Train/{name}": v for name, v in (entry["loss"] | entry["monitor"]).items()}
         if "valid" in entry:
             scalars["Vaild_score"] = entry["valid"][self.valid_metric]
-        for name, value in scalars.items():
-            self.tensorboard.add_scalar(name, value, step)
+        try:
+            for name, value in scalars.items():
+                self.tensorboard.add_scalar(name, value, step)
+        except OSError as error:  # must not lose a training
+            self.tensorboard.add_scalar = lambda *_: None
+            self.logger.warning(f"TensorBoard: {error.strerror}; no more is written there")
 
     # ------------------------------------------------------------------ evaluation
 
@@ -658,11 +673,7 @@ class PlanTrainer(Trainer):
                         one_pass = self._one_pass(eval_data, *batch[:2])
                     found = self._sampled_batch_eval(eval_data, batch, one_pass)
                 interaction, scores, positive_u, positive_i = found
-                if torch.isnan(scores).any():
-                    raise TrainingDiverged(
-                        "the model's scores contain NaN; nothing can be ranked. A smaller "
-                        "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
-                    )
+                require_numbers(scores)
                 length = batch[0][self.config["ITEM_LIST_LENGTH_FIELD"]].cpu()
                 invented = batch[0][PSEUDO_LENGTH].cpu() if PSEUDO_LENGTH in batch[0] else 0
                 seen["user"].append(batch[0][self.config["USER_ID_FIELD"]].cpu())
@@ -790,8 +801,6 @@ class PlanTrainer(Trainer):
             UserError: if the file is not one, or does not fit.
         """
         tensors, content = checkpoint.load(path)
-        if not any(key.startswith("optimizer") for key in content):
-            raise UserError(f"{path} cannot be resumed from; use the run's {LAST}")
         n = content.get("processes", 1)
         if n != distributed.n_processes():
             raise UserError(
@@ -800,10 +809,23 @@ class PlanTrainer(Trainer):
             )
         load_model_state(self.model, checkpoint.split(tensors, "model"), path)
         self.progress = Progress(**content["progress"])
+        phase = self.progress.phase
+        if phase >= len(training_plan(self.model, self.config)):
+            raise checkpoint.foreign(path, f"its progress.phase is {phase}")
         self._build_optimizers()
         for key, optimizer in self.optimizers.items():
-            load_optimizer_state(optimizer, checkpoint.split(tensors, key), content[key])
+            if key not in content:
+                raise checkpoint.foreign(path, f"it lacks {key}")
+            state = checkpoint.split(tensors, key)
+            if problem := _foreign_optimizer(optimizer, state, content[key]):
+                raise checkpoint.foreign(path, f"its {key} has {problem}")
+            load_optimizer_state(optimizer, state, content[key])
         self._resume_rng = checkpoint.split(tensors, _rng_key(distributed.rank()))
+        try:
+            with preserved_rng():
+                _set_rng(self._resume_rng)
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise checkpoint.foreign(path, f"its random states are none ({error})") from None
 
     # ------------------------------------------------------------------ signals and random states
 
@@ -829,6 +851,36 @@ def protocol_name(protocol: str, mode: str) -> str:
 def kept(split: Mapping[str, Metrics]) -> Metrics:
     """Metrics of a split with the history kept, whatever the candidates; empty if it has none."""
     return next((metrics for name, metrics in split.items() if name.startswith(KEPT)), {})
+
+
+def check_tensorboard() -> None:
+    """See that RecBole's trainer can write its TensorBoard files.
+
+    Raises:
+        UserError: if there is no place for them.
+    """
+    folder = Path("log_tensorboard")
+    place = folder if folder.exists() else Path()
+    writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    if not writable or not shutil.disk_usage(place).free:
+        why = "has no room left" if writable else "cannot be written"
+        raise UserError(
+            f"{folder.absolute()} {why}, and TensorBoard files go there; make room, remove what is "
+            "in its place, or start in another folder"
+        )
+
+
+def require_numbers(scores: Tensor) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Raises:
+        TrainingDiverged: if a score is NaN.
+    """
+    if torch.isnan(scores).any():
+        raise TrainingDiverged(
+            "the model's scores contain NaN; nothing can be ranked. Training anew with a smaller "
+            "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
+        )
 
 
 def training_plan(model: Any, config: Any) -> list[Phase]:
@@ -864,7 +916,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
                 tensors[f"{index}.{key}"] = value
             else:
                 slots.setdefault(str(index), {})[key] = value
-    return tensors, {"groups": state["param_groups"], "slots": slots}
+    found = {"groups": state["param_groups"], "slots": slots, "tensors": len(tensors)}
+    return tensors, json.loads(json.dumps(found))
 
 
 def load_optimizer_state(
@@ -876,6 +929,30 @@ def load_optimizer_state(
         index, _, slot = key.partition(".")
         state.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": content["groups"]})
+
+
+def _foreign_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], content: dict[str, Any]
+) -> str | None:
+    """What keeps a stored state from being that of this optimiser; None if nothing does.
+
+    Settings that only another version of torch has are none of its business.
+    """
+    own = optimizer_state(optimizer)[1]["groups"]
+    if len(content["groups"]) != len(own):
+        return f"{len(content['groups'])} groups of parameters, not {len(own)}"
+    for mine, theirs in zip(own, content["groups"], strict=True):
+        for key in {"params", "lr"} | (mine.keys() & theirs.keys()):
+            if mine[key] != theirs.get(key):
+                return f"{key}, which is not the run's"
+    if len(tensors) != content.get("tensors", len(tensors)):
+        return f"{len(tensors)} tensors, not {content['tensors']}"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shapes = {str(number): (p.shape, torch.Size()) for number, p in enumerate(parameters)}
+    for name, tensor in tensors.items():
+        if tensor.shape not in shapes.get(name.partition(".")[0], ()):
+            return f"a {name} of another model"
+    return None
 
 
 def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:
@@ -893,6 +970,11 @@ def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:
             raise UserError(
                 f"checkpoint {path} does not fit: {name} is {tuple(tensor.shape)}, the model wants "
                 f"{tuple(own[name].shape)}"
+            )
+        if tensor.dtype != own[name].dtype:
+            raise UserError(
+                f"checkpoint {path} does not fit: {name} is {tensor.dtype}, the model wants "
+                f"{own[name].dtype}"
             )
     model.load_state_dict(state)
 

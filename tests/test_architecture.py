@@ -51,6 +51,7 @@ ALLOWED = {
     "metrics": [],
     "trainer": ["checkpoint", "distributed", "encoder", "errors", "losses", "metrics", "plan"],
     "tracking": ["checkpoint", "config", "distributed", "errors", "trainer"],
+    "stored": ["checkpoint", "config", "data", "errors", "trainer"],
     "run": [
         "",
         "checkpoint",
@@ -59,10 +60,11 @@ ALLOWED = {
         "distributed",
         "errors",
         "models",
+        "stored",
         "tracking",
         "trainer",
     ],
-    "inference": ["checkpoint", "config", "data", "errors", "models", "run", "trainer"],
+    "inference": ["checkpoint", "config", "data", "errors", "models", "run", "stored", "trainer"],
     "augmentation": [
         "",
         "augmenters.*",
@@ -72,6 +74,7 @@ ALLOWED = {
         "errors",
         "models",
         "run",
+        "stored",
         "tracking",
         "trainer",
     ],

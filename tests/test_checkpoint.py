@@ -1,5 +1,6 @@
 """Checkpoints: what was written comes back, a crash loses nothing, and no file is trusted."""
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from recbole_simdiff import checkpoint
@@ -101,16 +103,100 @@ def test_a_crash_while_writing_leaves_the_old_file(path: Path) -> None:
 
 
 def test_the_target_changes_only_at_the_rename(path: Path) -> None:
-    """The temporary file lies in the same folder, or the rename would be a copy."""
+    """The temporary file lies below the same folder, or the rename would be a copy."""
     before, seen = path.read_bytes(), []
 
     def write(name: str) -> None:
-        seen.append((Path(name).parent, path.read_bytes()))
+        seen.append((Path(name).parent.parent, path.read_bytes()))
         Path(name).write_text("new")
 
     checkpoint.write_atomically(path, write)
     assert seen == [(path.parent, before)]
     assert path.read_text() == "new"
+
+
+def leave(path: Path) -> Path:
+    """What a writer leaves that is killed."""
+
+    def killed(name: str) -> None:
+        Path(name).write_text("half a file")
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.write_atomically(path, killed)
+    (left,) = (p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}."))
+    return left
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(path: Path) -> None:
+    left, others = leave(path), leave(path.parent / "other")
+    (left / ".tmpAbCd12").touch()  # safetensors' own
+    mine = path.parent / f".{path.name}.mine.tmp"  # not made here
+    mine.mkdir()
+    checkpoint.save(path, TENSORS, CONTENT)
+    assert not left.exists()
+    assert others.exists()
+    assert mine.exists()
+
+
+def test_a_file_that_is_being_written_is_not_swept(path: Path) -> None:
+    left = leave(path.parent / "other")
+
+    def write(name: str) -> None:
+        checkpoint.save(Path(name), {}, {})
+        checkpoint.sweep(path.parent)
+        assert not left.exists()
+        assert Path(name).exists()
+
+    checkpoint.write_atomically(path, write)
+    assert files(path.parent) == ["last.safetensors"]
+
+
+def test_a_full_disk_is_told_with_the_file(path: Path) -> None:
+    """Also where safetensors writes, which only mentions it."""
+
+    def write(text: str) -> Any:
+        def fail(_: str) -> None:
+            raise SafetensorError(text) if text else OSError(errno.ENOSPC, "full", "elsewhere")
+
+        return fail
+
+    for text in ("", "I/O error: No space left on device (os error 28)"):
+        with pytest.raises(OSError, match="No space left on device") as found:
+            checkpoint.write_atomically(path, write(text))
+        assert (found.value.errno, found.value.filename) == (errno.ENOSPC, str(path))
+    with pytest.raises(SafetensorError):
+        checkpoint.write_atomically(path, write("no such thing"))
+    assert files(path.parent) == ["last.safetensors"]
+
+
+def test_a_lock_keeps_others_out_and_its_file_as_it_is(tmp_path: Path) -> None:
+    lock = tmp_path / "a.log"
+    lock.write_text("line\n")
+    with (
+        checkpoint.locked(lock, wait=False),
+        pytest.raises(BlockingIOError),
+        checkpoint.locked(lock, wait=False),
+    ):
+        pass
+    with checkpoint.locked(lock, wait=False):
+        pass
+    assert lock.read_text() == "line\n"
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path) -> None:
+    """Opened to be written, it emptied the file that it pointed to."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / ".run.lock").symlink_to(precious)
+    with (
+        pytest.raises(UserError, match=r"\.run\.lock is a symbolic link"),
+        checkpoint.turn(tmp_path / "run"),
+    ):
+        pass
+    assert precious.read_text() == "mine"
 
 
 class Hostile:

@@ -1,22 +1,30 @@
 """The command line: exit codes, what is printed where, and messages a stranger can act on."""
 
 import csv
+import errno
 import io
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from torch.utils.tensorboard import SummaryWriter
 
-from recbole_simdiff import cli
+from recbole_simdiff import checkpoint, cli
 from recbole_simdiff.augmenters.diffuasr import DiffuASR
 from recbole_simdiff.cli import main
 from recbole_simdiff.config import Config
-from recbole_simdiff.run import RESULT, RunResult
-from recbole_simdiff.trainer import LAST, PlanTrainer, TrainingDiverged
+from recbole_simdiff.run import RESULT, RunResult, read_result
+from recbole_simdiff.trainer import BEST, LAST, PlanTrainer, TrainingDiverged
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 
@@ -402,6 +410,10 @@ def test_histories_are_read_line_by_line(
         ('["i1", ', "line 2: not JSON"),
         ('{"user": "u"}', 'line 2: expected [...] or {"items": [...]}'),
         ('{"items": "i1"}', 'line 2: expected [...] or {"items": [...]}'),
+        ('{"items": [["i1"]]}', 'line 2: expected [...] or {"items": [...]}'),
+        ("[" * 100_000 + "]" * 100_000, "line 2: nested too deep"),
+        (f"[{'1' * 10_000}]", "line 2: a number of more than 4300 digits; write ids as text"),
+        ("x" * 200_000, "line 2: field larger than field limit (131072)"),
     ],
 )
 def test_a_malformed_line_is_named(recommend: Any, tmp_path: Path, line: str, message: str) -> None:
@@ -411,6 +423,34 @@ def test_a_malformed_line_is_named(recommend: Any, tmp_path: Path, line: str, me
     assert found.code == 2
     assert found.out == ""
     assert f"error: {path}, {message}" in found.err
+
+
+def test_control_characters_are_shown_as_escapes(recommend: Any, tmp_path: Path) -> None:
+    """They would steer the terminal, or forge lines; JSON and CSV are for programs."""
+    name = "\x1b[2J\nu\u202e\ud800\x9b"
+    path = tmp_path / "histories"
+    path.write_text(json.dumps({"user": name, "items": ["i1", "\x1b]0;x\x07"]}))
+    found = recommend(f"--input={path}", "--k=1")
+    shown = r"\x1b[2J\nu\u202e\ud800\x9b"
+    assert found.out.splitlines()[0] == shown
+    assert rf"{shown}: 1 unknown items left out: \x1b]0;x\x07" in found.err
+    assert "\x1b" not in found.out + found.err
+    assert json.loads(recommend(f"--input={path}", "--format=json").out)["history"] == name
+    assert cli.printable("Amélie 👩\u200d🚀 \xa0") == "Amélie 👩\u200d🚀 \xa0"
+
+
+def test_ids_in_csv_are_those_of_the_data(call: Any, tmp_path: Path) -> None:
+    """Also one that a spreadsheet would run: changed, it would be no id of the data set."""
+    formula = "=cmd|' /C calc'!A1"
+    users = {u: [formula if i == "i1" else i for i in items] for u, items in SEQUENCES.items()}
+    write_inter(tmp_path / "dataset", "toy", users)
+    assert call("--model=SASRec", *arguments(tmp_path, "SASRec", save_rankings=True)).code == 0
+    (place,) = (tmp_path / "saved").iterdir()
+    command = ("recommend", f"--checkpoint={place}", "--history=i2", "--format=csv", "--k=12")
+    items = {row["item"] for row in csv.DictReader(io.StringIO(call(*command).out))}
+    assert formula in items
+    with open(place / "ranks.csv", newline="") as file:
+        assert formula in {row["item"] for row in csv.DictReader(file)}
 
 
 def test_unknown_items_are_reported_on_standard_error(recommend: Any) -> None:
@@ -830,6 +870,132 @@ def test_how_to_continue_is_said_in_the_words_of_the_call(
 ) -> None:
     monkeypatch.setattr("sys.argv", [called])
     assert cli._program() == shown
+
+
+def test_memory_that_runs_out_is_no_mistake_of_the_user(
+    call: Any, tmp_path: Path, data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(PlanTrainer, "_step", fail)
+    found = call(*arguments(tmp_path))
+    assert found.code == 1
+    assert "error: out of memory: 2.00 GiB asked for, " in found.err
+    (last,) = (tmp_path / "saved").glob(f"*/{LAST}")
+    assert f"{last} holds the last good state" in found.err
+
+
+def test_a_full_disk_names_the_file_and_how_to_go_on(
+    call: Any, tmp_path: Path, data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, calls = checkpoint.save_file, []
+
+    def full(*given: Any, **named: Any) -> None:
+        calls.append(given)
+        if len(calls) > 2:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        stock(*given, **named)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    found = call(*arguments(tmp_path, epochs=3))
+    (last,) = (tmp_path / "saved").glob(f"*/{LAST}")
+    assert found.code == 2
+    assert f"error: {last}: No space left on device; make room there. The run goes on" in found.err
+    assert f"--resume={last.parent}" in found.err
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert call(f"--resume={last.parent}").code == 0
+
+
+def test_an_output_that_takes_nothing(
+    recommend: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", open("/dev/full", "w"))  # noqa: SIM115
+    found = recommend("--users=a")
+    assert found.code == 2
+    assert "error: standard output: No space left on device; make room there" in found.err
+
+
+@pytest.mark.parametrize("place", ["a file", "full"])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_place_for_tensorboard_is_needed(
+    call: Any,
+    tmp_path: Path,
+    data_path: Path,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    place: str,
+) -> None:
+    """Before anything is made."""
+    if place == "a file":
+        Path("log_tensorboard").touch()
+    else:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    given = arguments(tmp_path) if command == "train" else ["evaluate", f"--checkpoint={run_dir}"]
+    found = call(*given)
+    assert (found.code, found.out) == (2, "")
+    why = "cannot be written" if place == "a file" else "has no room left"
+    assert f"error: {tmp_path / 'log_tensorboard'} {why}, and TensorBoard files go" in found.err
+    assert not (tmp_path / "saved").exists()
+
+
+def test_tensorboard_loses_no_training(
+    call: Any, tmp_path: Path, data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    found = call(*arguments(tmp_path, epochs=2))
+    assert found.code == 0
+    assert found.err.count("TensorBoard: No space left on device; no more is written there") == 1
+
+
+def test_a_checkpoint_that_may_not_be_read(
+    call: Any, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
+    found = call("recommend", f"--checkpoint={run_dir}", "--users=a")
+    assert found.code == 2
+    assert "best.safetensors cannot be read (Permission denied)" in found.err
+
+
+def started(given: list[str], streams: str) -> tuple[int, str, str]:
+    """Exit code and output of the program, started by a shell with these redirections."""
+    script = shlex.join([sys.executable, "-m", "recbole_simdiff", *given])
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    found = subprocess.run(
+        ["sh", "-c", f"{script} {streams}"], capture_output=True, text=True, env=environment
+    )
+    assert "Traceback" not in found.stderr
+    return found.returncode, found.stdout, found.stderr
+
+
+def test_training_with_closed_streams(tmp_path: Path, data_path: Path) -> None:
+    """No file may get the number of a stream: what is printed would go into it."""
+    assert started(arguments(tmp_path), "<&- >&- 2>&-") == (0, "", "")
+    (place,) = (tmp_path / "saved").iterdir()
+    assert read_result(place).test
+    assert {path.name for path in place.iterdir()} == {BEST, LAST, RESULT, f"{place.name}.log"}
+
+
+@pytest.mark.parametrize(
+    ("given", "streams", "message"),
+    [
+        ("--input=-", "<&-", "error: standard input is closed; give --input=FILE\n"),
+        ("--users=a", ">&-", "error: standard output is closed, and recommend only prints\n"),
+    ],
+)
+def test_recommendations_with_closed_streams(
+    run_dir: Path, given: str, streams: str, message: str
+) -> None:
+    found = started(["recommend", f"--checkpoint={run_dir}", given], streams)
+    assert found == (2, "", message)
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(

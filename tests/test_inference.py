@@ -18,6 +18,7 @@ from recbole_simdiff.data import create_dataset
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.inference import Recommender
 from recbole_simdiff.run import restore, run
+from recbole_simdiff.trainer import TrainingDiverged
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 ITEMS = {f"i{number}" for number in range(1, 13)}
@@ -139,6 +140,27 @@ def test_ids_in_place_of_histories_are_refused(recommender: Recommender, flat: A
     """The letters of "i1" would be taken for the items "i" and "1"."""
     with pytest.raises(UserError, match=r"is not a history but an id; .* such as \[\["):
         recommender.recommend(flat)
+
+
+def test_scores_that_are_no_numbers_are_told(recommender: Recommender) -> None:
+    """One item's weights are enough; it is not left out in silence, nor is one of score inf."""
+    weight = recommender.model.item_embedding.weight.data
+    before = weight[3].clone()
+    weight[3] = torch.nan
+    with pytest.raises(TrainingDiverged, match="the model's scores contain NaN; nothing can be ra"):
+        recommender.recommend([["i1"]])
+    weight[3] = before
+    stock = recommender.model.full_sort_predict
+
+    def predict(batch: Any) -> Tensor:
+        scores: Tensor = stock(batch)
+        scores[:, 3] = torch.inf
+        return scores
+
+    recommender.model.full_sort_predict = predict
+    (found,) = recommender.recommend([["i1"]], k=12)
+    assert found.items[0] == recommender.item_ids[3]
+    assert set(found.items) == ITEMS - {"i1"}
 
 
 def test_unknown_items_are_reported_and_left_out(recommender: Recommender) -> None:

@@ -551,7 +551,7 @@ def test_killed_and_resumed(unbroken: dict[str, Any], tmp_path: Path) -> None:
     assert_same_run(place, unbroken["run_dir"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_by_a_signal_and_resumed(
     unbroken: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:

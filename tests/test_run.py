@@ -2,20 +2,31 @@
 
 import gzip
 import json
+import re
 import statistics
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from recbole_simdiff import RunResult, checkpoint, evaluate, load, run
 from recbole_simdiff import __version__ as version
 from recbole_simdiff import config as config_module
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import OutOfMemory, UserError
 from recbole_simdiff.models.simdiffrec import SimDiffRec
-from recbole_simdiff.run import RESULT, code, evaluate_splits, format_table, read_result, run_once
+from recbole_simdiff.run import (
+    RESULT,
+    claimed,
+    code,
+    evaluate_splits,
+    format_table,
+    read_result,
+    run_once,
+)
 from recbole_simdiff.trainer import BEST, KEPT, LAST, PROTOCOLS, REMOVED, PlanTrainer
 from tests.conftest import SMALL
 
@@ -73,6 +84,50 @@ def test_a_run_folder_holds_two_checkpoints_a_result_and_a_log(go: Any) -> None:
 def test_parallel_runs_get_folders_of_their_own(go: Any) -> None:
     """Two in the same second, of the same model."""
     assert go(epochs=1)[0].run_dir != go(epochs=1)[0].run_dir
+
+
+def test_a_name_that_was_drawn_before_is_drawn_anew(
+    go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two starts in one second that draw the same: neither writes into the other's folder."""
+    module = sys.modules["recbole_simdiff.run"]
+    monkeypatch.setattr(module, "time", SimpleNamespace(strftime=lambda *_: "now"))
+    drawn = iter(["beef", "beef", "beef", "f00d"])
+    monkeypatch.setattr(module, "secrets", SimpleNamespace(token_hex=lambda _: next(drawn)))
+    one, other = (Path(go(epochs=1)[0].run_dir).name for _ in range(2))
+    assert one == "SimDiffRec-toy-now-beef"
+    assert other == "SimDiffRec-toy-now-f00d"
+
+
+def test_one_process_trains_in_a_folder(go: Any, make_config: Any) -> None:
+    """A second one is refused before it reads or writes anything; afterwards it may go on."""
+    run_dir, begun = Path(go(epochs=2)[0].run_dir), []
+
+    def second(_: Any) -> None:
+        before = {path: path.read_bytes() for path in run_dir.iterdir()}
+        message = f"another process trains in {run_dir}; wait for it, or stop it"
+        with pytest.raises(UserError, match=re.escape(message)):
+            run(make_config(epochs=9), resume=run_dir / LAST)
+        assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+        begun.append(True)
+
+    link = Path("link")  # the folder by another name
+    link.symlink_to(run_dir)
+    run(make_config(epochs=3), resume=link / LAST, report=second)
+    run(make_config(epochs=4), resume=run_dir / LAST)
+    assert begun
+    with claimed(run_dir):  # another folder is not concerned
+        run(make_config(epochs=1), run_dir=run_dir.parent / "mine")
+
+
+def test_the_next_start_sweeps_what_a_killed_one_left(go: Any, make_config: Any) -> None:
+    """Also of files that it will not write itself."""
+    run_dir = Path(go(epochs=2)[0].run_dir)
+    left = run_dir / ".best.safetensors.ab_c1234.tmp"
+    left.mkdir()
+    (left / ".tmpAbCd12").touch()
+    run(make_config(epochs=2), resume=run_dir / LAST)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("model", ["SimDiffRec", "SASRec"])
@@ -150,6 +205,70 @@ def test_each_evaluation_is_reported_once_its_state_is_saved(
     result = run_once(config, tmp_path / "one", report=report)
     assert [epoch for epoch, _ in seen] == [2, 4]
     assert result.valid == run(config).valid
+
+
+# What libraries say: PyTorch when it is asked for more than any machine has, and on a GPU.
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.00 GiB of "
+    "which 1.25 GiB is free."
+)
+
+
+def ask_for_too_much(*_: Any) -> Any:
+    torch.empty(10**14)
+
+
+def gpu_is_full(*_: Any) -> Any:
+    raise torch.OutOfMemoryError(CUDA)
+
+
+def numpy_fails(*_: Any) -> Any:
+    np.empty(10**14)
+
+
+@pytest.mark.parametrize(
+    ("fail", "asked", "free"),
+    [
+        (ask_for_too_much, "400000000000000 bytes", r"\d+ bytes"),
+        (numpy_fails, "728. TiB", r"\d+ bytes"),
+        (gpu_is_full, "2.00 GiB", "1.25 GiB"),
+    ],
+)
+@pytest.mark.parametrize("place", ["calculate_loss", "full_sort_predict"])
+def test_memory_that_runs_out_is_told_in_one_message(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, place: str, fail: Any, asked: str, free: str
+) -> None:
+    """In the loss of the second epoch, or when that is evaluated; from the checkpoint, too."""
+    config, calls = make_config(epochs=9), []
+    stock = getattr(config.model_class, place)
+
+    def later(self: Any, batch: Any) -> Any:
+        calls.append(batch)
+        return fail() if len(calls) > 4 else stock(self, batch)
+
+    monkeypatch.setattr(config.model_class, place, later)
+    message = (
+        rf"^out of memory: {asked} asked for, {free} free\. Smaller train_batch_size=4, "
+        r"eval_batch_size=\d+, MAX_ITEM_LIST_LENGTH=4 need less\. \S+/{} holds the last good state$"
+    )
+    with pytest.raises(OutOfMemory, match=message.format(LAST)):
+        run(config, run_dir=Path("run"))
+    if place == "full_sort_predict":
+        with pytest.raises(OutOfMemory, match=message.format(BEST)):
+            evaluate("run")
+        with pytest.raises(OutOfMemory, match=f"^out of memory: {asked} asked for"):
+            load("run").recommend([["i1"]])
+
+
+def test_other_errors_stay_what_they_are(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the size of tensor a must match")
+
+    monkeypatch.setattr(config.model_class, "calculate_loss", fail)
+    with pytest.raises(RuntimeError, match="the size of tensor a must match"):
+        run(config)
 
 
 def test_the_best_epoch_is_tested_and_not_the_last(go: Any, monkeypatch: Any) -> None:

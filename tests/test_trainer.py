@@ -713,6 +713,28 @@ def test_a_request_waits_until_it_is_honoured(tmp_path: Path, signum: int) -> No
     assert signal.getsignal(signum) is before
 
 
+def test_a_terminal_that_hangs_up_twice_asks_once(tmp_path: Path) -> None:
+    """The shell sends SIGHUP, and so does the system when the shell ends."""
+    before, stop = signal.getsignal(signal.SIGHUP), StopRequest()
+    with stop.listen():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Interrupted):
+            stop.check(tmp_path)
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        with stop.listen():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_listening_within_listening_is_one() -> None:
     """Also there, a second signal is final."""
     before = signal.getsignal(signal.SIGINT)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments.results import metric_of_rank
-from recbole_simdiff.experiments.tables import grid
+from recbole_simdiff.experiments.tables import grid, plain
 from recbole_simdiff.run import RANKS, Restored, restore
 from recbole_simdiff.trainer import PROTOCOLS
 
@@ -181,5 +181,5 @@ def as_table(results: Mapping[str, Mapping[str, Any]], first: str) -> str:
     lines = [[first, *names]]
     for label, values in results.items():
         cells = (f"{values[n]:.0f}" if n == "rows" else f"{values[n]:.4f}" for n in names)
-        lines.append([label, *cells])
+        lines.append([plain(label), *cells])
     return grid(lines)

@@ -12,7 +12,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import analysis, execute, plots, report, spec
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.results import Cell, Measured, measured
-from recbole_simdiff.experiments.tables import as_csv
+from recbole_simdiff.experiments.tables import as_csv, plain
 from recbole_simdiff.run import ELSEWHERE_KEYS, RESULT, read_result, short_key
 from recbole_simdiff.trainer import kept
 
@@ -209,7 +209,8 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 parts.append(str(error))  # other rows have views
                 continue
             for title, groups in found.items():
-                parts.append(f"**{label}: {title}**\n\n{analysis.as_table(groups, name)}")
+                heading = plain(f"{label}: {title}")
+                parts.append(f"**{heading}**\n\n{analysis.as_table(groups, name)}")
                 rows += [
                     {"row": label, "table": title, "group": group, "measure": m, "value": value}
                     for group, values in groups.items()

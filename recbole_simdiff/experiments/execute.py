@@ -28,7 +28,7 @@ from recbole_simdiff import checkpoint
 from recbole_simdiff.augmentation import run_augmented
 from recbole_simdiff.config import AUGMENTED, Config
 from recbole_simdiff.data import create_dataset
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import OutOfMemory, UserError
 from recbole_simdiff.experiments.spec import Experiment, RunSpec, check
 from recbole_simdiff.run import (
     ELSEWHERE_KEYS,
@@ -321,7 +321,7 @@ def _work(
         # A signal that comes before training starts ends a run that has nothing to lose yet.
         config = Config(model, dataset, (), values, "experiment")
         run_once(config, run_dir, run_augmented if model == AUGMENTED else run)
-    except (UserError, TrainingDiverged, OSError) as error:
+    except (UserError, TrainingDiverged, OutOfMemory, OSError) as error:
         message = (FAILED, {"error": f"{type(error).__name__}: {error}"})
     except Interrupted:
         message = (STOPPED, None)

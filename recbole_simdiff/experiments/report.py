@@ -64,10 +64,12 @@ def report(
             caption = tables.caption(experiment, dataset, protocol, configs)
             digits = configs[0]["metric_decimal_place"]
             table = tables.markdown(found, experiment.metrics, digits)
-            faults = [f"- {line.label}: {text}" for line in found for text in line.faults]
+            faults = [
+                f"- {tables.plain(line.label)}: {text}" for line in found for text in line.faults
+            ]
             if faults:
                 faults = [f"\n{tables.IMPOSSIBLE} arithmetically impossible:\n", *faults]
-            parts.append("\n".join([f"**{caption}**\n", table, *faults]))
+            parts.append("\n".join([f"**{tables.plain(caption)}**\n", table, *faults]))
             printed.append(tables.latex(found, experiment.metrics, digits, caption))
             if experiment.sweep:
                 continue
@@ -77,10 +79,12 @@ def report(
             ):
                 if own := found_by(experiment, cells, dataset, protocol):
                     compared += own
-                    heading = f"**{dataset}, {protocol}: {title}.** {TESTS[found_by]}"
+                    heading = tables.plain(f"{dataset}, {protocol}: {title}.")
+                    heading = f"**{heading}** {TESTS[found_by]}"
                     parts.append(f"{heading}\n\n{tables.comparisons(own)}")
         rows += _values(cells, dataset)
-    failed = [f"- {p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
+    lost = [f"{p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
+    failed = [f"- {tables.plain(text)}" for text in lost]
     if failed or len(collected) < planned:
         missing = planned - len(collected)
         parts.append("\n".join([f"{len(failed)} runs failed, {missing} were not run.", *failed]))
@@ -199,7 +203,8 @@ def statistics(experiment: Experiment, folder: Path) -> str:
     if len(missing) == len(experiment.datasets):
         raise UserError("\n".join(missing))
     lines = [["data set", "source", *names], *rows]
-    text = f"**{experiment.title}**\n\n{tables.grid(lines)}"
+    text = f"**{tables.plain(experiment.title)}**\n\n"
+    text += tables.grid([[tables.plain(cell) for cell in line] for line in lines])
     write(folder / TABLE, text + "\n")
     write(folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows]))
     return text

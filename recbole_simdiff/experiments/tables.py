@@ -69,7 +69,7 @@ def markdown(rows: Sequence[Line], metrics: Sequence[str], digits: int) -> str:
     best = {m: places(rows, m) for m in metrics}
     text = [["row", "seeds", *metrics]]
     for row in rows:
-        label = f"*{row.label}*" if not row.seeds else row.label
+        label = f"*{plain(row.label)}*" if not row.seeds else plain(row.label)
         text.append([f"{label} {IMPOSSIBLE}" if row.faults else label, str(row.seeds or "-")])
         for metric in metrics:
             cell = _value(row, metric, digits, " ± ")
@@ -81,6 +81,19 @@ def markdown(rows: Sequence[Line], metrics: Sequence[str], digits: int) -> str:
     if improved := _improved(best):
         text.append(["best over second", "-", *improved])
     return grid(text)
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere (labels, names, messages) for Markdown: no HTML, no end of a cell."""
+    special: dict[str, str | int | None] = {
+        "&": "&amp;",
+        "<": "&lt;",
+        ">": "&gt;",
+        "|": r"\|",
+        "\n": " ",
+        "\r": " ",
+    }
+    return text.translate(str.maketrans(special))
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
@@ -144,8 +157,8 @@ def comparisons(found: Sequence[Comparison]) -> str:
     names = ["row", "against", "metric", "difference", "%", "95 % interval", "d"]
     body = [
         [
-            c.row,
-            c.against,
+            plain(c.row),
+            plain(c.against),
             c.metric,
             f"{c.difference:+.4f}",
             f"{100 * c.relative:+.1f}",

@@ -61,6 +61,17 @@ def test_a_metric_that_a_citation_lacks_is_a_dash(cells: Any) -> None:
     assert rows_of(text)[5][2:] == ["0.0572", "-"]
 
 
+def test_text_from_elsewhere_is_no_html_and_ends_no_cell(tmp_path: Path) -> None:
+    """A label comes from an experiment file, which may be anybody's."""
+    label = "<img src=x onerror=alert(1)> A & B"
+    cells = {Cell(label, "toy", None): measured(tmp_path / "a", {1: [1, 9]})}
+    own = replace(experiment(metrics=("hit@5",)), rows={label: {}})
+    text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 2)
+    assert "| &lt;img src=x onerror=alert(1)&gt; A &amp; B | 1 |" in text
+    assert "<img" not in text
+    assert tables.plain("a|b\nc") == r"a\|b c"
+
+
 def test_ties_share_the_first_place(tmp_path: Path) -> None:
     same = {row: {1: [1, 9]} for row in "AB"} | {"C": {1: [9, 9]}}
     cells = {Cell(r, "toy", None): measured(tmp_path / r, own) for r, own in same.items()}
