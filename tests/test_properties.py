@@ -261,6 +261,7 @@ def test_the_released_behaviour() -> None:
         "share_denoiser_encoder": True,
         "time_embedding": "learned",
         "diff_mse_weight": 0,
+        "rounding": "tied",
         "pad_in_diffusion_loss": True,
         "confidence_t": "train_t",
         "aug_count": "fixed",

@@ -46,11 +46,12 @@ def small(make_config: Any) -> Any:
     """small(n_items, key=value, ...) -> a model without data, in eval mode, dropout off.
 
     The item table is standard normal: at its initial 0.02 every ranking is decided by rounding.
+    Estimates are read as they are, so that cases can be worked by hand.
     """
 
     def make(n_items: int = 13, data: dict[str, float] | None = None, **overrides: Any) -> Any:
         values: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
-        values |= {"MAX_ITEM_LIST_LENGTH": MAX_LENGTH, **overrides}
+        values |= {"MAX_ITEM_LIST_LENGTH": MAX_LENGTH, "rounding": "tied", **overrides}
         config = make_config(**values)
         torch.manual_seed(0)
         dataset = SimpleNamespace(num=lambda field: n_items, **(data or {}))
