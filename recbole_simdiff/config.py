@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
@@ -29,13 +30,18 @@ from recbole_simdiff.augmenters import diffuasr
 from recbole_simdiff.compat import restore_numpy_aliases
 from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.limits import check, is_number
 from recbole_simdiff.models import get_model, plugin_models
 
-COMMAND_LINE = "command line"
+COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
 # Not a recommender but a way to train one, key ``backbone``, on augmented data.
 AUGMENTED = "DiffuASR"
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
-_UNLISTED_KEYS = {"single_spec", "MODEL_TYPE", "encoding"}
+_UNLISTED_KEYS = {"encoding"}
+# What follows from the keys a user sets, and what RecBole's transforms write over.
+_DERIVED = {"device", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "single_spec", "local_rank"}
+_DERIVED |= {"valid_neg_sample_args", "test_neg_sample_args"}
+_WRITTEN = {"MASK_INDEX", "MASK_ITEM_SEQ", "POS_ITEMS", "NEG_ITEMS", "INVERSE_ITEM_SEQ"}
 # Keys of RecBole that would have no effect here, or a harmful one, and why.
 _REFUSED_KEYS = {
     "save_dataset": "data sets are rebuilt from their files, which takes seconds",
@@ -44,7 +50,30 @@ _REFUSED_KEYS = {
     "dataloaders_save_path": "loaders are rebuilt at every start",
     "enable_scaler": "enable_amp uses bfloat16, which needs no gradient scaling",
 }
-
+_NO_KNOWLEDGE = "models of knowledge graphs, which are not trained here, would read it"
+# Keys that RecBole lists and that nothing reads here. They may keep their defaults.
+_UNREAD_KEYS = dict.fromkeys(
+    (
+        "ENTITY_ID_FIELD",
+        "HEAD_ENTITY_ID_FIELD",
+        "TAIL_ENTITY_ID_FIELD",
+        "RELATION_ID_FIELD",
+        "alias_of_entity_id",
+        "alias_of_relation_id",
+        "entity_kg_num_interval",
+        "relation_kg_num_interval",
+        "kg_reverse_r",
+    ),
+    _NO_KNOWLEDGE,
+) | {
+    "POSITION_FIELD": "RecBole reads it nowhere",
+    "RATING_FIELD": "no model here reads ratings; threshold and val_interval name their column",
+    "loss_decimal_place": "losses are logged with four digits",
+    "require_pow": "the models that would read it are not sequential",
+    "save_step": "S3Rec's two stages follow each other in one run; every epoch is saved",
+}
+# How other programs, RecBole among them, call the option for YAML files.
+_FILES = ("config_files", "config_file", "config_file_list")
 
 _CHOICES = {
     "train_sampling": ("user_all", "prefix_last", "prefix_all"),
@@ -52,9 +81,27 @@ _CHOICES = {
     "rm_dup_inter": (None, "first", "last"),  # pandas reads false as: keep neither
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
+    "loss_type": ("BPR", "CE", "NLL"),  # NLL: SINE alone
+    "pooling_mode": ("mean", "max", "sum"),
+    "pooling_type": ("average", "max"),
+    "pooling_type_layer_1": ("average", "max"),
+    "pooling_type_layer_2": ("average", "max"),
+    "dnn_type": ("trm", "ave"),
+    "contrast": ("us_x", "un", "su", "us", None),
+    "sim": ("dot", "cos"),
+    "fredom_type": ("us_x", "un", "su", "us", "None", None),
+    "weight_mode": ("", "dynamic", "static", "max_logits"),
+    "reranker_merging_mode": ("replace", "add"),
+    "partition_merging_mode": ("replace", "add", "half"),
 }
 _EVAL_ARGS = ("split", "group_by", "order", "mode")
+_PATH = {"/", "\\", "\0"}  # not in names, which become names of files
 _LEAVE_OUT = ("valid_and_test", "valid_only", "test_only")
+
+
+# Of a YAML text: how deep its lists may lie in each other, and how many values it may stand for
+# once its aliases are written out.
+_DEEPEST, _MOST_VALUES = 50, 100_000
 
 
 # libyaml's parser is eight times faster; it is part of PyYAML's wheels.
@@ -97,16 +144,64 @@ def properties_dir() -> Path:
     raise UserError(f"properties/ is missing; looked in {places[0]} and {places[1]}")
 
 
+def _check_size(text: str) -> None:
+    """Refuse YAML that a few lines make endless, before anything is built of it.
+
+    Raises:
+        UserError: if lists lie too deep in each other, or aliases stand for too many values.
+        YAMLError: if it is not YAML.
+    """
+    sizes: dict[str, int] = {}  # anchor -> values that it stands for
+    depth = total = 0
+    begun: list[tuple[str | None, int]] = []  # anchor of each open list, values before it
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            # Within itself an alias has no end.
+            total += sizes.get(event.anchor, _MOST_VALUES + 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, total))
+            depth, total = max(depth, len(begun)), total + 1
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            if anchor:
+                sizes[anchor] = total - before
+        if depth > _DEEPEST or total > _MOST_VALUES:
+            raise UserError(
+                f"it has more than {_DEEPEST} lists in each other, or stands for more than "
+                f"{_MOST_VALUES:,} values"
+            )
+
+
+def _load(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        UserError: see ``_check_size``.
+        YAMLError: if it is not YAML.
+    """
+    _check_size(text)
+    return yaml.load(text, Loader=_Loader)
+
+
 def parse_value(text: str) -> Any:
     """A value typed by a user, read as YAML and never evaluated; text that is not YAML stays text.
 
     ``1e-3``, ``true``, ``None``, ``[5,10]`` and ``{a: 1}`` mean what they look like.
+
+    Raises:
+        UserError: if the text stands for more values than any setting has.
     """
     if text == "None":
         return None
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        return _load(text)
+    except UserError as error:
+        raise UserError(f"{text} cannot be used: {error}") from None
+    except (yaml.YAMLError, ValueError):  # ValueError: numbers of thousands of digits
         return text
 
 
@@ -130,7 +225,10 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             text = pending.pop(0)
         if not text:
             raise UserError(f"--{key}= is empty; give a value, or {key}=None for none")
-        value = parse_value(text)
+        try:
+            value = parse_value(text)
+        except UserError as error:
+            raise UserError(f"--{key}: {error}") from None
         if key in result and result[key] != value:
             raise UserError(f"--{key} is given twice: {result[key]!r} and {value!r}")
         result[key] = value
@@ -144,10 +242,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UserError: if the file is missing, is not YAML, or does not hold keys and values.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        content = _load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not a YAML file: {error}") from None
     if content is None:
         return {}
@@ -197,7 +297,7 @@ class Config(RecBoleConfig):
         dataset: str,
         config_files: Sequence[str | Path] = (),
         overrides: Mapping[str, Any] | None = None,
-        origin: str | Mapping[str, str] = COMMAND_LINE,
+        origin: str | Mapping[str, str] = OVERRIDES,
     ) -> None:
         self.origin: dict[str, str] = {}
         self._override_origin = origin
@@ -206,6 +306,7 @@ class Config(RecBoleConfig):
             try:
                 super().__init__(model, dataset, list(config_files), dict(overrides or {}))
             except (
+                ArithmeticError,
                 AttributeError,
                 LookupError,
                 NotImplementedError,
@@ -253,12 +354,18 @@ class Config(RecBoleConfig):
         origin = self._override_origin
         named = dict.fromkeys(config_dict or {}, origin) if isinstance(origin, str) else origin
         self._given.update(named)
-        return dict(config_dict or {})
+        return {key: _plain(value) for key, value in (config_dict or {}).items()}
 
     def _load_cmd_line(self) -> dict[str, Any]:
         return {}
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type, str]:
+        for key, value in (("model", model), ("dataset", dataset)):
+            if not isinstance(value, str) or not value or value[0] == "." or set(value) & _PATH:
+                raise UserError(
+                    f"{key}={value!r} must be a name, without / and \\ and a dot in front; "
+                    "data_path says where the folders of data sets are"
+                )
         self.name = model
         if model == AUGMENTED:
             default = read_yaml(properties_dir() / "model" / f"{AUGMENTED}.yaml")["backbone"]
@@ -294,6 +401,7 @@ class Config(RecBoleConfig):
         super()._load_internal_config_dict(model, model_class, dataset)
         folder = properties_dir()
         names = self._layers()
+        before_data = folder / "model" / f"{names[-1]}.yaml"
         layers = [
             folder / "overall.yaml",
             *(folder / "model" / f"{name}.yaml" for name in names),
@@ -303,10 +411,12 @@ class Config(RecBoleConfig):
         for layer in layers:
             if layer.is_file():
                 self._update_internal_config_dict(layer)
+            if layer == before_data:
+                own = set(self.internal_config_dict)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
             self._load_preset([self.name] if self.name == AUGMENTED else names, preset)
-        self._check_keys()
+        self._check_keys(own)
         self._check_types()
 
     def _load_preset(self, names: Sequence[str], preset: Any) -> None:
@@ -343,6 +453,9 @@ class Config(RecBoleConfig):
         if sampled and final.get("train_neg_sample_args") is None:
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
             self.origin["train_neg_sample_args"] = "the loss of the model"
+        if isinstance(suffix := final["additional_feat_suffix"], str):  # as in RecBole's own files
+            final["additional_feat_suffix"] = [suffix]
+        check(final)
         return final
 
     def _set_default_parameters(self) -> None:
@@ -368,28 +481,38 @@ class Config(RecBoleConfig):
 
     # ------------------------------------------------------------------ checks
 
-    def _check_keys(self) -> None:
-        known = {key for keys in self.parameters.values() for key in keys}
-        known |= set(self.internal_config_dict) | _UNLISTED_KEYS
+    def _check_keys(self, own: set[str]) -> None:
+        """Refuse keys that nothing would read.
+
+        Args:
+            own (set): keys of the files that do not depend on the data set.
+        """
+        known = {key for keys in self.parameters.values() for key in keys} | own | _UNLISTED_KEYS
         known |= set(re.findall(r"config\[\"(\w+)\"\]", _source(self.model_class)))
+        known -= _DERIVED | _WRITTEN | _UNREAD_KEYS.keys() | set(_FILES)
         for key, source in self._given.items():
+            value = self.external_config_dict[key]
             if key in ("model", "dataset"):
                 chosen = self.name if key == "model" else self.dataset
-                if self.external_config_dict[key] != chosen:
-                    raise UserError(
-                        f"{key}={self.external_config_dict[key]!r} ({source}) contradicts "
-                        f"--{key}={chosen}"
-                    )
+                if value != chosen:
+                    raise UserError(f"{key}={value!r} ({source}) contradicts --{key}={chosen}")
                 continue
-            if key in _REFUSED_KEYS and self.external_config_dict[key]:
+            if key in _REFUSED_KEYS and value:
                 raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-                hint = f"; did you mean {near[0]}?" if near else "."
-                raise UserError(
-                    f"unknown key {key!r} ({source}) for model={self.name}{hint} "
-                    f"'list --explain --model={self.name}' shows every key"
-                )
+            if key in known or (key in _WRITTEN and source == CHECKPOINT):
+                continue
+            if key in self.internal_config_dict and value == self.internal_config_dict[key]:
+                continue  # as it is anyway
+            if key in _UNREAD_KEYS:
+                raise UserError(f"{key}={value!r} ({source}) has no effect: {_UNREAD_KEYS[key]}")
+            near = difflib.get_close_matches(key, [*_FILES, *known], n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            if near and near[0] in _FILES:
+                hint = "; YAML files are given by config_files."
+            raise UserError(
+                f"unknown key {key!r} ({source}) for model={self.name}{hint} "
+                f"'list --explain --model={self.name}' shows every key"
+            )
 
     def _check_types(self) -> None:
         for key, source in self._given.items():
@@ -422,31 +545,6 @@ class Config(RecBoleConfig):
 
     def _check_values(self) -> None:
         final = self.final_config_dict
-        for key in ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step"):
-            if not isinstance(final[key], int) or final[key] < 1:
-                raise UserError(f"{key}={final[key]!r} ({self.origin.get(key)}) must be at least 1")
-        if final["MAX_ITEM_LIST_LENGTH"] < 1:
-            raise UserError(
-                f"MAX_ITEM_LIST_LENGTH={final['MAX_ITEM_LIST_LENGTH']} must be at least 1"
-            )
-        if not 0 < final["learning_rate"] < math.inf:
-            raise UserError(f"learning_rate={final['learning_rate']} must be positive and finite")
-        if not 0 < final["train_fraction"] <= 1:
-            raise UserError(f"train_fraction={final['train_fraction']} must lie in (0, 1]")
-        for key in ("seed", "weight_decay", "show_users", "worker", "older_windows"):
-            if not 0 <= final[key] < 2**32:
-                raise UserError(f"{key}={final[key]} must lie in [0, 2^32)")
-        if not 0 <= (digits := final["metric_decimal_place"]) <= 15:
-            raise UserError(f"metric_decimal_place={digits} must lie in [0, 15]")
-        for key in ("load_col", "unload_col"):
-            for names in (final[key] or {}).values():
-                texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-                if not texts and names != "*":
-                    raise UserError(
-                        f"{key}={final[key]!r} must be like {{inter: [user_id, item_id]}}"
-                    )
-        if not isinstance(final["checkpoint_dir"], str):
-            raise UserError(f"checkpoint_dir={final['checkpoint_dir']!r} must be a folder")
         for key, allowed in _CHOICES.items():
             if key in final and final[key] not in allowed:
                 raise UserError(
@@ -458,7 +556,7 @@ class Config(RecBoleConfig):
             isinstance(clip, dict)
             and "max_norm" in clip
             and clip.keys() <= {"max_norm", "norm_type"}
-            and all(_is_number(value) and value > 0 for value in clip.values())
+            and all(is_number(value) and value > 0 for value in clip.values())
         ):
             raise UserError(
                 f"clip_grad_norm={clip} must be like {{max_norm: 1.0}} or {{max_norm: 1.0, "
@@ -505,10 +603,9 @@ class Config(RecBoleConfig):
         Returns:
             dict: ``model``, ``dataset`` and ``values``.
         """
-        derived = {"device", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "model", "dataset"}
-        derived |= {"valid_neg_sample_args", "test_neg_sample_args", "single_spec", "local_rank"}
-        derived |= {"gpu_id"}  # which GPU is free is a matter of the machine, not of the run
-        values = {k: v for k, v in self.final_config_dict.items() if k not in derived}
+        left_out = _DERIVED | _WRITTEN | {"model", "dataset"}
+        left_out |= {"gpu_id"}  # which GPU is free is a matter of the machine, not of the run
+        values = {k: v for k, v in self.final_config_dict.items() if k not in left_out}
         values["data_path"] = self._data_root
         if values["train_neg_sample_args"].get("distribution") == "none":
             values["train_neg_sample_args"] = None
@@ -540,6 +637,19 @@ class Config(RecBoleConfig):
             for key in sorted(self.final_config_dict)
             if key in self.origin
         ]
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python code as YAML would give it: no NumPy numbers, tuples or paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return value
 
 
 @functools.cache
@@ -589,7 +699,7 @@ def _check_eval_args(args: Mapping[str, Any]) -> None:
     by_shares = (
         isinstance(shares, list)
         and len(shares) == 3
-        and all(_is_number(share) and 0 <= share < math.inf for share in shares)
+        and all(is_number(share) and 0 <= share < math.inf for share in shares)
         and shares[0] > 0
     )
     if not by_shares and split.get("LS") not in _LEAVE_OUT:
@@ -602,13 +712,9 @@ def _check_eval_args(args: Mapping[str, Any]) -> None:
         raise UserError(f"eval_args: group_by={group_by!r} must be user or none")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _wanted_type(default: Any, value: Any) -> str | None:
     """What ``value`` should have been, given the default it replaces; None if it is fine."""
-    number = _is_number(value)
+    number = is_number(value)
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, int):

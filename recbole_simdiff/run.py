@@ -23,7 +23,7 @@ from recbole.utils import init_seed
 from torch import Tensor
 
 from recbole_simdiff import __version__, checkpoint, distributed, tracking
-from recbole_simdiff.config import AUGMENTED, COMMAND_LINE, Config
+from recbole_simdiff.config import AUGMENTED, CHECKPOINT, OVERRIDES, Config
 from recbole_simdiff.data import (
     BucketLoader,
     FlatDataset,
@@ -558,12 +558,15 @@ class Restored(NamedTuple):
     content: dict[str, Any]
 
 
-def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Restored:
+def restore(
+    place: str | Path, overrides: Mapping[str, Any] | None = None, origin: str = OVERRIDES
+) -> Restored:
     """A checkpoint's model with the data it was trained on.
 
     Args:
         place (str | Path): a run folder (its best epoch) or a checkpoint file.
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
+        origin (str): what they are called in messages.
 
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
@@ -572,7 +575,7 @@ def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Re
     tensors, content = checkpoint.load(path)
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
-    config = stored_config(content, overrides or {}, allowed)
+    config = stored_config(content, overrides or {}, allowed, origin)
     start_logging(None, config["state"])
     dataset, *loaders, model = prepare(config, tensors.get(PSEUDO))
     logger.info(f"{config['dataset']}: {dataset.statistics}")
@@ -582,7 +585,10 @@ def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Re
 
 
 def evaluate(
-    place: str | Path, overrides: Mapping[str, Any] | None = None, test: bool = True
+    place: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    test: bool = True,
+    origin: str = OVERRIDES,
 ) -> RunResult:
     """Evaluate a checkpoint on the validation and test parts of its data set.
 
@@ -590,6 +596,7 @@ def evaluate(
         place (str | Path): a run folder (its best epoch) or a checkpoint file.
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
         test (bool): whether the test part is read.
+        origin (str): what the overrides are called in messages.
 
     Returns:
         RunResult: the run's folder is left as it is, unless ``save_rankings`` asks for rankings.
@@ -598,7 +605,7 @@ def evaluate(
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
     path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
-        place, overrides
+        place, overrides, origin
     )
     trainer = PlanTrainer(config, model, path.parent)
     trainer.eval_collector.data_collect(train_data)
@@ -640,7 +647,10 @@ def _result(
 
 
 def stored_config(
-    content: Mapping[str, Any], overrides: Mapping[str, Any], allowed: Sequence[str]
+    content: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    allowed: Sequence[str],
+    origin: str = OVERRIDES,
 ) -> Config:
     """The configuration a checkpoint was made with, with a few values replaced.
 
@@ -648,6 +658,7 @@ def stored_config(
         content (Mapping): JSON content of the checkpoint.
         overrides (Mapping): values to replace.
         allowed (Sequence): keys that may be replaced.
+        origin (str): what the values to replace are called in messages.
 
     Raises:
         UserError: for a key that may not be.
@@ -660,8 +671,8 @@ def stored_config(
             )
     stored = content["config"]
     values = {**stored["values"], **overrides}
-    origin = dict.fromkeys(values, "checkpoint") | dict.fromkeys(overrides, COMMAND_LINE)
-    return Config(stored["model"], stored["dataset"], overrides=values, origin=origin)
+    origins = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, origin)
+    return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
 
 
 def check_same_data(

@@ -189,7 +189,10 @@ def test_show_users_prints_their_next_items(call: Any, tmp_path: Path, data_path
         (["--mod=SASRec"], "unknown key 'mod'"),
         (["--datase=toy2"], "unknown key 'datase'"),
         (["--epochs=many"], "epochs='many' (command line) must be a whole number; the default is"),
-        (["--epochs=0"], "epochs=0 (command line) must be at least 1"),
+        (
+            ["--epochs=0"],
+            "epochs=0 must be at least 1, at most 2,147,483,647 (epochs from command line)",
+        ),
         (["--learning_rate=fast"], "learning_rate='fast' (command line) must be a number"),
         (["--enable_amp=2"], "enable_amp=2 (command line) must be true or false"),
         (["--tau=0"], "tau=0.0 must be positive"),

@@ -14,6 +14,7 @@ import yaml
 from recbole_simdiff import config as config_module
 from recbole_simdiff import models
 from recbole_simdiff.config import (
+    COMMAND_LINE,
     Config,
     parse_overrides,
     parse_value,
@@ -28,7 +29,7 @@ MODEL = "SimDiffRec"
 
 def refused(message: str, *files: Any, model: str = MODEL, **overrides: Any) -> None:
     with pytest.raises(UserError, match=message):
-        Config(model, "toy", files, overrides)
+        Config(model, "toy", files, overrides, COMMAND_LINE)
 
 
 # ---------------------------------------------------------------- layers
@@ -54,8 +55,8 @@ def test_every_layer_wins_over_the_one_before(tmp_path: Path) -> None:
         "n_layers": (3, str(first)),
         "aug_items": ("denoiser", str(first)),  # the preset says random
         "tau": (0.4, str(second)),
-        "n_heads": (4, "command line"),
-        "preset": ("official", "command line"),
+        "n_heads": (4, "overrides"),
+        "preset": ("official", "overrides"),
     }
     for key, (value, origin) in expected.items():
         assert (config[key], config.origin[key]) == (value, origin), key
@@ -84,7 +85,7 @@ def test_explain_lists_every_key_with_its_value_and_origin() -> None:
     table = {key: (value, origin) for key, value, origin in rows}
     assert table["num_layers"] == (1, "recbole/properties/model/GRU4Rec.yaml")
     assert table["repeatable"] == (True, "properties/overall.yaml")
-    assert table["loss_type"] == ("BPR", "command line")
+    assert table["loss_type"] == ("BPR", "overrides")
     assert table["train_neg_sample_args"][1] == "the loss of the model"
     assert all(origin for _, _, origin in rows)
 
@@ -239,18 +240,18 @@ def test_numbers_take_the_type_of_their_default() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": 0}, r"epochs=0 \(command line\) must be at least 1"),
-        ({"train_batch_size": -1}, "train_batch_size=-1 .* must be at least 1"),
-        ({"eval_batch_size": 0}, "eval_batch_size=0 .* must be at least 1"),
-        ({"eval_step": 0}, "eval_step=0 .* must be at least 1"),
-        ({"stopping_step": 0}, "stopping_step=0 .* must be at least 1"),
+        ({"epochs": 0}, r"epochs=0 must be at least 1, .* \(epochs from command line\)"),
+        ({"train_batch_size": -1}, "train_batch_size=-1 must be at least 1"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0 must be at least 1"),
+        ({"eval_step": 0}, "eval_step=0 must be at least 1"),
+        ({"stopping_step": 0}, "stopping_step=0 must be at least 1"),
         ({"MAX_ITEM_LIST_LENGTH": 0}, "MAX_ITEM_LIST_LENGTH=0 must be at least 1"),
         ({"learning_rate": 0}, "learning_rate=0.0 must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate=nan must be positive"),
         ({"train_sampling": "all"}, "is not one of user_all, prefix_last, p"),
         ({"rm_dup_inter": False}, "rm_dup_inter=False .* is not one of None, first, last$"),
         ({"rm_dup_inter": 0}, "rm_dup_inter=0 .* is not one of None, first, last$"),
-        ({"metric_decimal_place": -1}, r"decimal_place=-1 must lie in \[0, 15\]"),
+        ({"metric_decimal_place": -1}, "decimal_place=-1 must be at least 0, at most 15"),
         ({"load_col": {"inter": None}}, r"load_col=\{'inter': None\} must be like \{inter: \["),
         ({"load_col": {"inter": "item_id"}}, r"load_col=\{'inter': 'item_id'\} must be like"),
         ({"unload_col": {"inter": [1]}}, r"unload_col=\{'inter': \[1\]\} must be like"),
@@ -280,7 +281,7 @@ def test_numbers_take_the_type_of_their_default() -> None:
         ({"denoiser_heads": 3}, "hidden_size=64 must be a multiple of denoiser_heads=3"),
         ({"n_layers": 0}, "n_layers=0 must be at least 1"),
         ({"hidden_dropout_prob": 1}, r"hidden_dropout_prob=1.0 must lie in \[0, 1\)"),
-        ({"attn_dropout_prob": -0.1}, r"attn_dropout_prob=-0.1 must lie in \[0, 1\)"),
+        ({"attn_dropout_prob": -0.1}, r"attn_dropout_prob=-0.1 must lie in \[0, 1"),
         ({"loss_memory_mb": 0}, "loss_memory_mb=0.0 must be positive"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -646,13 +647,13 @@ def test_a_file_that_names_another_model_is_refused(tmp_path: Path) -> None:
         ({"topk": []}, r"topk=\[\] must be whole numbers of at least 1"),
         ({"topk": "ten"}, "topk=ten must be whole numbers of at least 1"),
         ({"topk": [True]}, r"topk=\[True\] must be whole numbers of at least 1"),
-        ({"worker": -1}, "worker=-1 must lie in"),
+        ({"worker": -1}, "worker=-1 must be at least 0"),
         ({"transform": "crop_itemseq"}, "transform=crop_itemseq is not available for SimDiffRec"),
-        ({"seed": 2**32}, "must lie in"),
-        ({"show_users": -1}, "must lie in"),
+        ({"seed": 2**32}, "must be at least 0, at most 4,294,967,295"),
+        ({"show_users": -1}, "must be at least 0"),
         ({"state": "foo"}, "is not one of DEBUG, INFO"),
-        ({"learning_rate": float("inf")}, "must be positive and finite"),
-        ({"checkpoint_dir": None}, "must be a folder"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf must be finite"),
+        ({"checkpoint_dir": None}, "checkpoint_dir=None must be text"),
     ],
 )
 def test_more_impossible_values(values: dict[str, Any], message: str) -> None:
@@ -690,8 +691,8 @@ def test_diffuasr_is_layered_over_its_backbone(tmp_path: Path) -> None:
         "pseudo_mix": ("replace", "properties/preset/DiffuASR/official.yaml"),
         "diffuasr_strength": (0.7, str(file)),  # the preset says 1.0
         "tau": (0.3, str(file)),
-        "n_heads": (4, "command line"),
-        "backbone": (MODEL, "command line"),
+        "n_heads": (4, "overrides"),
+        "backbone": (MODEL, "overrides"),
     }
     for key, (value, origin) in expected.items():
         assert (config[key], config.origin[key]) == (value, origin), key
