@@ -24,6 +24,7 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import EvaluatorType
 
 from recbole_simdiff.augmenters import diffuasr
@@ -157,7 +158,7 @@ def _check_size(text: str) -> None:
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             # Within itself an alias has no end.
-            total += sizes.get(event.anchor, _MOST_VALUES + 1)
+            total += sizes.get(str(event.anchor), _MOST_VALUES + 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             begun.append((event.anchor, total))
             depth, total = max(depth, len(begun)), total + 1
@@ -169,11 +170,10 @@ def _check_size(text: str) -> None:
             anchor, before = begun.pop()
             if anchor:
                 sizes[anchor] = total - before
-        if depth > _DEEPEST or total > _MOST_VALUES:
-            raise UserError(
-                f"it has more than {_DEEPEST} lists in each other, or stands for more than "
-                f"{_MOST_VALUES:,} values"
-            )
+        if depth > _DEEPEST:
+            raise UserError(f"more than {_DEEPEST} lists lie in each other")
+        if total > _MOST_VALUES:
+            raise UserError(f"with its aliases it stands for more than {_MOST_VALUES:,} values")
 
 
 def _load(text: str) -> Any:
@@ -499,10 +499,10 @@ class Config(RecBoleConfig):
                 continue
             if key in _REFUSED_KEYS and value:
                 raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")
-            if key in known or (key in _WRITTEN and source == CHECKPOINT):
+            default = self.internal_config_dict
+            stored = source == CHECKPOINT and (key in default or key in _WRITTEN)
+            if key in known or stored or (key in default and value == default[key]):
                 continue
-            if key in self.internal_config_dict and value == self.internal_config_dict[key]:
-                continue  # as it is anyway
             if key in _UNREAD_KEYS:
                 raise UserError(f"{key}={value!r} ({source}) has no effect: {_UNREAD_KEYS[key]}")
             near = difflib.get_close_matches(key, [*_FILES, *known], n=1, cutoff=0.6)
@@ -581,19 +581,66 @@ class Config(RecBoleConfig):
                 f"train_sampling={final['train_sampling']} is not available for RecBole's own "
                 f"{self.model}, which trains on prefixes (prefix_last)"
             )
-        if self.model in plugin_models() and final["transform"] is not None:
-            raise UserError(
-                f"transform={final['transform']} is not available for {self.model}, whose training "
-                "batches are not RecBole's"
-            )
+        self._check_transform()
         groups = final["length_groups"]
         whole = isinstance(groups, list) and all(type(k) is int for k in groups)
         if not whole or sorted({0, *groups}) != [0, *groups]:
             raise UserError(f"length_groups={groups} must be rising whole numbers, e.g. [5, 20]")
+        self._check_columns()
         if hasattr(self.model_class, "check_config"):
             self.model_class.check_config(self)
         if self.name == AUGMENTED:
             diffuasr.check_config(self)
+
+    def _check_columns(self) -> None:
+        """Refuse labels and weights that the model does not read, and the loss of what it does."""
+        final = self.final_config_dict
+        kept = {column: f"[{least},inf)" for column, least in (final["threshold"] or {}).items()}
+        for key, reads, why in (
+            ("threshold", "LABEL_FIELD", f"reads no labels; val_interval={kept} keeps such events"),
+            ("preload_weight", "get_preload_weight", "asks for no preloaded weights"),
+        ):
+            sources = map(_source, self._recommenders())
+            given = final[key] and self.origin[key] != CHECKPOINT
+            if given and not any(reads in source for source in sources):
+                raise UserError(f"{key}={final[key]} has no effect: {self.model} {why}")
+        needed = {final["USER_ID_FIELD"], final["ITEM_ID_FIELD"]}
+        for names in (final["unused_col"] or {}).values():
+            if names == "*" or needed & set(names):
+                raise UserError(
+                    f"unused_col={final['unused_col']} must not have {', '.join(sorted(needed))}, "
+                    "which every model reads"
+                )
+
+    def _recommenders(self) -> list[type]:
+        """The model and the recommenders that it derives from, but for RecBole's abstract ones."""
+        return [
+            base
+            for base in self.model_class.__mro__
+            if issubclass(base, SequentialRecommender) and base is not SequentialRecommender
+        ]
+
+    def _check_transform(self) -> None:
+        """Refuse transforms whose result the model does not read, and those that mask nothing."""
+        final, own = self.final_config_dict, self.internal_config_dict["transform"]
+        transform = final["transform"]
+        if self.model in plugin_models() and transform is not None:
+            raise UserError(
+                f"transform={transform} is not available for {self.model}, whose training "
+                "batches are not RecBole's"
+            )
+        allowed = (own,) if own else (None, "inverse_itemseq")
+        if transform not in allowed:
+            raise UserError(
+                f"transform={transform!r} must be {' or '.join(map(str, allowed))} for "
+                f"{self.model}, which reads the result of no other"
+            )
+        length = final["MAX_ITEM_LIST_LENGTH"]
+        if transform == "mask_itemseq" and int(final["mask_ratio"] * length) < 1:
+            raise UserError(
+                f"mask_ratio={final['mask_ratio']} of MAX_ITEM_LIST_LENGTH={length} items masks "
+                "none of them; one at least is needed"
+            )
 
     # ------------------------------------------------------------------ reading back
 
@@ -666,9 +713,14 @@ def _interval(key: str, value: Any, source: str) -> Any:
     """
     if isinstance(value, list) and len(value) == 2:  # [2,100] is also a YAML list
         value = f"[{value[0]},{value[1]}]"
-    one = r"[\[(]\s*[-+.\w]+\s*,\s*[-+.\w]+\s*[\])]"
-    if value is not None and not re.fullmatch(f"{one}(;{one})*", str(value)):
-        raise UserError(f'{key}={value!r} ({source}) must be an interval such as "[5,inf)"')
+    for part in str(value).split(";") if value is not None else ():
+        ends = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", part)
+        try:
+            good = ends is not None and float(ends[1]) <= float(ends[2])
+        except ValueError:
+            good = False
+        if not good:
+            raise UserError(f'{key}={value!r} ({source}) must be an interval such as "[5,inf)"')
     return value
 
 
