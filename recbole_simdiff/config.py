@@ -120,6 +120,16 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep)
 
 
+def _whole_number(loader: Any, node: yaml.ScalarNode) -> int | str:
+    """A whole number; one of more digits than Python prints stays text."""
+    try:
+        value: int = loader.construct_yaml_int(node)
+    except ValueError:
+        return str(node.value)
+    return value if abs(value) < 2**1024 else str(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -201,7 +211,7 @@ def parse_value(text: str) -> Any:
         return _load(text)
     except UserError as error:
         raise UserError(f"{text} cannot be used: {error}") from None
-    except (yaml.YAMLError, ValueError):  # ValueError: numbers of thousands of digits
+    except (yaml.YAMLError, ValueError):
         return text
 
 
@@ -767,6 +777,8 @@ def _check_eval_args(args: Mapping[str, Any]) -> None:
 def _wanted_type(default: Any, value: Any) -> str | None:
     """What ``value`` should have been, given the default it replaces; None if it is fine."""
     number = is_number(value)
+    if number and isinstance(value, int) and abs(value) > 2**53:
+        return "a number of at most 2^53"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, int):

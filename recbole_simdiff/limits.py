@@ -182,5 +182,3 @@ def check(values: Mapping[str, Any]) -> None:
             raise UserError(f"{key}={value!r} must {rule.wanted}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value} must be finite")
-        if type(value) is int and abs(value) > 2**53:
-            raise UserError(f"{key}={value} must be at most 2^53")

@@ -1318,7 +1318,7 @@ def test_invented_items_of_nobody_change_no_row(data_path: Path, backbone: str) 
         ({"timestamp": None}, "timestamp=None must be an interval"),
         ({"item_id": "i1"}, "item_id='i1' must be a list of values as text"),
         ({"item_id": [1, 2]}, "must be a list of values as text"),
-        ({"nowhere": "[1,2]"}, r"Field \[nowhere\] not defined"),
+        ({"nowhere": "[1,2]"}, "column 'nowhere' is not loaded.* load_col="),
         ("[1,2]", r"val_interval='\[1,2\]' must be like \{field: "),
     ],
 )

@@ -64,7 +64,7 @@ def add_parsers(commands: Any) -> None:
             action="extend",
             default=[],
             metavar="FILE",
-            help="YAML files of settings for all runs, later ones win; --key=value goes before them",
+            help="YAML files of settings for all runs, later ones win, --key=value above all",
         )
         parser.add_argument("--output", default="results", metavar="DIR", help="default results")
         if name in READERS:

@@ -383,7 +383,15 @@ def _metrics(value: Any, source: str) -> tuple[str, ...]:
 
 
 def refuse(keys: Iterable[str], source: str) -> None:
-    """Refuse keys that an experiment has another place for."""
+    """Refuse keys that an experiment has another place for.
+
+    Args:
+        keys (Iterable): names.
+        source (str): who gives them, for the message.
+
+    Raises:
+        UserError: naming the first, and its place.
+    """
     for key in keys:
         if key in ELSEWHERE:
             raise UserError(f"{source}: {key} belongs to {ELSEWHERE[key]}")
