@@ -529,7 +529,7 @@ class Config(RecBoleConfig):
             default, value = self.internal_config_dict.get(key), self.external_config_dict[key]
             if key.endswith("_inter_num_interval"):
                 value = self.external_config_dict[key] = _interval(key, value, source)
-            wanted = _wanted_type(default, value)
+            wanted = _wanted_type(key, default, value)
             if wanted:
                 raise UserError(
                     f"{key}={value!r} ({source}) must be {wanted}; the default is {default!r} "
@@ -774,7 +774,7 @@ def _check_eval_args(args: Mapping[str, Any]) -> None:
         raise UserError(f"eval_args: group_by={group_by!r} must be user or none")
 
 
-def _wanted_type(default: Any, value: Any) -> str | None:
+def _wanted_type(key: str, default: Any, value: Any) -> str | None:
     """What ``value`` should have been, given the default it replaces; None if it is fine."""
     number = is_number(value)
     if number and isinstance(value, int) and abs(value) > 2**53:
@@ -790,7 +790,8 @@ def _wanted_type(default: Any, value: Any) -> str | None:
             None if isinstance(value, str | int | None) and not isinstance(value, bool) else "text"
         )
     if isinstance(default, list):
-        return None if isinstance(value, list | str | int) else "a list"
+        one = key in ("metrics", "topk", "length_groups") and isinstance(value, str | int)
+        return None if isinstance(value, list) or one else "a list"
     if isinstance(default, dict):
         return None if isinstance(value, dict | None) else "a mapping or None"
     return None

@@ -75,8 +75,8 @@ _columns = Rule(
     "be like {inter: [user_id, item_id]}",
 )
 _weights = Rule(
-    lambda value: _from_0.holds(value) or _numbers(value, _from_0.holds),
-    "be at least 0, or a list of such numbers",
+    lambda value: _from_0.holds(value) or (_numbers(value, _from_0.holds) and len(value) == 2),
+    "be at least 0, or a list of two such numbers",
 )
 
 
@@ -138,6 +138,9 @@ RULES: dict[str, Rule] = _table(
         (_whole(0, LAYERS), "step n_facet n_facet_context n_facet_reranker n_facet_emb"),
         (_whole(1, LAYERS), "n_facet_all n_facet_hidden"),
         (_whole(-LAYERS, 0), "n_facet_window n_facet_MLP"),
+        (_whole(0, 1), "context_norm use_proj_bias post_remove_context"),
+        (_whole(1), "reranker_CAN_NUM"),
+        (_whole(1, 10_000), "n_samples sampling_seeds"),
         (_whole(1, WIDTH), "hidden_size embedding_size inner_size denoiser_inner n_pseudo"),
         (_whole(1, WIDTH), "n_heads denoiser_heads sunet_base_channels sunet_groups"),
         (_whole(1, WIDTH), "nv nh kernel_size interest_size prototype_size k_interests"),

@@ -218,9 +218,10 @@ def test_features_that_would_take_no_part_are_refused(
     [
         (
             "GRU4RecCPR",
-            {"n_facet": 7},
+            {"n_facet": 7, "reranker_CAN_NUM": 2},
             "cannot be built of its settings: a condition of gru4reccpr",
         ),
+        ("SASRecCPR", {}, "reranker_CAN_NUM=100 candidates must not exceed the 6 items"),
         ("FPMC", {"loss_type": "CE"}, r"cannot be built of its settings: Make sure 'loss_type' in"),
         (
             "FOSSIL",

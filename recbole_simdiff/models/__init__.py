@@ -103,6 +103,12 @@ def build_model(config: Any, dataset: Any) -> Any:
 
 def _build_recbole(config: Any, dataset: Any) -> Any:
     """A model of RecBole, whose code does not say which setting it cannot use."""
+    n_items = dataset.item_num - 1
+    if config["reranker_CAN_NUM"] and config["reranker_CAN_NUM"] > n_items:
+        raise UserError(
+            f"reranker_CAN_NUM={config['reranker_CAN_NUM']} candidates must not exceed the "
+            f"{n_items} items there are"
+        )
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # FEARec prints its frequencies
             return config.model_class(config, dataset)
