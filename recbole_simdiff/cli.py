@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from recbole_simdiff import augmentation, checkpoint, distributed, inference, prepare
 from recbole_simdiff.config import (
     AUGMENTED,
+    COMMAND_LINE,
     Config,
     parse_overrides,
     preset_files,
@@ -423,7 +424,7 @@ def _config(namespace: argparse.Namespace, overrides: dict[str, Any]) -> Config:
     for file in files:
         named |= {key: value for key, value in read_yaml(file).items() if key in DEFAULTS}
     model, dataset = (getattr(namespace, k) or named.get(k) or DEFAULTS[k] for k in DEFAULTS)
-    return Config(model, dataset, files, overrides)
+    return Config(model, dataset, files, overrides, COMMAND_LINE)
 
 
 # Control characters, line separators, marks that turn the direction of writing, half characters.
@@ -442,7 +443,7 @@ def _train(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             if getattr(namespace, key):
                 raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
         resume = checkpoint.find(namespace.resume, LAST)
-        config = resumed_config(resume, overrides)
+        config = resumed_config(resume, overrides, COMMAND_LINE)
     else:
         config = _config(namespace, overrides)
     several = distributed.launched()
@@ -511,7 +512,7 @@ def _show_users(result: RunResult, n_users: int) -> None:
 
 
 def _evaluate(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    _print_result(evaluate(namespace.checkpoint, overrides))
+    _print_result(evaluate(namespace.checkpoint, overrides, origin=COMMAND_LINE))
     return 0
 
 

@@ -19,23 +19,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import EvaluatorType
 
 from recbole_simdiff.augmenters import diffuasr
 from recbole_simdiff.compat import restore_numpy_aliases
 from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.limits import check, is_number
 from recbole_simdiff.models import get_model, plugin_models
 
-COMMAND_LINE, CHECKPOINT = "command line", "checkpoint"  # where values come from
+COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
 # Not a recommender but a way to train one, key ``backbone``, on augmented data.
 AUGMENTED = "DiffuASR"
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
-_UNLISTED_KEYS = {"single_spec", "MODEL_TYPE", "encoding", "tail_ratio"}
+_UNLISTED_KEYS = {"encoding", "tail_ratio"}
+# What follows from the keys a user sets, and what RecBole's transforms write over.
+_DERIVED = {"device", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "single_spec", "local_rank"}
+_DERIVED |= {"valid_neg_sample_args", "test_neg_sample_args"}
+_WRITTEN = {"MASK_INDEX", "MASK_ITEM_SEQ", "POS_ITEMS", "NEG_ITEMS", "INVERSE_ITEM_SEQ"}
 # Keys of RecBole that would have no effect here, or a harmful one, and why.
 _REFUSED_KEYS = {
     "save_dataset": "data sets are rebuilt from their files, which takes seconds",
@@ -48,7 +55,30 @@ _REFUSED_KEYS = {
 _STAGE_KEYS = ("train_stage", "pre_model_path")
 # Where a whole configuration comes from, every value at its default included.
 _RESTORED = ("checkpoint", "experiment", AUGMENTED)
-
+_NO_KNOWLEDGE = "models of knowledge graphs, which are not trained here, would read it"
+# Keys that RecBole lists and that nothing reads here. They may keep their defaults.
+_UNREAD_KEYS = dict.fromkeys(
+    (
+        "ENTITY_ID_FIELD",
+        "HEAD_ENTITY_ID_FIELD",
+        "TAIL_ENTITY_ID_FIELD",
+        "RELATION_ID_FIELD",
+        "alias_of_entity_id",
+        "alias_of_relation_id",
+        "entity_kg_num_interval",
+        "relation_kg_num_interval",
+        "kg_reverse_r",
+    ),
+    _NO_KNOWLEDGE,
+) | {
+    "POSITION_FIELD": "RecBole reads it nowhere",
+    "RATING_FIELD": "no model here reads ratings; threshold and val_interval name their column",
+    "loss_decimal_place": "losses are logged with four digits",
+    "require_pow": "the models that would read it are not sequential",
+    "save_step": "S3Rec's two stages follow each other in one run; every epoch is saved",
+}
+# How other programs, RecBole among them, call the option for YAML files.
+_FILES = ("config_files", "config_file", "config_file_list")
 
 _CHOICES = {
     "train_sampling": ("user_all", "prefix_last", "prefix_all"),
@@ -56,10 +86,28 @@ _CHOICES = {
     "rm_dup_inter": (None, "first", "last"),  # pandas reads false as: keep neither
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
+    "loss_type": ("BPR", "CE", "NLL"),  # NLL: SINE alone
+    "pooling_mode": ("mean", "max", "sum"),
+    "pooling_type": ("average", "max"),
+    "pooling_type_layer_1": ("average", "max"),
+    "pooling_type_layer_2": ("average", "max"),
+    "dnn_type": ("trm", "ave"),
+    "contrast": ("us_x", "un", "su", "us", None),
+    "sim": ("dot", "cos"),
+    "fredom_type": ("us_x", "un", "su", "us", "None", None),
+    "weight_mode": ("", "dynamic", "static", "max_logits"),
+    "reranker_merging_mode": ("replace", "add"),
+    "partition_merging_mode": ("replace", "add", "half"),
 }
 _EVAL_ARGS = ("split", "group_by", "order", "mode")
 _SEPARATORS = ("field_separator", "seq_separator")
+_PATH = {"/", "\\", "\0"}  # not in names, which become names of files
 _LEAVE_OUT = ("valid_and_test", "valid_only", "test_only")
+
+
+# Of a YAML text: how deep its lists may lie in each other, and how many values it may stand for
+# once its aliases are written out.
+_DEEPEST, _MOST_VALUES = 50, 100_000
 
 
 # libyaml's parser is eight times faster; it is part of PyYAML's wheels.
@@ -77,6 +125,16 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep)
 
 
+def _whole_number(loader: Any, node: yaml.ScalarNode) -> int | str:
+    """A whole number; one of more digits than Python prints stays text."""
+    try:
+        value: int = loader.construct_yaml_int(node)
+    except ValueError:
+        return str(node.value)
+    return value if abs(value) < 2**1024 else str(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -102,16 +160,63 @@ def properties_dir() -> Path:
     raise UserError(f"properties/ is missing; looked in {places[0]} and {places[1]}")
 
 
+def _check_size(text: str) -> None:
+    """Refuse YAML that a few lines make endless, before anything is built of it.
+
+    Raises:
+        UserError: if lists lie too deep in each other, or aliases stand for too many values.
+        YAMLError: if it is not YAML.
+    """
+    sizes: dict[str, int] = {}  # anchor -> values that it stands for
+    depth = total = 0
+    begun: list[tuple[str | None, int]] = []  # anchor of each open list, values before it
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            # Within itself an alias has no end.
+            total += sizes.get(str(event.anchor), _MOST_VALUES + 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, total))
+            depth, total = max(depth, len(begun)), total + 1
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            if anchor:
+                sizes[anchor] = total - before
+        if depth > _DEEPEST:
+            raise UserError(f"more than {_DEEPEST} lists lie in each other")
+        if total > _MOST_VALUES:
+            raise UserError(f"with its aliases it stands for more than {_MOST_VALUES:,} values")
+
+
+def _load(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        UserError: see ``_check_size``.
+        YAMLError: if it is not YAML.
+    """
+    _check_size(text)
+    return yaml.load(text, Loader=_Loader)
+
+
 def parse_value(text: str) -> Any:
     """A value typed by a user, read as YAML and never evaluated; text that is not YAML stays text.
 
     ``1e-3``, ``true``, ``None``, ``[5,10]`` and ``{a: 1}`` mean what they look like.
+
+    Raises:
+        UserError: if the text stands for more values than any setting has.
     """
     if text == "None":
         return None
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        return _load(text)
+    except UserError as error:
+        raise UserError(f"{text} cannot be used: {error}") from None
+    except (yaml.YAMLError, ValueError):
         return text
 
 
@@ -141,7 +246,10 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             text = pending.pop(0)
         if not text:
             raise UserError(f"--{key}= is empty; give a value, or {key}=None for none")
-        value = _typed_separator(text) if key in _SEPARATORS else parse_value(text)
+        try:
+            value = _typed_separator(text) if key in _SEPARATORS else parse_value(text)
+        except UserError as error:
+            raise UserError(f"--{key}: {error}") from None
         if key in result and result[key] != value:
             raise UserError(f"--{key} is given twice: {result[key]!r} and {value!r}")
         result[key] = value
@@ -155,10 +263,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UserError: if the file is missing, is not YAML, or does not hold keys and values.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        content = _load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not a YAML file: {error}") from None
     if content is None:
         return {}
@@ -208,7 +318,7 @@ class Config(RecBoleConfig):
         dataset: str,
         config_files: Sequence[str | Path] = (),
         overrides: Mapping[str, Any] | None = None,
-        origin: str | Mapping[str, str] = COMMAND_LINE,
+        origin: str | Mapping[str, str] = OVERRIDES,
     ) -> None:
         self.origin: dict[str, str] = {}
         self._override_origin = origin
@@ -217,6 +327,7 @@ class Config(RecBoleConfig):
             try:
                 super().__init__(model, dataset, list(config_files), dict(overrides or {}))
             except (
+                ArithmeticError,
                 AttributeError,
                 LookupError,
                 NotImplementedError,
@@ -264,12 +375,18 @@ class Config(RecBoleConfig):
         origin = self._override_origin
         named = dict.fromkeys(config_dict or {}, origin) if isinstance(origin, str) else origin
         self._given.update(named)
-        return dict(config_dict or {})
+        return {key: _plain(value) for key, value in (config_dict or {}).items()}
 
     def _load_cmd_line(self) -> dict[str, Any]:
         return {}
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type, str]:
+        for key, value in (("model", model), ("dataset", dataset)):
+            if not isinstance(value, str) or not value or value[0] == "." or set(value) & _PATH:
+                raise UserError(
+                    f"{key}={value!r} must be a name, without / and \\ and a dot in front; "
+                    "data_path says where the folders of data sets are"
+                )
         self.name = model
         if model == AUGMENTED:
             default = read_yaml(properties_dir() / "model" / f"{AUGMENTED}.yaml")["backbone"]
@@ -305,6 +422,7 @@ class Config(RecBoleConfig):
         super()._load_internal_config_dict(model, model_class, dataset)
         folder = properties_dir()
         names = self._layers()
+        before_data = folder / "model" / f"{names[-1]}.yaml"
         layers = [
             folder / "overall.yaml",
             *(folder / "model" / f"{name}.yaml" for name in names),
@@ -314,10 +432,12 @@ class Config(RecBoleConfig):
         for layer in layers:
             if layer.is_file():
                 self._update_internal_config_dict(layer)
+            if layer == before_data:
+                own = set(self.internal_config_dict)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
             self._load_preset([self.name] if self.name == AUGMENTED else names, preset)
-        self._check_keys()
+        self._check_keys(own)
         self._check_types()
 
     def _load_preset(self, names: Sequence[str], preset: Any) -> None:
@@ -356,6 +476,9 @@ class Config(RecBoleConfig):
         if sampled and final.get("train_neg_sample_args") is None:
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
             self.origin["train_neg_sample_args"] = "the loss of the model"
+        if isinstance(suffix := final["additional_feat_suffix"], str):  # as in RecBole's own files
+            final["additional_feat_suffix"] = [suffix]
+        check(final)
         return final
 
     def _set_default_parameters(self) -> None:
@@ -381,30 +504,40 @@ class Config(RecBoleConfig):
 
     # ------------------------------------------------------------------ checks
 
-    def _check_keys(self) -> None:
-        known = {key for keys in self.parameters.values() for key in keys}
-        known |= set(self.internal_config_dict) | _UNLISTED_KEYS
+    def _check_keys(self, own: set[str]) -> None:
+        """Refuse keys that nothing would read.
+
+        Args:
+            own (set): keys of the files that do not depend on the data set.
+        """
+        known = {key for keys in self.parameters.values() for key in keys} | own | _UNLISTED_KEYS
         known |= set(re.findall(r"config\[\"(\w+)\"\]", _source(self.model_class)))
+        known -= _DERIVED | _WRITTEN | _UNREAD_KEYS.keys() | set(_FILES)
         for key, source in self._given.items():
+            value = self.external_config_dict[key]
             if key in ("model", "dataset"):
                 chosen = self.name if key == "model" else self.dataset
-                if self.external_config_dict[key] != chosen:
-                    raise UserError(
-                        f"{key}={self.external_config_dict[key]!r} ({source}) contradicts "
-                        f"--{key}={chosen}"
-                    )
+                if value != chosen:
+                    raise UserError(f"{key}={value!r} ({source}) contradicts --{key}={chosen}")
                 continue
-            if key in _REFUSED_KEYS and self.external_config_dict[key]:
+            if key in _REFUSED_KEYS and value:
                 raise UserError(f"{key} ({source}) is not supported: {_REFUSED_KEYS[key]}")
             if key in _STAGE_KEYS and key in known:
                 self._check_stage(key, source)
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-                hint = f"; did you mean {near[0]}?" if near else "."
-                raise UserError(
-                    f"unknown key {key!r} ({source}) for model={self.name}{hint} "
-                    f"'list --explain --model={self.name}' shows every key"
-                )
+            default = self.internal_config_dict
+            stored = source == CHECKPOINT and (key in default or key in _WRITTEN)
+            if key in known or stored or (key in default and value == default[key]):
+                continue
+            if key in _UNREAD_KEYS:
+                raise UserError(f"{key}={value!r} ({source}) has no effect: {_UNREAD_KEYS[key]}")
+            near = difflib.get_close_matches(key, [*_FILES, *known], n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            if near and near[0] in _FILES:
+                hint = "; YAML files are given by config_files."
+            raise UserError(
+                f"unknown key {key!r} ({source}) for model={self.name}{hint} "
+                f"'list --explain --model={self.name}' shows every key"
+            )
 
     def _check_stage(self, key: str, source: str) -> None:
         """Refuse a key of S3Rec's stages, unless both say nothing, as in a stored configuration."""
@@ -421,7 +554,7 @@ class Config(RecBoleConfig):
             default, value = self.internal_config_dict.get(key), self.external_config_dict[key]
             if key.endswith("_inter_num_interval"):
                 value = self.external_config_dict[key] = _interval(key, value, source)
-            wanted = _wanted_type(default, value)
+            wanted = _wanted_type(key, default, value)
             if wanted:
                 raise UserError(
                     f"{key}={value!r} ({source}) must be {wanted}; the default is {default!r} "
@@ -445,8 +578,8 @@ class Config(RecBoleConfig):
         if not isinstance(cuts, list) or not cuts or any(type(k) is not int or k < 1 for k in cuts):
             raise UserError(f"topk={topk} must be whole numbers of at least 1, e.g. [5, 10]")
         tail = self.final_config_dict.get("tail_ratio")
-        whole = _is_number(tail) and tail >= 2 and float(tail).is_integer()
-        if tail is not None and not whole and not (_is_number(tail) and 0 < tail <= 1):
+        whole = is_number(tail) and tail >= 2 and float(tail).is_integer()
+        if tail is not None and not whole and not (is_number(tail) and 0 < tail <= 1):
             raise UserError(
                 f"tail_ratio={tail!r} must be a share of the items in (0, 1], those trained on "
                 "least, or a whole number from 2 on: items with at most so many training targets"
@@ -454,34 +587,6 @@ class Config(RecBoleConfig):
 
     def _check_values(self) -> None:
         final = self.final_config_dict
-        for key in ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step"):
-            if not isinstance(final[key], int) or final[key] < 1:
-                raise UserError(f"{key}={final[key]!r} ({self.origin.get(key)}) must be at least 1")
-        if final.get("pretrain_epochs", 0) < 0:
-            raise UserError(f"pretrain_epochs={final['pretrain_epochs']} must be at least 0")
-        if final["MAX_ITEM_LIST_LENGTH"] < 1:
-            raise UserError(
-                f"MAX_ITEM_LIST_LENGTH={final['MAX_ITEM_LIST_LENGTH']} must be at least 1"
-            )
-        if not 0 < final["learning_rate"] < math.inf:
-            raise UserError(f"learning_rate={final['learning_rate']} must be positive and finite")
-        if not 0 < final["train_fraction"] <= 1:
-            raise UserError(f"train_fraction={final['train_fraction']} must lie in (0, 1]")
-        unsigned = ("seed", "weight_decay", "show_users", "worker", "older_windows")
-        for key in (*unsigned, "stopping_updates"):
-            if not 0 <= final[key] < 2**32:
-                raise UserError(f"{key}={final[key]} must lie in [0, 2^32)")
-        if not 0 <= (digits := final["metric_decimal_place"]) <= 15:
-            raise UserError(f"metric_decimal_place={digits} must lie in [0, 15]")
-        for key in ("load_col", "unload_col"):
-            for names in (final[key] or {}).values():
-                texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-                if not texts and names != "*":
-                    raise UserError(
-                        f"{key}={final[key]!r} must be like {{inter: [user_id, item_id]}}"
-                    )
-        if not isinstance(final["checkpoint_dir"], str):
-            raise UserError(f"checkpoint_dir={final['checkpoint_dir']!r} must be a folder")
         for key, allowed in _CHOICES.items():
             if key in final and final[key] not in allowed:
                 raise UserError(
@@ -493,7 +598,7 @@ class Config(RecBoleConfig):
             isinstance(clip, dict)
             and "max_norm" in clip
             and clip.keys() <= {"max_norm", "norm_type"}
-            and all(_is_number(value) and value > 0 for value in clip.values())
+            and all(is_number(value) and value > 0 for value in clip.values())
         ):
             raise UserError(
                 f"clip_grad_norm={clip} must be like {{max_norm: 1.0}} or {{max_norm: 1.0, "
@@ -518,15 +623,12 @@ class Config(RecBoleConfig):
                 f"train_sampling={final['train_sampling']} is not available for RecBole's own "
                 f"{self.model}, which trains on prefixes (prefix_last)"
             )
-        if self.model in plugin_models() and final["transform"] is not None:
-            raise UserError(
-                f"transform={final['transform']} is not available for {self.model}, whose training "
-                "batches are not RecBole's"
-            )
+        self._check_transform()
         groups = final["length_groups"]
         whole = isinstance(groups, list) and all(type(k) is int for k in groups)
         if not whole or sorted({0, *groups}) != [0, *groups]:
             raise UserError(f"length_groups={groups} must be rising whole numbers, e.g. [5, 20]")
+        self._check_columns()
         if hasattr(self.model_class, "check_config"):
             self.model_class.check_config(self)
         if self.name == AUGMENTED:
@@ -538,6 +640,56 @@ class Config(RecBoleConfig):
             raise UserError(
                 "save_rankings=True writes ranks of the test among all items, which needs a test "
                 f"part and mode: full; eval_args={final['eval_args']}"
+            )
+
+    def _check_columns(self) -> None:
+        """Refuse labels and weights that the model does not read, and the loss of what it does."""
+        final = self.final_config_dict
+        kept = {column: f"[{least},inf)" for column, least in (final["threshold"] or {}).items()}
+        for key, reads, why in (
+            ("threshold", "LABEL_FIELD", f"reads no labels; val_interval={kept} keeps such events"),
+            ("preload_weight", "get_preload_weight", "asks for no preloaded weights"),
+        ):
+            sources = map(_source, self._recommenders())
+            given = final[key] and self.origin[key] != CHECKPOINT
+            if given and not any(reads in source for source in sources):
+                raise UserError(f"{key}={final[key]} has no effect: {self.model} {why}")
+        needed = {final["USER_ID_FIELD"], final["ITEM_ID_FIELD"]}
+        for names in (final["unused_col"] or {}).values():
+            if names == "*" or needed & set(names):
+                raise UserError(
+                    f"unused_col={final['unused_col']} must not have {', '.join(sorted(needed))}, "
+                    "which every model reads"
+                )
+
+    def _recommenders(self) -> list[type]:
+        """The model and the recommenders that it derives from, but for RecBole's abstract ones."""
+        return [
+            base
+            for base in self.model_class.__mro__
+            if issubclass(base, SequentialRecommender) and base is not SequentialRecommender
+        ]
+
+    def _check_transform(self) -> None:
+        """Refuse transforms whose result the model does not read, and those that mask nothing."""
+        final, own = self.final_config_dict, self.internal_config_dict["transform"]
+        transform = final["transform"]
+        if self.model in plugin_models() and transform is not None:
+            raise UserError(
+                f"transform={transform} is not available for {self.model}, whose training "
+                "batches are not RecBole's"
+            )
+        allowed = (own,) if own else (None, "inverse_itemseq")
+        if transform not in allowed:
+            raise UserError(
+                f"transform={transform!r} must be {' or '.join(map(str, allowed))} for "
+                f"{self.model}, which reads the result of no other"
+            )
+        length = final["MAX_ITEM_LIST_LENGTH"]
+        if transform == "mask_itemseq" and int(final["mask_ratio"] * length) < 1:
+            raise UserError(
+                f"mask_ratio={final['mask_ratio']} of MAX_ITEM_LIST_LENGTH={length} items masks "
+                "none of them; one at least is needed"
             )
 
     # ------------------------------------------------------------------ reading back
@@ -559,10 +711,9 @@ class Config(RecBoleConfig):
         Returns:
             dict: ``model``, ``dataset`` and ``values``.
         """
-        derived = {"device", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "model", "dataset"}
-        derived |= {"valid_neg_sample_args", "test_neg_sample_args", "single_spec", "local_rank"}
-        derived |= {"gpu_id"}  # which GPU is free is a matter of the machine, not of the run
-        values = {k: v for k, v in self.final_config_dict.items() if k not in derived}
+        left_out = _DERIVED | _WRITTEN | {"model", "dataset"}
+        left_out |= {"gpu_id"}  # which GPU is free is a matter of the machine, not of the run
+        values = {k: v for k, v in self.final_config_dict.items() if k not in left_out}
         values["data_path"] = self._data_root
         if values["train_neg_sample_args"].get("distribution") == "none":
             values["train_neg_sample_args"] = None
@@ -601,6 +752,19 @@ class Config(RecBoleConfig):
         ]
 
 
+def _plain(value: Any) -> Any:
+    """A value of Python code as YAML would give it: no NumPy numbers, tuples or paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return value
+
+
 @functools.cache
 def _source(model_class: type) -> str:
     """The text of a class."""
@@ -615,9 +779,14 @@ def _interval(key: str, value: Any, source: str) -> Any:
     """
     if isinstance(value, list) and len(value) == 2:  # [2,100] is also a YAML list
         value = f"[{value[0]},{value[1]}]"
-    one = r"[\[(]\s*[-+.\w]+\s*,\s*[-+.\w]+\s*[\])]"
-    if value is not None and not re.fullmatch(f"{one}(;{one})*", str(value)):
-        raise UserError(f'{key}={value!r} ({source}) must be an interval such as "[5,inf)"')
+    for part in str(value).split(";") if value is not None else ():
+        ends = re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", part)
+        try:
+            good = ends is not None and float(ends[1]) <= float(ends[2])
+        except ValueError:
+            good = False
+        if not good:
+            raise UserError(f'{key}={value!r} ({source}) must be an interval such as "[5,inf)"')
     return value
 
 
@@ -662,7 +831,7 @@ def _check_eval_args(args: Mapping[str, Any]) -> None:
     by_shares = (
         isinstance(shares, list)
         and len(shares) == 3
-        and all(_is_number(share) and 0 <= share < math.inf for share in shares)
+        and all(is_number(share) and 0 <= share < math.inf for share in shares)
         and shares[0] > 0
     )
     if not by_shares and split.get("LS") not in _LEAVE_OUT:
@@ -675,13 +844,11 @@ def _check_eval_args(args: Mapping[str, Any]) -> None:
         raise UserError(f"eval_args: group_by={group_by!r} must be user or none")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _wanted_type(default: Any, value: Any) -> str | None:
+def _wanted_type(key: str, default: Any, value: Any) -> str | None:
     """What ``value`` should have been, given the default it replaces; None if it is fine."""
-    number = _is_number(value)
+    number = is_number(value)
+    if number and isinstance(value, int) and abs(value) > 2**53:
+        return "a number of at most 2^53"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, int):
@@ -693,7 +860,8 @@ def _wanted_type(default: Any, value: Any) -> str | None:
             None if isinstance(value, str | int | None) and not isinstance(value, bool) else "text"
         )
     if isinstance(default, list):
-        return None if isinstance(value, list | str | int) else "a list"
+        one = key in ("metrics", "topk", "length_groups") and isinstance(value, str | int)
+        return None if isinstance(value, list) or one else "a list"
     if isinstance(default, dict):
         return None if isinstance(value, dict | None) else "a mapping or None"
     return None

@@ -31,7 +31,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoa
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import FeatureType
+from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
 from recbole_simdiff.distributed import n_processes, own_rows
@@ -70,6 +70,7 @@ class HostFixes(Dataset):
 
     inter_feat: Any
     file_size_list: list[int]
+    _rest_fields: Any
 
     def _download(self) -> None:
         """Name the places searched when the data set is unknown; need no process group.
@@ -457,7 +458,8 @@ class HostFixes(Dataset):
             else:
                 allowed = "a list of values as text, such as ['1', '2']"
                 good = isinstance(wanted, list) and all(isinstance(v, str) for v in wanted)
-            if not good and field in self.field2type:  # RecBole names fields that are not there
+            self._check_loaded("val_interval", field)
+            if not good:
                 raise UserError(f"val_interval: {field}={wanted!r} must be {allowed}")
         super()._filter_by_field_value()
 
@@ -491,6 +493,16 @@ class HostFixes(Dataset):
             )
             kept &= known
         self.inter_feat = self.inter_feat[kept]
+
+    def _check_loaded(self, key: str, field: str) -> None:
+        """Name ``load_col`` where a setting names a column that is not loaded."""
+        if field not in self.field2type:
+            near = difflib.get_close_matches(field, self.field2type, n=1)
+            raise UserError(
+                f"{key}={self.config[key]!r}: the column {field!r} is not loaded"
+                + (f"; did you mean {near[0]}?" if near else ".")
+                + f" load_col={self.config['load_col']} says what is, by file: inter, user, item"
+            )
 
     def _reset_index(self) -> None:
         """Say what filtered when nothing is left."""
@@ -548,6 +560,105 @@ class HostFixes(Dataset):
                     cells = [np.array([]) if isinstance(c, float) else c for c in feat[field]]
                     feat[field] = pd.Series(cells, index=feat.index, dtype=object)
 
+    def _set_label_by_threshold(self) -> None:
+        for field in self.config["threshold"] or ():
+            self._check_loaded("threshold", field)
+        super()._set_label_by_threshold()
+
+    def _normalize(self) -> None:
+        """Scale columns of numbers to [0, 1].
+
+        Symptom: as in ``_remap``, for columns of sequences.
+        """
+        names, everything = self.config["normalize_field"], self.config["normalize_all"]
+        if names and everything:
+            raise UserError(f"normalize_field={names} has no place beside normalize_all=True")
+        for field in names or (self.float_like_fields if everything else ()):
+            self._check_loaded("normalize_field", field)
+            if "float" not in self.field2type[field].value:
+                raise UserError(
+                    f"normalize_field={names}: {field} is {self.field2type[field].value}; only "
+                    "columns of float and float_seq are numbers"
+                )
+            for feat in self.field2feats(field):
+                values, ends = self._numbers(feat, field)
+                low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
+                if low < high:
+                    values = (values - low) / (high - low)
+                else:
+                    self.logger.warning(f"all values of {field} are the same")
+                    values = np.ones_like(values)
+                parts = np.split(values, ends)
+                feat[field] = (
+                    values
+                    if self.field2type[field] == FeatureType.FLOAT
+                    else pd.Series(parts, index=feat.index, dtype=object)
+                )
+
+    def _discretization(self) -> None:
+        """Turn numerical features into pairs (weight, row of an embedding table).
+
+        Symptom: as in ``_remap``, for columns of sequences.
+        """
+        buckets, names = self.config["discretization"] or {}, self.config["numerical_features"]
+        for field in buckets:
+            if field not in names:
+                raise UserError(
+                    f"discretization={buckets}: {field} must be among numerical_features={names}"
+                )
+        for field in names:
+            self._check_loaded("numerical_features", field)
+            if "float" not in self.field2type[field].value:
+                raise UserError(
+                    f"numerical_features={names}: {field} is {self.field2type[field].value}; only "
+                    "columns of float and float_seq are numbers"
+                )
+            for feat in self.field2feats(field):
+                weight, ends = self._numbers(feat, field)
+                row = np.ones_like(weight)
+                if field in buckets:
+                    row, weight = _buckets(weight, **buckets[field]), row
+                    self.field2bucketnum[field] = int(row.max(initial=0)) + 1
+                if self.field2type[field] == FeatureType.FLOAT:
+                    pairs: list[Any] = np.stack([weight, row], axis=-1).tolist()
+                else:
+                    pairs = list(zip(np.split(weight, ends), np.split(row, ends), strict=True))
+                feat[field] = pd.Series(pairs, index=feat.index, dtype=object)
+
+    def _numbers(self, feat: pd.DataFrame, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """All numbers of a column in a row, and where each cell but the last ends."""
+        if self.field2type[field] == FeatureType.FLOAT:
+            return feat[field].to_numpy(copy=True), np.arange(1, len(feat))
+        cells = [np.asarray(cell, dtype=float) for cell in feat[field]]
+        ends = np.cumsum([len(cell) for cell in cells])[:-1]
+        return np.concatenate([*cells, np.array([])]), ends
+
+    def _remap_ID_all(self) -> None:  # noqa: N802, RecBole's name
+        """Number the tokens of additional files, too.
+
+        Symptom: RecBole numbers them only where an alias names them; elsewhere they stay text, of
+        which no tensor can be made.
+        """
+        named = {field for alias in self.alias.values() for field in alias}
+        others = [
+            field
+            for field, source in self.field2source.items()
+            if not isinstance(source, FeatureSource)
+            and "token" in self.field2type[field].value
+            and field not in named
+        ]
+        self._rest_fields = [*self._rest_fields, *others]
+        super()._remap_ID_all()
+
+    def _drop_unused_col(self) -> None:
+        for name in self.config["unused_col"] or ():
+            if getattr(self, f"{name}_feat", None) is None:
+                raise UserError(
+                    f"unused_col={self.config['unused_col']}: no column of .{name} is loaded; "
+                    f"load_col={self.config['load_col']}"
+                )
+        super()._drop_unused_col()
+
     def _remap(self, remap_list: list[tuple[pd.DataFrame, str, Any]]) -> None:
         """Number the tokens from 1, missing ones 0.
 
@@ -598,6 +709,18 @@ class HostFixes(Dataset):
         columns = {k: SimpleNamespace(values=data[k].to_numpy(copy=True)) for k in data}
         converted: Interaction = super()._dataframe_to_interaction(columns)
         return converted
+
+
+def _buckets(values: np.ndarray, method: str, bucket: int = 0) -> np.ndarray:
+    """RecBole's buckets of numbers: ED, of equal width; LD, by the square of the logarithm."""
+    if method == "ED":
+        low, high = values.min(initial=np.inf), values.max(initial=-np.inf) + 1e-9
+        if low == high:
+            return np.full_like(values, bucket)
+        return np.floor((values - low) * bucket / (high - low) + 1)
+    large = values > 2
+    powers = np.floor(np.log(values * large + 1e-9) ** 2 + 1)
+    return np.unique(np.where(large, powers, values), return_inverse=True)[1].astype(float)
 
 
 class SequenceRows:
@@ -729,6 +852,7 @@ class FlatDataset(HostFixes, SequentialDataset):
             if field + self.config["LIST_SUFFIX"] in self.inter_feat:
                 setattr(self, f"{field}_list_field", field + self.config["LIST_SUFFIX"])
         length = self.item_list_length_field
+        self._check_new_columns(length)
         history = self.iid_field + self.config["LIST_SUFFIX"]
         declared = self.field2type.get(history)
         if declared != FeatureType.TOKEN_SEQ:
@@ -768,10 +892,24 @@ class FlatDataset(HostFixes, SequentialDataset):
         self.file_size_list = [int(part.sum()) for part in parts]
         self.inter_feat = feat[kept].reset_index(drop=True)
 
+    def _check_new_columns(self, *made: str) -> None:
+        """Refuse to write sequences and their lengths over columns of the file."""
+        own = {self.uid_field, self.iid_field, *self.inter_feat}
+        if taken := own & {*made, self.config["NEG_PREFIX"] + self.iid_field}:
+            keys = ("ITEM_LIST_LENGTH_FIELD", "LIST_SUFFIX", "NEG_PREFIX")
+            named = ", ".join(f"{key}={self.config[key]!r}" for key in keys)
+            raise UserError(
+                f"the column {taken.pop()!r} would be written over: {named} must give names that "
+                f"the columns {', '.join(own)} do not have"
+            )
+
     def data_augmentation(self) -> None:
         """One row per interaction but the first of a user, without writing the sequences out."""
-        self._aug_presets()
         columns = self.inter_feat.interaction
+        suffix = self.config["LIST_SUFFIX"]
+        lists = [field + suffix for field in columns if field != self.uid_field]
+        self._check_new_columns(self.item_list_length_field, *lists)
+        self._aug_presets()
         user = columns[self.uid_field]
         place = torch.arange(len(user))
         first = torch.ones(len(user), dtype=torch.bool)

@@ -14,14 +14,21 @@ _NO_MEMORY = re.compile(
 )
 _ASKED = re.compile(r"(?:[Tt]ried|Unable) to allocate ([\d.]+ \w+)")
 _FREE = re.compile(r"of which ([\d.]+ \w+) is free")
+LONGEST_MESSAGE = 2_000  # characters; a value may have millions
 
 
 class UserError(ValueError):
     """A wrong key, value, file or checkpoint.
 
-    The message says what was received, what is allowed and where to change it. The command line
-    prints it without a traceback and exits with code 2.
+    The message says what was received, what is allowed and where to change it; of a long one the
+    middle is left out. The command line prints it without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > LONGEST_MESSAGE:
+            end = LONGEST_MESSAGE // 2
+            message = f"{message[:end]} ... {message[-end:]}"
+        super().__init__(message)
 
 
 class OutOfMemory(RuntimeError):

@@ -46,7 +46,16 @@ class _CheckpointDataset:
 
 
 class Recommender:
-    """A trained model with its id maps; make one with ``load``."""
+    """A trained model with its id maps; make one with ``load``.
+
+    Attributes:
+        config (Config): configuration of the run.
+        model (SequentialRecommender): in evaluation mode. Row i of its table of items, which is
+            ``model.item_embedding.weight`` in this package and in most of RecBole's models, is the
+            item ``item_ids[i]``. A table may go on with rows that are no items, such as a mask.
+        item_ids (list): raw item ids by number; number 0 is padding.
+        titles (dict): raw item id -> title, where the checkpoint has one.
+    """
 
     def __init__(
         self, config: Any, model: Any, content: dict[str, Any], data: dict[str, Tensor]

@@ -25,7 +25,7 @@ from recbole.utils import init_seed
 from torch import Tensor
 
 from recbole_simdiff import __version__, checkpoint, distributed, tracking
-from recbole_simdiff.config import AUGMENTED, CHECKPOINT, COMMAND_LINE, Config
+from recbole_simdiff.config import AUGMENTED, CHECKPOINT, OVERRIDES, Config
 from recbole_simdiff.data import (
     BucketLoader,
     FlatDataset,
@@ -626,12 +626,15 @@ class Restored(NamedTuple):
     content: dict[str, Any]
 
 
-def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Restored:
+def restore(
+    place: str | Path, overrides: Mapping[str, Any] | None = None, origin: str = OVERRIDES
+) -> Restored:
     """A checkpoint's model with the data it was trained on.
 
     Args:
         place (str | Path): a run folder (its best epoch) or a checkpoint file.
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
+        origin (str): what they are called in messages.
 
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
@@ -640,7 +643,7 @@ def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Re
     tensors, content = load_run(path)
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
-    config = stored_config(content, overrides or {}, allowed)
+    config = stored_config(content, overrides or {}, allowed, origin)
     start_logging(None, config["state"])
     dataset, *loaders, model = prepare(config, tensors.get(PSEUDO))
     logger.info(f"{config['dataset']}: {dataset.statistics}")
@@ -650,7 +653,10 @@ def restore(place: str | Path, overrides: Mapping[str, Any] | None = None) -> Re
 
 
 def evaluate(
-    place: str | Path, overrides: Mapping[str, Any] | None = None, test: bool = True
+    place: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    test: bool = True,
+    origin: str = OVERRIDES,
 ) -> RunResult:
     """Evaluate a checkpoint on the validation and test parts of its data set.
 
@@ -658,6 +664,7 @@ def evaluate(
         place (str | Path): a run folder (its best epoch) or a checkpoint file.
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
         test (bool): whether the test part is read.
+        origin (str): what the overrides are called in messages.
 
     Returns:
         RunResult: the run's folder is left as it is, unless ``save_rankings`` asks for rankings.
@@ -667,7 +674,7 @@ def evaluate(
     """
     check_tensorboard()
     path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
-        place, overrides
+        place, overrides, origin
     )
     if not config.held_out:
         raise UserError(
@@ -720,7 +727,10 @@ def _named(results: Mapping[str, Metrics], mode: str) -> dict[str, Metrics]:
 
 
 def stored_config(
-    content: Mapping[str, Any], overrides: Mapping[str, Any], allowed: Sequence[str]
+    content: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    allowed: Sequence[str],
+    origin: str = OVERRIDES,
 ) -> Config:
     """The configuration a checkpoint was made with, with a few values replaced.
 
@@ -728,6 +738,7 @@ def stored_config(
         content (Mapping): JSON content of the checkpoint.
         overrides (Mapping): values to replace.
         allowed (Sequence): keys that may be replaced.
+        origin (str): what the values to replace are called in messages.
 
     Raises:
         UserError: for a key that may not be.
@@ -740,11 +751,11 @@ def stored_config(
             )
     stored = content["config"]
     values = {**stored["values"], **overrides}
-    origin = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, COMMAND_LINE)
-    return Config(stored["model"], stored["dataset"], overrides=values, origin=origin)
+    origins = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, origin)
+    return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
 
 
-def resumed_config(resume: Path, overrides: Mapping[str, Any]) -> Config:
+def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVERRIDES) -> Config:
     """The configuration to continue a run with.
 
     Its tracked run is continued where there is one. Nobody else's checkpoint opens one.
@@ -752,6 +763,7 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any]) -> Config:
     Args:
         resume (Path): a ``last`` checkpoint.
         overrides (Mapping): of ``RESUMABLE_KEYS``.
+        origin (str): what messages call the place of the overrides.
 
     Raises:
         UserError: if the checkpoint cannot be used, or a key may not be given.
@@ -766,7 +778,7 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any]) -> Config:
                     f"{resume} says {key}=True, but no tracked run began in this folder; give "
                     f"--{key}=true to begin one"
                 )
-    return stored_config(content, overrides, RESUMABLE_KEYS)
+    return stored_config(content, overrides, RESUMABLE_KEYS, origin)
 
 
 def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) -> None:

@@ -19,6 +19,7 @@ TESTS = Path(__file__).parent
 ALLOWED = {
     "compat": [],
     "errors": [],
+    "limits": ["errors"],
     "plan": [],
     "distributed": ["errors"],
     "losses": ["distributed"],
@@ -45,7 +46,7 @@ ALLOWED = {
     ],
     "augmenters": [],
     "augmenters.*": ["errors", "losses", "diffusion", "diffusion.*", "augmenters.*"],
-    "config": ["augmenters.diffuasr", "compat", "distributed", "errors", "models"],
+    "config": ["augmenters.diffuasr", "compat", "distributed", "errors", "limits", "models"],
     "data": ["distributed", "encoder", "errors", "models"],
     "prepare": ["checkpoint", "config", "data", "errors"],
     "metrics": [],
@@ -152,6 +153,7 @@ ALLOWED = {
 # The lowest modules: pure torch, no host.
 WITHOUT_RECBOLE = (
     "errors",
+    "limits",
     "plan",
     "distributed",
     "losses",

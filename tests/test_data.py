@@ -807,6 +807,164 @@ def test_sequence_cells_are_cut_to_seq_len(make_config: Any, with_holes: Path) -
     assert raw(dataset, "genre", item["genre"][row]) == ["x"]
 
 
+@pytest.fixture
+def with_numbers(data_path: Path) -> Path:
+    """toy.item with two sequences of numbers and a brand; toy.ent with ids of its own."""
+    rows = ["i1,b0,1 3", "i2,b1,5", "i3,b0,", "i4,b1,2 2 9"]
+    rows += [f"i{k},b0,1" for k in range(5, 13)]
+    header = "item_id:token,brand:token,emb:float_seq"
+    write_atomic(data_path / "toy/toy.item", header, rows)
+    write_atomic(data_path / "toy/toy.ent", "ent_id:token,price:float", ["x,1", "y,3", "z,2"])
+    return data_path
+
+
+WITH_ITEMS = {"load_col": LOAD | {"item": ["item_id", "brand", "emb"]}}
+
+
+def item_column(config: Any, field: str) -> dict[str, list[Any]]:
+    """Raw item id -> its values of a column of items."""
+    dataset = create_dataset(config)
+    train = dataset.build()[0]
+    names = dataset.field2id_token["item_id"]
+    return dict(zip(names, train.item_feat[field].tolist(), strict=True))
+
+
+def test_sequences_of_numbers_are_normalised(make_config: Any, with_numbers: Path) -> None:
+    """From the least of all cells, 1, to the greatest, 9."""
+    found = item_column(make_config("SASRec", normalize_field=["emb"], **WITH_ITEMS), "emb")
+    assert found["i1"] == [0, 0.25, 0]  # padded to three
+    assert found["i4"] == [0.125, 0.125, 1]
+    assert found["i3"] == [0, 0, 0]  # an empty cell
+
+
+def test_sequences_of_numbers_become_features(make_config: Any, with_numbers: Path) -> None:
+    """Pairs of a weight and a row of the embedding table; row 0 is padding."""
+    found = item_column(make_config("SASRec", numerical_features=["emb"], **WITH_ITEMS), "emb")
+    assert found["i4"] == [[2, 1], [2, 1], [9, 1]]
+    assert found["i1"] == [[1, 1], [3, 1], [0, 0]]
+    assert found["i3"] == [[0, 0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("how", "rows", "number"),
+    [
+        ({"method": "ED", "bucket": 4}, {1: 1, 2: 1, 3: 1, 5: 2, 9: 4}, 5),  # width 2 and a little
+        ({"method": "LD"}, {1: 0, 2: 1, 3: 1, 5: 2, 9: 3}, 4),  # floor(ln(x)^2 + 1) over 2
+    ],
+)
+def test_sequences_of_numbers_are_put_into_buckets(
+    make_config: Any, with_numbers: Path, how: dict[str, Any], rows: dict[int, int], number: int
+) -> None:
+    values = {"numerical_features": ["emb"], "discretization": {"emb": how}}
+    config = make_config("SASRec", **values, **WITH_ITEMS)
+    found = item_column(config, "emb")
+    assert found["i4"] == [[1, rows[2]], [1, rows[2]], [1, rows[9]]]
+    assert found["i1"][:2] == [[1, rows[1]], [1, rows[3]]]
+    assert found["i2"][0] == [1, rows[5]]
+    assert create_dataset(config).num("emb") == number
+
+
+def test_single_numbers_are_scaled_and_put_into_buckets_as_in_recbole(
+    make_config: Any, with_numbers: Path
+) -> None:
+    """Columns of one number a cell never failed; RecBole's own methods give the right values."""
+
+    class RecBoleNumbers(RecBoleRows):
+        _normalize, _discretization = (
+            SequentialDataset._normalize,
+            SequentialDataset._discretization,
+        )
+
+    for values in (
+        {"normalize_field": ["timestamp"]},
+        {"numerical_features": ["timestamp"]},
+        {
+            "numerical_features": ["timestamp"],
+            "discretization": {"timestamp": {"method": "ED", "bucket": 3}},
+        },
+        {"numerical_features": ["timestamp"], "discretization": {"timestamp": {"method": "LD"}}},
+    ):
+        config = make_config("SASRec", **values)
+        ours, theirs = RecBoleRows(config), RecBoleNumbers(config)
+        assert [list(np.atleast_1d(v)) for v in ours.inter_feat["timestamp"]] == [
+            list(np.atleast_1d(v)) for v in theirs.inter_feat["timestamp"]
+        ]
+        assert ours.num("timestamp") == theirs.num("timestamp")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"numerical_features": ["price"]},
+            r"numerical_features=\['price'\]: the column 'price' is",
+        ),
+        ({"numerical_features": ["brand"]}, "brand is token; only columns of float and float_seq"),
+        ({"normalize_field": ["brand"]}, "brand is token; only columns of float and float_seq"),
+        ({"normalize_field": ["emd"]}, "'emd' is not loaded; did you mean emb.* load_col="),
+        ({"discretization": {"emb": {"method": "LD"}}}, "emb must be among numerical_features="),
+        (
+            {"val_interval": {"rating": "[3,inf)"}},
+            r"column 'rating' is not loaded. load_col=\{'int",
+        ),
+        ({"unused_col": {"user": ["age"]}}, r"no column of .user is loaded; load_col="),
+    ],
+)
+def test_columns_that_settings_name_must_be_there(
+    make_config: Any, with_numbers: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        create_loaders(
+            config := make_config("SASRec", **WITH_ITEMS, **values), create_dataset(config)
+        )
+
+
+def test_a_label_of_a_column_that_is_not_loaded(make_config: Any, with_numbers: Path) -> None:
+    with pytest.raises(UserError, match=r"threshold=.* 'rating' is not loaded.* load_col="):
+        create_dataset(make_config("DIN", threshold={"rating": 3}, **WITH_ITEMS))
+
+
+def test_additional_files_have_ids_of_their_own(make_config: Any, with_numbers: Path) -> None:
+    """Without an alias RecBole leaves them text, of which no tensor can be made."""
+    values = {"additional_feat_suffix": ["ent"], "load_col": LOAD | {"ent": ["ent_id", "price"]}}
+    dataset = create_dataset(make_config("SASRec", **values))
+    assert dataset.item_num == 13
+    train = dataset.build()[0]
+    assert train.ent_feat["ent_id"].tolist() == [1, 2, 3]
+    assert dataset.field2id_token["ent_id"].tolist() == ["[PAD]", "x", "y", "z"]
+    shared = create_dataset(make_config("SASRec", alias_of_item_id=["ent_id"], **values))
+    assert shared.item_num == 16  # with an alias they are items, as before
+
+
+@pytest.mark.parametrize(
+    ("values", "column"),
+    [
+        ({"ITEM_LIST_LENGTH_FIELD": "item_id"}, "item_id"),
+        ({"ITEM_LIST_LENGTH_FIELD": "user_id"}, "user_id"),
+        ({"ITEM_LIST_LENGTH_FIELD": "timestamp"}, "timestamp"),
+        ({"NEG_PREFIX": "user_", "ITEM_ID_FIELD": "id", "USER_ID_FIELD": "user_id"}, "user_id"),
+        ({"LIST_SUFFIX": "p", "TIME_FIELD": "timestam", "RENAME": True}, "timestamp"),
+    ],
+)
+def test_columns_of_the_file_are_not_written_over(
+    make_config: Any, data_path: Path, values: dict[str, Any], column: str
+) -> None:
+    path, values = data_path / "toy/toy.inter", dict(values)
+    if "ITEM_ID_FIELD" in values:
+        path.write_text(path.read_text().replace("item_id", "id"))
+        values["load_col"] = {"inter": ["user_id", "id", "timestamp"]}
+    if values.pop("RENAME", False):
+        header, *lines = path.read_text().splitlines()
+        lines = [header.replace("timestamp:", "timestam:") + "\ttimestamp:float"] + [
+            f"{line}\t0" for line in lines
+        ]
+        path.write_text("\n".join(lines) + "\n")
+        values["load_col"] = {"inter": ["user_id", "item_id", "timestam", "timestamp"]}
+    config = make_config("SASRec", **values)
+    with pytest.raises(UserError, match=f"the column '{column}' would be written over: "):
+        create_loaders(config, create_dataset(config))
+
+
 def test_ids_that_look_like_missing_values_stay_ids(make_config: Any, data_path: Path) -> None:
     sequences = {
         "NA": ["NA", "None", "null", "nan", '"x', "NULL"],
@@ -1170,6 +1328,16 @@ def test_unreadable_files_are_named(
     with pytest.raises(UserError, match=message) as caught:
         create_dataset(make_config(dataset="bad"))
     assert str(path) in str(caught.value)
+
+
+def test_a_header_of_megabytes_is_not_printed_whole(make_config: Any, data_path: Path) -> None:
+    path = data_path / "toy/toy.inter"
+    path.write_text("x" * 10_000_000 + "\n1\n")
+    with pytest.raises(
+        UserError, match=r"toy.inter: column 'xxx.* \.\.\. .*field_separator"
+    ) as error:
+        create_dataset(make_config("SASRec"))
+    assert len(str(error.value)) < 2_100
 
 
 def test_filters_that_leave_nothing_are_named(make_config: Any, data_path: Path) -> None:
@@ -1723,7 +1891,7 @@ def test_invented_items_of_nobody_change_no_row(data_path: Path, backbone: str) 
         ({"timestamp": None}, "timestamp=None must be an interval"),
         ({"item_id": "i1"}, "item_id='i1' must be a list of values as text"),
         ({"item_id": [1, 2]}, "must be a list of values as text"),
-        ({"nowhere": "[1,2]"}, r"Field \[nowhere\] not defined"),
+        ({"nowhere": "[1,2]"}, "column 'nowhere' is not loaded.* load_col="),
         ("[1,2]", r"val_interval='\[1,2\]' must be like \{field: "),
     ],
 )

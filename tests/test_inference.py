@@ -201,6 +201,25 @@ def test_only_the_newest_items_shape_the_scores(recommender: Recommender) -> Non
     assert turned.scores != pytest.approx(short.scores)
 
 
+def test_item_ids_line_up_with_the_rows_of_the_item_table(recommender: Recommender) -> None:
+    """Twice the row of an item is twice its score, and nobody else's."""
+    table, history = recommender.model.item_embedding.weight, [["i1", "i2"]]
+    assert len(table) == len(recommender.item_ids)
+
+    def scores() -> dict[str, float]:
+        (found,) = recommender.recommend(history, k=12, exclude_seen=False)
+        return dict(zip(found.items, found.scores, strict=True))
+
+    before = scores()
+    with torch.no_grad():
+        table[recommender.item_ids.index("i7")] *= 2
+    after = scores()
+    assert after["i7"] == pytest.approx(2 * before["i7"])
+    assert {item: after[item] for item in before if item != "i7"} == pytest.approx(
+        {item: score for item, score in before.items() if item != "i7"}
+    )
+
+
 def test_users_histories_come_back_whole(recommender: Recommender) -> None:
     """With validation and test item, and longer than the model reads."""
     assert recommender.users == list(SEQUENCES)

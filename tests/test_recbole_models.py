@@ -13,13 +13,14 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recbole_simdiff import evaluate, run
+from recbole_simdiff import evaluate, models, run
 from recbole_simdiff.config import Config
 from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import build_model, recbole_models
 from recbole_simdiff.run import RESULT
 from recbole_simdiff.trainer import BEST, LAST, PROTOCOLS, REMOVED, PlanTrainer
+from tests.conftest import write_inter
 
 SMALL = {
     "MAX_ITEM_LIST_LENGTH": 10,
@@ -140,8 +141,151 @@ def test_candidates_cost_a_pass_each_only_where_it_matters(
 def test_a_model_that_reads_more_than_is_loaded_says_so(tmp_path: Path, model: str) -> None:
     load_col = {"inter": ["user_id", "item_id", "timestamp"]}
     config = make_config(model, tmp_path, load_col=load_col)
-    with pytest.raises(UserError, match=rf"{model} cannot be built .*class.*load_col=.*item"):
+    with pytest.raises(UserError, match=r"class would take no part.*load_col=.*item"):
         build_model(config, create_dataset(config).build()[0])
+
+
+@pytest.fixture
+def emb(tmp_path: Path) -> Any:
+    """emb(model, key=value, ...) -> a config for eight users and six items with two features."""
+    sequences = {f"u{u}": [f"i{(u + k) % 6}" for k in range(5)] for u in range(8)}
+    path = write_inter(tmp_path, "emb", sequences)
+    lines = ["item_id:token\tbrand:token\temb:float_seq\tprice:float"]
+    lines += [f"i{k}\tb{k % 2}\t{k / 10} {-k / 10} 0.5\t{k}" for k in range(6)]
+    path.with_suffix(".item").write_text("\n".join(lines) + "\n")
+    columns = {"item": ["item_id", "brand", "emb", "price"]}
+
+    def make(model: str, **values: Any) -> Config:
+        values = {
+            "data_path": str(tmp_path),
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"], **columns},
+            "topk": [2],
+            "valid_metric": "NDCG@2",
+            "epochs": 1,
+            "use_gpu": False,
+            "show_progress": False,
+            "checkpoint_dir": str(tmp_path / "saved"),
+        } | values
+        return Config(model, "emb", overrides=values)
+
+    return make
+
+
+def first_loss(config: Config) -> float:
+    """Of a fresh model on its first batch."""
+    init_seed(0, True)
+    train_data, _, _ = create_loaders(config, create_dataset(config))
+    network = build_model(config, train_data._dataset)
+    network.eval()
+    return float(network.calculate_loss(next(iter(train_data))))
+
+
+@pytest.mark.parametrize("model", ["FDSA", "GRU4RecF", "SASRecF"])
+def test_features_that_are_numbers_take_part(emb: Any, model: str) -> None:
+    """Their loss moves with the values of the column, which RecBole passes over."""
+    for column in ("price", *(["emb"] if model != "SASRecF" else [])):
+        features = {"selected_features": ["brand", column], "numerical_features": [column]}
+        config = emb(model, **features)
+        path = Path(config["data_path"]) / "emb.item"
+        before, text = first_loss(config), path.read_text()
+        path.write_text(text.replace("0.5", "7.5").replace("\t5\n", "\t9\n"))
+        assert first_loss(config) != before
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("model", "features", "message"),
+    [
+        (
+            "FDSA",
+            {"selected_features": ["brand", "emb"]},
+            "emb would .* only if numerical_features",
+        ),
+        ("GRU4RecF", {"selected_features": ["emb"]}, "emb would .* only if numerical_features="),
+        ("SASRecF", {"selected_features": ["price"]}, "it is float, .* only if numerical_features"),
+        (
+            "SASRecF",
+            {"selected_features": ["emb"], "numerical_features": ["emb"]},
+            "SASRecF cannot take float_seq; GRU4RecF and FDSA can",
+        ),
+        ("FDSA", {"selected_features": ["timestamp"]}, "timestamp .* no column of the .item file"),
+        (
+            "FDSA",
+            {"selected_features": ["color"]},
+            "color .* is not loaded. .*load_col=.* under ite",
+        ),
+        ("FDSA", {"selected_features": []}, "must name a column of the .item file"),
+        (
+            "S3Rec",
+            {"item_attribute": "price"},
+            "it is float, and attributes are token or token_seq",
+        ),
+        (
+            "S3Rec",
+            {"item_attribute": "emb"},
+            "it is float_seq, and attributes are token or token_s",
+        ),
+    ],
+)
+def test_features_that_would_take_no_part_are_refused(
+    emb: Any, model: str, features: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(emb(model, **features))
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "message"),
+    [
+        (
+            "GRU4RecCPR",
+            {"n_facet": 7, "reranker_CAN_NUM": 2},
+            "cannot be built of its settings: a condition of gru4reccpr",
+        ),
+        ("SASRecCPR", {}, "reranker_CAN_NUM=100 candidates must not exceed the 6 items"),
+        ("FPMC", {"loss_type": "CE"}, r"cannot be built of its settings: Make sure 'loss_type' in"),
+        (
+            "FOSSIL",
+            {"order_len": 70},
+            "cannot be built of its settings: order_len can't longer than",
+        ),
+        ("SASRec", {"n_heads": 3}, "hidden size .64. is not a multiple of the number of attention"),
+    ],
+)
+def test_settings_that_recbole_refuses(
+    emb: Any, model: str, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        first_loss(emb(model, **values))
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        ("SASRec", {"hidden_size": 10**6}),
+        ("SASRec", {"MAX_ITEM_LIST_LENGTH": 10**6, "hidden_size": 2**20, "n_heads": 1}),
+        ("SimDiffRec", {"hidden_size": 10**6, "k_noise": 2}),
+        ("GRU4Rec", {"embedding_size": 2**20, "hidden_size": 2**20}),
+    ],
+)
+def test_sizes_beyond_the_memory_are_refused(emb: Any, model: str, values: dict[str, Any]) -> None:
+    """Before anything of that size is made, whatever the system would promise."""
+    with pytest.raises(UserError, match=r"needs [\d,.]+ GiB or more for its weights; .*_size=\d+"):
+        first_loss(emb(model, **values))
+
+
+def test_layers_that_are_copies_count(emb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole's Transformers copy their first layer."""
+    config = emb("SASRec", n_layers=20)
+    data = create_dataset(config).build()[0]
+    network = build_model(config, data)
+    weights = sum(p.numel() * p.itemsize for p in network.parameters())
+    monkeypatch.setattr(models, "_memory", lambda: weights * 0.8)
+    with pytest.raises(UserError, match="for its weights"):
+        build_model(config, data)
+    monkeypatch.setattr(models, "_memory", lambda: weights * 1.5)
+    build_model(config, data)
 
 
 def test_a_share_of_the_users_where_the_model_reads_all_rows(tmp_path: Path, capsys: Any) -> None:

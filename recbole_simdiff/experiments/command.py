@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recbole_simdiff.config import parse_value
+from recbole_simdiff.config import parse_value, read_yaml
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import analysis, execute, plots, report, spec
 from recbole_simdiff.experiments.embeddings import sequences
@@ -58,6 +58,14 @@ def add_parsers(commands: Any) -> None:
             ("--seeds", "N,N", "in place of the experiment's"),
         ):
             parser.add_argument(option, type=_words, default=(), metavar=metavar, help=text)
+        parser.add_argument(
+            "--config_files",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="FILE",
+            help="YAML files of settings for all runs, later ones win, --key=value above all",
+        )
         parser.add_argument("--output", default="results", metavar="DIR", help="default results")
         if name in READERS:
             parser.add_argument(
@@ -119,6 +127,7 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         UserError: for a mistake in the experiment or the arguments.
         Interrupted: after a signal; the same command continues.
     """
+    overrides = _of_files(namespace) | overrides
     if namespace.command in READERS:
         return (_plot if namespace.command == "plot" else _analyze)(namespace, overrides)
     if namespace.jobs < 1:
@@ -144,6 +153,16 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     print(report.report(experiment, collected, len(planned), folder))
     print(f"\ntables and figures: {folder}; records: {path}")
     return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
+
+
+def _of_files(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings of ``--config_files``."""
+    found: dict[str, Any] = {}
+    for file in (part for text in namespace.config_files for part in text.split(",") if part):
+        content = read_yaml(file)
+        spec.refuse(content, file)
+        found |= content
+    return found
 
 
 def _of_part(
@@ -233,7 +252,7 @@ def _stem(runs: Sequence[str], folder: Path) -> str:
 
 def _only_runs(namespace: argparse.Namespace, overrides: dict[str, Any]) -> None:
     """Refuse what has no meaning for single runs."""
-    for name in ("experiment", "models", "datasets", "seeds"):
+    for name in ("experiment", "models", "datasets", "seeds", "config_files"):
         if getattr(namespace, name):
             raise UserError(f"--{name} cannot be given with --runs")
     if overrides:

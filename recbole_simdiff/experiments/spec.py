@@ -193,8 +193,8 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
         if "," in row:  # it could not be named in --models
             raise UserError(f"{source}: row {row!r} must have no comma in its label")
         _check_label(row, source)
-        _refuse({k for k in own if k != "model"} | content.get("sweep", {}).keys(), source)
-    _refuse(_mapping(content.get("settings"), f"{source}: settings"), source)
+        refuse({k for k in own if k != "model"} | content.get("sweep", {}).keys(), source)
+    refuse(_mapping(content.get("settings"), f"{source}: settings"), source)
     sweep = {
         key: _list(values, f"{source}: sweep of {key}")
         for key, values in content.get("sweep", {}).items()
@@ -277,7 +277,7 @@ def select(
             raise UserError(
                 f"--models: {model!r} is not a row of {experiment.name}; it has {', '.join(rows)}"
             )
-    _refuse(command or (), "the command line")
+    refuse(command or (), "the command line")
     swept = set(command or ()) & set(experiment.sweep)
     if swept:
         raise UserError(f"--{swept.pop()} is swept by {experiment.name} and cannot be fixed")
@@ -382,8 +382,16 @@ def _metrics(value: Any, source: str) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def _refuse(keys: Iterable[str], source: str) -> None:
-    """Refuse keys that an experiment has another place for."""
+def refuse(keys: Iterable[str], source: str) -> None:
+    """Refuse keys that an experiment has another place for.
+
+    Args:
+        keys (Iterable): names.
+        source (str): who gives them, for the message.
+
+    Raises:
+        UserError: naming the first, and its place.
+    """
     for key in keys:
         if key in ELSEWHERE:
             raise UserError(f"{source}: {key} belongs to {ELSEWHERE[key]}")

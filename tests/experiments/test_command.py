@@ -303,6 +303,8 @@ def test_files_of_other_runs_have_other_names(tmp_path: Path) -> None:
         (["plot", "table3", "--figures=pie"], "--figures: 'pie' is not one of"),
         (["ablate", "table3", "--seed=3"], "the command line: seed belongs to seeds, or --seeds"),
         (["benchmark", "temporal", "--model=SASRec"], "model belongs to rows, or --models"),
+        (["benchmark", "--models=SASRec", "--config_files=gone.yaml"], "cannot read the conf"),
+        (["plot", "--runs=a", "--config_files=gone.yaml"], "cannot read the configuration file"),
         (["plot", "--runs=a", "--epochs=3"], "plot --runs does not know --epochs"),
         (["analyze", "table3", "--runs=a"], "--experiment cannot be given with --runs"),
         (["plot", "--runs=nowhere"], "is not the result of a finished run"),
@@ -342,6 +344,33 @@ def test_columns_follow_the_cutoffs_that_are_asked_for(data_path: Path, capsys: 
 
 
 # ---------------------------------------------------------------------- analyses
+
+
+@pytest.mark.parametrize("command", ["benchmark", "ablate", "sweep"])
+def test_config_files_are_settings_of_all_runs(
+    write: Any, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later files win, and what is typed wins over them; as for one training."""
+    content: dict[str, Any] = {"kind": {"ablate": "ablation"}.get(command, command)}
+    if command == "sweep":
+        content |= {"rows": {"SimDiffRec": {}}, "sweep": {"k_sample": [2, 3]}}
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("learning_rate: 0.5\ntau: 0.5\nk_noise: 3\n")
+    second.write_text("tau: 0.6\nepochs: 7\n")
+    made: list[Any] = []
+
+    def plan(experiment: Any) -> Any:
+        made.extend(experiment.runs())
+        raise UserError("enough")
+
+    monkeypatch.setattr(execute, "plan", plan)
+    files = f"--config_files={first},{second}"
+    assert cli.main([command, write(**content), files, "--epochs=1"]) == 2
+    wanted = {"learning_rate": 0.5, "tau": 0.6, "k_noise": 3, "epochs": 1}
+    assert len(made) >= 2
+    assert all(wanted.items() <= run.settings.items() for run in made)
+    second.write_text("seed: 3\n")
+    assert cli.main([command, write(**content), files]) == 2
 
 
 @pytest.fixture
