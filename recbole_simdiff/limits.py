@@ -68,6 +68,9 @@ _from_0 = Rule(lambda value: is_number(value) and value >= 0, "be at least 0")
 _share = Rule(lambda value: is_number(value) and 0 <= value <= 1, "lie in [0, 1]")
 _part = Rule(lambda value: is_number(value) and 0 < value <= 1, "lie in (0, 1]")
 _a_name = Rule(_text, "be text, and not empty")
+_a_label = Rule(
+    lambda value: _text(value) or is_number(value), "be text or a number, and not empty"
+)
 _a_list = Rule(_names, "be a list of names, such as [a, b]")
 _a_flag = Rule(lambda value: isinstance(value, bool), "be true or false")
 _columns = Rule(
@@ -95,7 +98,8 @@ RULES: dict[str, Rule] = _table(
         (_from_0, "weight_decay"),
         (_part, "train_fraction"),
         # ---- columns and files
-        (_a_name, "data_path checkpoint_dir wandb_project mlflow_experiment valid_metric"),
+        (_a_name, "data_path checkpoint_dir valid_metric"),
+        (_a_label, "wandb_project mlflow_experiment"),
         (_a_name, "USER_ID_FIELD ITEM_ID_FIELD LABEL_FIELD ITEM_LIST_LENGTH_FIELD item_attribute"),
         (_a_name, "LIST_SUFFIX NEG_PREFIX seq_separator"),
         (_or_none(_a_name), "TIME_FIELD encoding item_title_field"),

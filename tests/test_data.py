@@ -1110,9 +1110,9 @@ def test_ready_made_prefixes_are_counted_as_such(
     ("key", "value", "message"),
     [
         ("benchmark_filename", ["train", "test"], "must name three files: training, validation an"),
-        ("benchmark_filename", "train", "must name three files"),
+        ("benchmark_filename", "train", "must be a list of names"),
         ("alias_of_item_id", ["item_list"], r"\['item_list'\].*: user_id, item_id_list, item_id"),
-        ("alias_of_item_id", "item_id_list", "must be a list of columns of tokens"),
+        ("alias_of_item_id", "item_id_list", "must be a list of names"),
         ("alias_of_user_id", ["item_id_list"], "item_id_list cannot be users and items at once"),
         ("load_col", {"inter": ["user_id", "item_id"]}, "item_id_list:token_seq, is not loaded"),
     ],

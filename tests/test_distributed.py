@@ -139,7 +139,7 @@ def program(folder: Path) -> None:
     # Often all noised positions are those of one process, and the other has no diffusion loss.
     few = {"aug_mask": "shared", "aug_ratio": 0.2, "epochs": 8}
     run(make(folder, "CaDiRec", **few), run_dir=folder / "few")
-    bf16 = {"enable_amp": True, "epochs": 8, "learning_rate": 0.01}
+    bf16 = {"enable_amp": True, "epochs": 16, "learning_rate": 0.01}
     run(make(folder, "SimDiffRec", **bf16), run_dir=folder / "bf16")
     for name in ("few", "bf16", "pair", "stopped"):
         digest = checkpoint.digest(

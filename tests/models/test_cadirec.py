@@ -1293,7 +1293,7 @@ def test_diffclrec_is_the_first_release():
     ("values", "message"),
     [
         ({"cl_weight": -0.1}, "cl_weight=-0.1 must be at least 0"),
-        ({"diff_weight": math.nan}, "diff_weight=nan must be at least 0"),
+        ({"diff_weight": math.nan}, "diff_weight=nan must be finite"),
         ({"diff_nll_weight": -1.0}, "diff_nll_weight=-1.0 must be at least 0"),
         ({"diff_mse_weight": -1.0}, "diff_mse_weight=-1.0 must be at least 0"),
         ({"diffusion_steps": 1, "reverse_steps": 1}, "diffusion_steps=1 must be at least 2"),
@@ -1308,7 +1308,7 @@ def test_diffclrec_is_the_first_release():
         ({"aug_ratio": 1.1}, r"aug_ratio=1.1 must lie in \[0, 1\]"),
         ({"aug_ratio": -0.1}, r"aug_ratio=-0.1 must lie in \[0, 1\]"),
         ({"tau": 0.0}, "tau=0.0 must be positive"),
-        ({"z0_scale": math.nan}, "z0_scale=nan must be positive"),
+        ({"z0_scale": math.nan}, "z0_scale=nan must be finite"),
         ({"x0_noise": False, "x0_noise_context": True}, "has no effect with x0_noise=False"),
         ({"n_heads": 3}, "hidden_size=8 must be a multiple of n_heads=3"),
     ],

@@ -1466,7 +1466,7 @@ def test_random_items_ignore_the_denoiser(small):
         ({"tau": 0.0}, "tau=0.0 must be positive"),
         ({"tau": -0.05}, "tau=-0.05 must be positive"),
         ({"tau": math.nan}, "tau=nan must be positive"),
-        ({"cl_weight": math.nan}, "cl_weight=nan must be at least 0"),
+        ({"cl_weight": math.nan}, "cl_weight=nan must be finite"),
         ({"beta_start": 0.0}, "beta_start=0.0 and beta_end=0.02 must satisfy"),
         ({"beta_start": 0.5}, "0 < beta_start <= beta_end < 1"),
         ({"beta_end": 1.0}, "beta_end=1.0 must satisfy"),
