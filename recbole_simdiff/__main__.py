@@ -1,3 +1,3 @@
-from recbole_simdiff.cli import main
+from recbole_simdiff.cli.main import main
 
 raise SystemExit(main())

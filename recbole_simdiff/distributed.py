@@ -28,20 +28,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import ProcessLost, UserError
 
 TIMEOUT = timedelta(minutes=10)  # longest wait for another process
+
 _TEXT_BYTES = 4096
 
 P = ParamSpec("P")
+
 Rows = TypeVar("Rows", Tensor, list[int])
-
-
-class ProcessLost(RuntimeError):
-    """Another process of the run ended, or has not answered for ``TIMEOUT``."""
-
-
-# ---------------------------------------------------------------------- starting and ending
 
 
 def launched() -> bool:
@@ -138,9 +133,6 @@ def rank() -> int:
     return dist.get_rank() if n_processes() > 1 else 0
 
 
-# ---------------------------------------------------------------------- parts of a batch
-
-
 def own_rows(rows: Rows) -> Rows:
     """The part of a batch's rows that is this process's: every n-th, so that lengths are alike."""
     return rows[rank() :: n_processes()]
@@ -219,9 +211,6 @@ def in_order(rows: Tensor, n_rows: int, batch_size: int) -> Tensor:
     place = torch.cat([batch[number::n] for number in range(n) for batch in batches])
     found: Tensor = _AllRows.apply(rows)
     return torch.empty_like(found).index_copy_(0, place, found)
-
-
-# ---------------------------------------------------------------------- sums and agreements
 
 
 def sum_gradients(parameters: Sequence[Parameter]) -> None:

@@ -12,8 +12,11 @@ from typing import Any
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|Unable to allocate|STATUS_ALLOC_FAILED"
 )
+
 _ASKED = re.compile(r"(?:[Tt]ried|Unable) to allocate ([\d.]+ \w+)")
+
 _FREE = re.compile(r"of which ([\d.]+ \w+) is free")
+
 LONGEST_MESSAGE = 2_000  # characters; a value may have millions
 
 
@@ -138,3 +141,25 @@ def require_positive(config: Any, *keys: str) -> None:
     for key in keys:
         if not 0 < config[key] < math.inf:
             raise UserError(f"{key}={config[key]} must be positive")
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run ended, or has not answered for ``TIMEOUT``."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss became NaN or infinite; the message names the part and the last good checkpoint."""
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; the state is saved in ``run_dir``.
+
+    Attributes:
+        signum (int): number of the signal.
+        run_dir (Path): folder to resume from.
+        same_command (bool): the command that was stopped continues by itself when run again.
+    """
+
+    def __init__(self, signum: int, run_dir: Path) -> None:
+        super().__init__(signum, run_dir)
+        self.signum, self.run_dir, self.same_command = signum, run_dir, False

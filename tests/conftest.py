@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_simdiff.config import Config
-from recbole_simdiff.data import create_dataset, create_loaders
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.loaders import create_loaders
 
 # Tiny tensors are up to ten times slower with threads that wait for one another.
 torch.set_num_threads(1)

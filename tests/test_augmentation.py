@@ -18,16 +18,26 @@ from recbole.data.dataset import SequentialDataset
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_simdiff import augmentation, checkpoint, evaluate, load, run
-from recbole_simdiff.augmentation import augment, export, quality, run_augmented
-from recbole_simdiff.augmenters.diffuasr import GENERATION_KEYS, DiffuASR
-from recbole_simdiff.augmenters.guide import Guide
-from recbole_simdiff.augmenters.random_items import random_items, random_own
-from recbole_simdiff.config import Config, properties_dir, read_yaml
-from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
-from recbole_simdiff.errors import UserError
-from recbole_simdiff.run import RESULT, prepare, read_result, stored_config
-from recbole_simdiff.trainer import BEST, KEPT, LAST, Interrupted, PlanTrainer, TrainingDiverged
+from recbole_simdiff import checkpoint, evaluate, files, load, run
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import properties_dir, read_yaml
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.loaders import create_loaders
+from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
+from recbole_simdiff.evaluation.protocols import KEPT
+from recbole_simdiff.models.diffuasr.generator import GENERATION_KEYS, DiffuASR
+from recbole_simdiff.models.diffuasr.guide import Guide
+from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
+from recbole_simdiff.pipelines import diffuasr as augmentation
+from recbole_simdiff.pipelines import pairs, report
+from recbole_simdiff.pipelines.diffuasr import augment, export, run_augmented
+from recbole_simdiff.pipelines.report import quality
+from recbole_simdiff.runs.build import prepare
+from recbole_simdiff.runs.restore import stored_config
+from recbole_simdiff.runs.result import RESULT, read_result
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 
 N_ITEMS = 20
@@ -312,7 +322,7 @@ def test_nobody_augmented_is_a_plain_run(configure: Configure) -> None:
     assert result.test == result.augmentation["baseline"]["test"]
     assert result.valid == result.augmentation["baseline"]["valid"]
     assert result.augmentation["quality"]["this augmenter"] == {}
-    assert "this augmenter" in augmentation.format_quality(result.augmentation["quality"])
+    assert "this augmenter" in report.format_quality(result.augmentation["quality"])
 
 
 def test_one_item_one_pair_at_a_time(configure: Configure) -> None:
@@ -737,7 +747,7 @@ def test_one_process_at_a_time_is_in_a_stage(tmp_path: Path) -> None:
         "print('ready', flush=True)\n"
         "with checkpoint.turn(Path(sys.argv[1])): print('in', flush=True)"
     )
-    with checkpoint.turn(path):
+    with files.turn(path):
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
         )
@@ -899,7 +909,7 @@ def test_the_baseline_is_measured_as_the_augmented_run_is(
     assert baseline["by_length"] == alone.by_length
     if key == "valid_metric":  # it has a say in which epoch is the best
         assert read_result(Path(baseline["run_dir"])).config["values"][key] == value
-    augmentation.format_report(result)
+    report.format_report(result)
 
 
 def test_a_baseline_of_other_held_out_items_is_not_the_baseline(
@@ -1167,15 +1177,15 @@ def test_one_user_in_twenty_is_held_out(configure: Configure, windows: str) -> N
     lengths = torch.tensor([0, *([4] * 5), *([5, 6, 7, 8] * 10)])
     ends = lengths.cumsum(0)
     items = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # the item is the user
-    pairs, held_out = augmentation.learning_pairs(config, items, ends)
-    learnt, held = (set(part[0][:, 0].tolist()) for part in (pairs, held_out))
+    found, held_out = pairs.learning_pairs(config, items, ends)
+    learnt, held = (set(part[0][:, 0].tolist()) for part in (found, held_out))
     assert len(held) == 2
     assert learnt | held == set(range(6, 46))
     assert not learnt & held
     every = augmentation.training_pairs(items, ends, 2, config["MAX_ITEM_LIST_LENGTH"], windows)
-    assert len(pairs[0]) + len(held_out[0]) == len(every[0]) == (40 if windows == "first" else 100)
+    assert len(found[0]) + len(held_out[0]) == len(every[0]) == (40 if windows == "first" else 100)
     watched = configure("SASRec", n_pseudo=2, diffuasr_monitor="train_loss")
-    assert len(augmentation.learning_pairs(watched, items, ends)[1][0]) == 0
+    assert len(pairs.learning_pairs(watched, items, ends)[1][0]) == 0
 
 
 def test_who_is_held_out_depends_on_the_seed_alone(configure: Configure) -> None:
@@ -1186,7 +1196,7 @@ def test_who_is_held_out_depends_on_the_seed_alone(configure: Configure) -> None
     def held(drawn_before: int, **changes: Any) -> list[int]:
         torch.manual_seed(drawn_before)
         config = configure("SASRec", diffuasr_monitor="heldout", **changes)
-        return augmentation.learning_pairs(config, items, ends)[1][0][:, 0].tolist()
+        return pairs.learning_pairs(config, items, ends)[1][0][:, 0].tolist()
 
     assert held(1) == held(2)
     assert held(1) != held(1, seed=7)
@@ -1224,8 +1234,8 @@ def test_each_epoch_trains_on_every_pair_that_is_not_held_out(
     for epoch, found in enumerate(log["train"]):  # each pair weighs the same
         *whole, last = learner.losses[4 * epoch : 4 * epoch + 4]
         assert found == pytest.approx((16 * sum(whole) + 9 * last) / 57)
-    for pairs in epochs:
-        assert sorted([*pairs, *held]) == list(range(60))
+    for seen in epochs:
+        assert sorted([*seen, *held]) == list(range(60))
     assert epochs[0] != epochs[1]
 
 
@@ -1389,7 +1399,7 @@ def test_the_quality_table() -> None:
         "this augmenter": {"similarity": 0.25, "own item": 1 / 3},
         "random": {"similarity": -0.1239, "own item": 0.0},
     }
-    assert augmentation.format_quality(compared).splitlines() == [
+    assert report.format_quality(compared).splitlines() == [
         "invented items  similarity  own item",
         "this augmenter       0.250     0.333",
         "random              -0.124     0.000",
@@ -1399,7 +1409,7 @@ def test_the_quality_table() -> None:
 def test_the_report(configure: Configure) -> None:
     """Both runs, all rows and each group, with the number of rows of the group."""
     result = run_augmented(configure(augmenter="random"))
-    lines = [line.split() for line in augmentation.format_report(result).splitlines()]
+    lines = [line.split() for line in report.format_report(result).splitlines()]
     metrics = list(result.test[KEPT])
     assert lines[0] == ["input", "length", "augmentation", *metrics]
     baseline = result.augmentation["baseline"]

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from recbole_simdiff import checkpoint
+from recbole_simdiff import checkpoint, files
 from recbole_simdiff.errors import UserError
 
 TENSORS = {
@@ -27,7 +27,7 @@ TENSORS = {
 CONTENT: dict[str, Any] = {"text": "Amélie", "best": 0.1, "none": None, "list": [1, {"a": True}]}
 
 
-def files(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     """Names of all files, hidden ones too."""
     return sorted(path.name for path in folder.iterdir())
 
@@ -48,7 +48,7 @@ def test_round_trip_keeps_values_dtypes_shapes_and_json(path: Path) -> None:
         assert tensors[name].shape == tensor.shape
         assert torch.equal(tensors[name], tensor), name
     assert content == CONTENT
-    assert files(path.parent) == ["last.safetensors"]
+    assert names_in(path.parent) == ["last.safetensors"]
 
 
 def test_floats_that_no_decimal_can_shorten_survive(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_crash_before_the_rename_leaves_the_old_file(
     with pytest.raises(type(error)):
         checkpoint.save(path, {"model.weight": torch.zeros(2, 3)}, {})
     assert path.read_bytes() == before
-    assert files(path.parent) == ["last.safetensors"]
+    assert names_in(path.parent) == ["last.safetensors"]
 
 
 def test_a_crash_while_writing_leaves_the_old_file(path: Path) -> None:
@@ -97,9 +97,9 @@ def test_a_crash_while_writing_leaves_the_old_file(path: Path) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_atomically(path, half)
+        files.write_atomically(path, half)
     assert path.read_bytes() == before
-    assert files(path.parent) == ["last.safetensors"]
+    assert names_in(path.parent) == ["last.safetensors"]
 
 
 def test_the_target_changes_only_at_the_rename(path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_target_changes_only_at_the_rename(path: Path) -> None:
         seen.append((Path(name).parent.parent, path.read_bytes()))
         Path(name).write_text("new")
 
-    checkpoint.write_atomically(path, write)
+    files.write_atomically(path, write)
     assert seen == [(path.parent, before)]
     assert path.read_text() == "new"
 
@@ -123,9 +123,9 @@ def leave(path: Path) -> Path:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.write_atomically(path, killed)
+            files.write_atomically(path, killed)
     (left,) = (p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}."))
     return left
 
@@ -146,12 +146,12 @@ def test_a_file_that_is_being_written_is_not_swept(path: Path) -> None:
 
     def write(name: str) -> None:
         checkpoint.save(Path(name), {}, {})
-        checkpoint.sweep(path.parent)
+        files.sweep(path.parent)
         assert not left.exists()
         assert Path(name).exists()
 
-    checkpoint.write_atomically(path, write)
-    assert files(path.parent) == ["last.safetensors"]
+    files.write_atomically(path, write)
+    assert names_in(path.parent) == ["last.safetensors"]
 
 
 def test_a_full_disk_is_told_with_the_file(path: Path) -> None:
@@ -165,23 +165,23 @@ def test_a_full_disk_is_told_with_the_file(path: Path) -> None:
 
     for text in ("", "I/O error: No space left on device (os error 28)"):
         with pytest.raises(OSError, match="No space left on device") as found:
-            checkpoint.write_atomically(path, write(text))
+            files.write_atomically(path, write(text))
         assert (found.value.errno, found.value.filename) == (errno.ENOSPC, str(path))
     with pytest.raises(SafetensorError):
-        checkpoint.write_atomically(path, write("no such thing"))
-    assert files(path.parent) == ["last.safetensors"]
+        files.write_atomically(path, write("no such thing"))
+    assert names_in(path.parent) == ["last.safetensors"]
 
 
 def test_a_lock_keeps_others_out_and_its_file_as_it_is(tmp_path: Path) -> None:
     lock = tmp_path / "a.log"
     lock.write_text("line\n")
     with (
-        checkpoint.locked(lock, wait=False),
+        files.locked(lock, wait=False),
         pytest.raises(BlockingIOError),
-        checkpoint.locked(lock, wait=False),
+        files.locked(lock, wait=False),
     ):
         pass
-    with checkpoint.locked(lock, wait=False):
+    with files.locked(lock, wait=False):
         pass
     assert lock.read_text() == "line\n"
 
@@ -193,7 +193,7 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path) ->
     (tmp_path / ".run.lock").symlink_to(precious)
     with (
         pytest.raises(UserError, match=r"\.run\.lock is a symbolic link"),
-        checkpoint.turn(tmp_path / "run"),
+        files.turn(tmp_path / "run"),
     ):
         pass
     assert precious.read_text() == "mine"
@@ -304,8 +304,8 @@ def test_content_is_not_limited_by_the_header_of_the_format(tmp_path: Path) -> N
 def test_the_digest_is_of_names_types_shapes_and_values() -> None:
     """It names files in the cache: whatever differs must give another, and nothing else may."""
     base = {"a": torch.arange(6, dtype=torch.int64), "b": torch.zeros(2)}
-    wanted = checkpoint.digest(base)
-    assert wanted == checkpoint.digest({"b": torch.zeros(2), "a": torch.arange(6)})
+    wanted = files.digest(base)
+    assert wanted == files.digest({"b": torch.zeros(2), "a": torch.arange(6)})
     others = [
         {"a": base["a"]},
         {"a": base["a"], "c": base["b"]},
@@ -316,13 +316,13 @@ def test_the_digest_is_of_names_types_shapes_and_values() -> None:
         base | {"b": torch.tensor([0.0, -0.0])},
         {},
     ]
-    assert len({wanted, *map(checkpoint.digest, others)}) == 1 + len(others)
+    assert len({wanted, *map(files.digest, others)}) == 1 + len(others)
 
 
 def test_the_digest_of_any_layout_in_memory() -> None:
     square = torch.arange(6.0).view(2, 3)
     strided, copied = {"a": square.t()}, {"a": square.t().contiguous()}
-    assert checkpoint.digest(strided) == checkpoint.digest(copied)
-    assert checkpoint.digest(strided) != checkpoint.digest({"a": square.reshape(3, 2)})
+    assert files.digest(strided) == files.digest(copied)
+    assert files.digest(strided) != files.digest({"a": square.reshape(3, 2)})
     for tensor in (torch.tensor(1.0), torch.zeros(0, 4), torch.tensor([True])):
-        assert len(checkpoint.digest({"a": tensor})) == 32
+        assert len(files.digest({"a": tensor})) == 32

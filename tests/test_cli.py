@@ -19,12 +19,15 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_simdiff import checkpoint, cli
-from recbole_simdiff.augmenters.diffuasr import DiffuASR
-from recbole_simdiff.cli import main
-from recbole_simdiff.config import Config
-from recbole_simdiff.run import RESULT, RunResult, read_result
-from recbole_simdiff.trainer import BEST, LAST, PlanTrainer, TrainingDiverged
+from recbole_simdiff import checkpoint
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.cli import main as cli
+from recbole_simdiff.cli.main import main
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.errors import TrainingDiverged
+from recbole_simdiff.models.diffuasr.generator import DiffuASR
+from recbole_simdiff.runs.result import RESULT, RunResult, read_result
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 

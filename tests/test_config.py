@@ -19,19 +19,13 @@ import yaml
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import Trainer
 
-from recbole_simdiff import config as config_module
-from recbole_simdiff import models
-from recbole_simdiff.config import (
-    CHECKPOINT,
-    COMMAND_LINE,
-    Config,
-    parse_overrides,
-    parse_value,
-    properties_dir,
-    read_yaml,
-)
-from recbole_simdiff.data import create_dataset, create_loaders
+from recbole_simdiff.config import config as config_module
+from recbole_simdiff.config.config import CHECKPOINT, COMMAND_LINE, Config
+from recbole_simdiff.config.layers import parse_overrides, parse_value, properties_dir, read_yaml
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import registry as models
 
 MODEL = "SimDiffRec"
 
@@ -213,7 +207,7 @@ def common_readers() -> set[str]:
     files += ["evaluator/metrics.py", "evaluator/register.py", "data/transform.py"]
     sources = [(HOST / file).read_text() for file in files]
     sources += [inspect.getsource(SequentialRecommender), inspect.getsource(Trainer.__init__)]
-    package = Path(config_module.__file__).parent
+    package = Path(config_module.__file__).parents[1]
     names = ("data", "run", "trainer", "cli", "inference", "augmentation", "tracking", "models/*")
     ours = [path for name in names for path in package.glob(f"{name}.py") if path.stem != "prepare"]
     sources += [path.read_text() for path in ours if path.parent == package]

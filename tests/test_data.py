@@ -19,19 +19,16 @@ import recbole.data.dataset.dataset as recbole_dataset
 import torch
 from recbole.data.dataset import SequentialDataset
 
-from recbole_simdiff.config import Config, parse_overrides, properties_dir, read_yaml
-from recbole_simdiff.data import (
-    TARGET,
-    BucketLoader,
-    HostFixes,
-    Statistics,
-    create_dataset,
-    create_loaders,
-    gather_rows,
-)
-from recbole_simdiff.encoder import PSEUDO_LENGTH
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import parse_overrides, properties_dir, read_yaml
+from recbole_simdiff.data.dataset import create_dataset, gather_rows
+from recbole_simdiff.data.loaders import BucketLoader, create_loaders
+from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.data.statistics import Statistics
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.trainer import KEPT, PlanTrainer
+from recbole_simdiff.evaluation.protocols import KEPT
+from recbole_simdiff.modules.batch import PSEUDO_LENGTH, TARGET
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 # Far longer than the maximum length of 4; "a" and "b" repeat items, "c" ends on a full window.

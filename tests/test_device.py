@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recbole_simdiff import evaluate, load, run
-from recbole_simdiff.augmentation import run_augmented
-from recbole_simdiff.config import Config
-from recbole_simdiff.models import plugin_models
-from recbole_simdiff.trainer import Interrupted
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.errors import Interrupted
+from recbole_simdiff.models.registry import plugin_models
+from recbole_simdiff.pipelines.diffuasr import run_augmented
 from tests.device import MOCK, MockTensor
 from tests.test_resume import at, interrupt, train
 

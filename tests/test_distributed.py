@@ -21,13 +21,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recbole_simdiff import checkpoint, distributed
-from recbole_simdiff.cli import main
-from recbole_simdiff.config import Config, properties_dir, read_yaml
-from recbole_simdiff.errors import UserError
-from recbole_simdiff.models import plugin_models
-from recbole_simdiff.run import RANKS, RESULT, check_processes, prepare, run
-from recbole_simdiff.trainer import BEST, LAST, Interrupted, PlanTrainer
+from recbole_simdiff import checkpoint, distributed, files
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.cli.main import main
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import properties_dir, read_yaml
+from recbole_simdiff.errors import Interrupted, UserError
+from recbole_simdiff.evaluation.rankings import RANKS
+from recbole_simdiff.models.registry import plugin_models
+from recbole_simdiff.runs.build import prepare
+from recbole_simdiff.runs.processes import check_processes
+from recbole_simdiff.runs.result import RESULT
+from recbole_simdiff.runs.run import run
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, SMALL, write_inter
 from tests.test_resume import LONG, only_run, start, wait_for
 
@@ -142,9 +148,7 @@ def program(folder: Path) -> None:
     bf16 = {"enable_amp": True, "epochs": 16, "learning_rate": 0.01}
     run(make(folder, "SimDiffRec", **bf16), run_dir=folder / "bf16")
     for name in ("few", "bf16", "pair", "stopped"):
-        digest = checkpoint.digest(
-            checkpoint.split(checkpoint.load(folder / name / BEST)[0], "model")
-        )
+        digest = files.digest(checkpoint.split(checkpoint.load(folder / name / BEST)[0], "model"))
         write(folder / f"{name} {number}.json", digest)
 
     refused = {}

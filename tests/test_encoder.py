@@ -8,9 +8,10 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import SASRec
 
-from recbole_simdiff.encoder import PSEUDO_LENGTH, EncoderRecommender
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.batch import PSEUDO_LENGTH
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.transformer import TokenLayout
 
 N_ITEMS = 13  # ids 1..12, 0 is padding
 SEQ = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [7, 0, 0, 0], [8, 2, 9, 0]])

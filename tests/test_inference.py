@@ -12,13 +12,13 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_simdiff import load
-from recbole_simdiff.augmentation import run_augmented
-from recbole_simdiff.config import Config
-from recbole_simdiff.data import create_dataset
-from recbole_simdiff.errors import UserError
-from recbole_simdiff.inference import Recommender
-from recbole_simdiff.run import restore, run
-from recbole_simdiff.trainer import TrainingDiverged
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.errors import TrainingDiverged, UserError
+from recbole_simdiff.pipelines.diffuasr import run_augmented
+from recbole_simdiff.runs.restore import restore
+from recbole_simdiff.runs.run import run
+from recbole_simdiff.serving.recommender import Recommender
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 ITEMS = {f"i{number}" for number in range(1, 13)}

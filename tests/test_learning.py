@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_simdiff.models import plugin_models
-from recbole_simdiff.trainer import PlanTrainer
+from recbole_simdiff.models.registry import plugin_models
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 
 N_CHAIN = 15

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_simdiff.losses import (
+from recbole_simdiff.modules.losses import (
     SIMILARITIES,
     full_softmax_loss,
     info_nce,

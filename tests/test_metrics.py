@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from recbole_simdiff import evaluate, run
-from recbole_simdiff.metrics import COVERAGE
-from recbole_simdiff.run import LISTS
-from recbole_simdiff.trainer import KEPT, REMOVED, TargetCollector
+from recbole_simdiff.evaluation.collector import TargetCollector
+from recbole_simdiff.evaluation.coverage import COVERAGE
+from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
+from recbole_simdiff.evaluation.rankings import LISTS
 from tests.conftest import write_inter
 
 NAMES = ["NDCG", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity"]

@@ -8,13 +8,22 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_simdiff.config import Config, properties_dir, read_yaml
-from recbole_simdiff.data import BucketLoader
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import properties_dir, read_yaml
+from recbole_simdiff.data.dataset import _histories
+from recbole_simdiff.data.loaders import BucketLoader
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.inference import load
-from recbole_simdiff.models import available_models, get_model, plugin_models, recbole_models
-from recbole_simdiff.run import _histories, _payload
-from recbole_simdiff.trainer import KEPT, REMOVED, PlanTrainer, TargetCollector
+from recbole_simdiff.evaluation.collector import TargetCollector
+from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
+from recbole_simdiff.models.registry import (
+    available_models,
+    get_model,
+    plugin_models,
+    recbole_models,
+)
+from recbole_simdiff.runs.run import _payload
+from recbole_simdiff.serving.recommender import load
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 
 MODELS = sorted(plugin_models())

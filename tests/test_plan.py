@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from recbole_simdiff import checkpoint
-from recbole_simdiff.plan import Phase, Update
-from recbole_simdiff.trainer import BEST, KEPT, LAST, Interrupted, PlanTrainer, TrainingDiverged
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.errors import Interrupted, TrainingDiverged
+from recbole_simdiff.evaluation.protocols import KEPT
+from recbole_simdiff.modules.plan import Phase, Update
+from recbole_simdiff.training.trainer import PlanTrainer
 
 STEPS = 2  # batches an epoch on toy
 

@@ -18,19 +18,16 @@ import pytest
 import recbole
 from recbole.data.dataset import SequentialDataset
 
-from recbole_simdiff import cli
-from recbole_simdiff import prepare as module
-from recbole_simdiff.config import Config, parse_overrides
-from recbole_simdiff.data import FlatDataset, HostFixes, Statistics, create_dataset
+from recbole_simdiff.cli import main as cli
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import parse_overrides
+from recbole_simdiff.data import prepare as module
+from recbole_simdiff.data.dataset import FlatDataset, create_dataset
+from recbole_simdiff.data.prepare import Selection, k_core, prepare, published, select
+from recbole_simdiff.data.raw_formats import SOURCES
+from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.data.statistics import Statistics
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.prepare import (
-    SOURCES,
-    Selection,
-    k_core,
-    prepare,
-    published,
-    select,
-)
 from tests.conftest import SEQUENCES
 
 # Lines of two users in the order of their files; "u1" has two interactions at the same time.

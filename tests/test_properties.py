@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import recbole
 
-from recbole_simdiff import config as config_module
-from recbole_simdiff.config import AUGMENTED, Config, properties_dir, read_yaml
-from recbole_simdiff.models import available_models, plugin_models
+from recbole_simdiff.config import config as config_module
+from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.layers import properties_dir, read_yaml
+from recbole_simdiff.models.registry import available_models, plugin_models
 
 FOLDER = properties_dir()
 MODELS = sorted(plugin_models())
@@ -18,7 +19,7 @@ DATASETS = sorted(path.stem for path in (FOLDER / "dataset").glob("*.yaml"))
 TUNED = sorted((FOLDER / "tuned").glob("*/*.yaml"))
 PRESETS = sorted((FOLDER / "preset").glob("*/*.yaml"))
 SOURCE = "\n".join(
-    path.read_text() for path in sorted(Path(config_module.__file__).parent.rglob("*.py"))
+    path.read_text() for path in sorted(Path(config_module.__file__).parents[1].rglob("*.py"))
 )
 
 

@@ -13,13 +13,18 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recbole_simdiff import evaluate, models, run
-from recbole_simdiff.config import Config
-from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
+from recbole_simdiff import evaluate, run
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.loaders import create_loaders
+from recbole_simdiff.data.recbole_fixes import HostFixes
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models import build_model, recbole_models
-from recbole_simdiff.run import RESULT
-from recbole_simdiff.trainer import BEST, LAST, PROTOCOLS, REMOVED, PlanTrainer
+from recbole_simdiff.evaluation.protocols import PROTOCOLS, REMOVED
+from recbole_simdiff.models import registry as models
+from recbole_simdiff.models.registry import build_model, recbole_models
+from recbole_simdiff.runs.result import RESULT
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 
 SMALL = {

@@ -19,12 +19,16 @@ import pytest
 import torch
 
 from recbole_simdiff import checkpoint
-from recbole_simdiff import trainer as trainer_module
-from recbole_simdiff.cli import main
-from recbole_simdiff.config import Config
-from recbole_simdiff.errors import UserError
-from recbole_simdiff.run import RESULT, prepare, run
-from recbole_simdiff.trainer import BEST, LAST, Interrupted, PlanTrainer, _get_rng
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.cli.main import main
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.errors import Interrupted, UserError
+from recbole_simdiff.modules.random_state import _get_rng
+from recbole_simdiff.runs.build import prepare
+from recbole_simdiff.runs.result import RESULT
+from recbole_simdiff.runs.run import run
+from recbole_simdiff.training import trainer as trainer_module
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, write_inter
 
 SCRIPT = Path(__file__).resolve().parent.parent / "run_recbole_simdiff.py"

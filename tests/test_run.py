@@ -15,19 +15,18 @@ import torch
 
 from recbole_simdiff import RunResult, checkpoint, evaluate, load, run
 from recbole_simdiff import __version__ as version
-from recbole_simdiff import config as config_module
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.config import config as config_module
+from recbole_simdiff.config import layers
 from recbole_simdiff.errors import OutOfMemory, UserError
+from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, REMOVED
 from recbole_simdiff.models.simdiffrec import SimDiffRec
-from recbole_simdiff.run import (
-    RESULT,
-    claimed,
-    code,
-    evaluate_splits,
-    format_table,
-    read_result,
-    run_once,
-)
-from recbole_simdiff.trainer import BEST, KEPT, LAST, PROTOCOLS, REMOVED, PlanTrainer
+from recbole_simdiff.runs.build import evaluate_splits
+from recbole_simdiff.runs.folder import claimed
+from recbole_simdiff.runs.identity import code
+from recbole_simdiff.runs.result import RESULT, format_table, read_result
+from recbole_simdiff.runs.run import run_once
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SMALL
 
 
@@ -499,7 +498,7 @@ def test_a_model_that_draws_when_it_scores(go: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(SimDiffRec, "sampling_seed", 3, raising=False)
     monkeypatch.setattr(SimDiffRec, "evaluation_keys", ("sampling_seeds", "tau"), raising=False)
     monkeypatch.setitem(SMALL, "sampling_seeds", 1)
-    stock = config_module.read_yaml
+    stock = layers.read_yaml
     monkeypatch.setattr(
         config_module,
         "read_yaml",

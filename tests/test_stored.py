@@ -14,13 +14,15 @@ import torch
 from recbole.data.dataset import dataset as recbole_dataset
 from torch import Tensor
 
-from recbole_simdiff import checkpoint, evaluate, tracking
-from recbole_simdiff.cli import main
-from recbole_simdiff.config import Config
+from recbole_simdiff import checkpoint, evaluate
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.cli.main import main
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.run import resumed_config, run
-from recbole_simdiff.stored import load_run
-from recbole_simdiff.trainer import BEST, LAST
+from recbole_simdiff.runs.restore import resumed_config
+from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.stored import load_run
+from recbole_simdiff.training import tracking
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 

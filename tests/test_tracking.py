@@ -25,15 +25,20 @@ import wandb
 from mlflow.entities import Run
 from wandb.proto import wandb_internal_pb2
 
-from recbole_simdiff import distributed, tracking
-from recbole_simdiff.augmentation import run_augmented
-from recbole_simdiff.cli import main
-from recbole_simdiff.config import Config
-from recbole_simdiff.errors import UserError
-from recbole_simdiff.experiments import tuning
-from recbole_simdiff.run import RESULT, evaluate, fingerprint, restore, run
-from recbole_simdiff.tracking import FAILED, FINISHED, IDENTITY, KILLED, Tracker
-from recbole_simdiff.trainer import LAST, Interrupted, PlanTrainer, TrainingDiverged
+from recbole_simdiff import distributed
+from recbole_simdiff.checkpoint import LAST
+from recbole_simdiff.cli.main import main
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
+from recbole_simdiff.pipelines.diffuasr import run_augmented
+from recbole_simdiff.runs.identity import fingerprint
+from recbole_simdiff.runs.restore import evaluate, restore
+from recbole_simdiff.runs.result import RESULT
+from recbole_simdiff.runs.run import run
+from recbole_simdiff.training import tracking
+from recbole_simdiff.training.tracking import FAILED, FINISHED, IDENTITY, KILLED, Tracker
+from recbole_simdiff.training.trainer import PlanTrainer
+from recbole_simdiff.tuning import search as tuning
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 BOTH = {"log_mlflow": True, "log_wandb": True}

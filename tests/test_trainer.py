@@ -18,21 +18,13 @@ from recbole.utils import init_seed
 from torch import Tensor, nn
 
 from recbole_simdiff import checkpoint
-from recbole_simdiff.plan import Phase
-from recbole_simdiff.trainer import (
-    BEST,
-    KEPT,
-    LAST,
-    PROTOCOLS,
-    REMOVED,
-    Interrupted,
-    PlanTrainer,
-    StopRequest,
-    TargetCollector,
-    TrainingDiverged,
-    load_optimizer_state,
-    optimizer_state,
-)
+from recbole_simdiff.checkpoint import BEST, LAST, load_optimizer_state, optimizer_state
+from recbole_simdiff.errors import Interrupted, TrainingDiverged
+from recbole_simdiff.evaluation.collector import TargetCollector
+from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, REMOVED
+from recbole_simdiff.modules.plan import Phase
+from recbole_simdiff.training.interrupt import StopRequest
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, write_inter
 
 

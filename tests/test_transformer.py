@@ -4,7 +4,7 @@ import pytest
 import torch
 from recbole.model.layers import TransformerEncoder
 
-from recbole_simdiff.transformer import PackedTransformer, TokenLayout
+from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
 
 LENGTHS = torch.tensor([3, 1, 5, 2])
 L, HIDDEN = 5, 8

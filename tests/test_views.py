@@ -12,8 +12,8 @@ import torch
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
-from recbole_simdiff import views
-from recbole_simdiff.views import uniform_noise
+from recbole_simdiff.modules import augmentations as views
+from recbole_simdiff.modules.augmentations import uniform_noise
 
 TOKEN = 99
 RATIOS = [0.1, 0.25, 0.3, 0.5, 0.6, 0.7, 0.9]

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.evaluation.protocols import PROTOCOLS
+from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.results import metric_of_rank
 from recbole_simdiff.experiments.tables import grid, plain
-from recbole_simdiff.run import RANKS, Restored, restore
-from recbole_simdiff.trainer import PROTOCOLS
+from recbole_simdiff.runs.restore import Restored, restore
 
 # Greatest value of each group but the last. 0 training interactions: an item seen in no training
 # history, a cold start.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.inference import load
+from recbole_simdiff.serving.recommender import load
 
 LEAST, MOST = 5, 30  # distinct items of a sequence that is shown; the newest of a longer one
 

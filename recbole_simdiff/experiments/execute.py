@@ -24,24 +24,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from recbole_simdiff import checkpoint
-from recbole_simdiff.augmentation import run_augmented
-from recbole_simdiff.config import AUGMENTED, Config
-from recbole_simdiff.data import create_dataset
-from recbole_simdiff.errors import OutOfMemory, UserError
+from recbole_simdiff import files
+from recbole_simdiff.checkpoint import LAST
+from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
+from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.spec import Experiment, RunSpec, check
-from recbole_simdiff.run import (
-    ELSEWHERE_KEYS,
-    RANKS,
-    RESULT,
-    fingerprint,
-    run,
-    run_once,
-    short_key,
-    start_logging,
-    versions,
-)
-from recbole_simdiff.trainer import LAST, Interrupted, StopRequest, TrainingDiverged
+from recbole_simdiff.pipelines.diffuasr import run_augmented
+from recbole_simdiff.runs.folder import start_logging
+from recbole_simdiff.runs.identity import ELSEWHERE_KEYS, fingerprint, short_key
+from recbole_simdiff.runs.result import RESULT, versions
+from recbole_simdiff.runs.run import run, run_once
+from recbole_simdiff.training.interrupt import StopRequest
 
 LINES = "runs.jsonl"
 OTHER = "other code of this package or other data"
@@ -122,7 +117,7 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
     """Add a line; what a crash left of an unfinished one is cut off first."""
-    with checkpoint.turn(path), open(path, "a+b") as file:
+    with files.turn(path), open(path, "a+b") as file:
         file.seek(0)
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
@@ -165,7 +160,7 @@ def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bo
 def _check_writable(path: Path) -> None:
     """Refuse a place for the lines that cannot be used, before a run has cost anything."""
     try:
-        with checkpoint.turn(path), open(path, "ab"):
+        with files.turn(path), open(path, "ab"):
             pass
     except OSError as error:
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn.manifold import TSNE
 
-from recbole_simdiff import checkpoint
+from recbole_simdiff import files
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments.embeddings import Sequences
 from recbole_simdiff.experiments.results import Cell, Measured
@@ -41,7 +41,7 @@ def save(figure: Any, path: Path) -> list[Path]:
     for suffix in FORMATS:
         target = path.with_name(f"{path.name}.{suffix}")
         metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
-        checkpoint.write_atomically(
+        files.write_atomically(
             target,
             lambda name, s=suffix, m=metadata: figure.savefig(name, format=s, dpi=150, metadata=m),
         )

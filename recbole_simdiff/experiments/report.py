@@ -6,10 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recbole_simdiff import checkpoint
-from recbole_simdiff.config import Config
-from recbole_simdiff.data import PrefixStatistics, Statistics, create_dataset
+from recbole_simdiff import files
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.prepare import published
+from recbole_simdiff.data.statistics import PrefixStatistics, Statistics
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS
 from recbole_simdiff.experiments import plots, tables
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.execute import FAILED, Planned
@@ -21,8 +24,6 @@ from recbole_simdiff.experiments.results import (
     measured,
 )
 from recbole_simdiff.experiments.spec import Experiment, label
-from recbole_simdiff.prepare import published
-from recbole_simdiff.trainer import KEPT, PROTOCOLS
 
 TABLE, LATEX, VALUES, SIGNIFICANCE = "table.md", "table.tex", "table.csv", "significance.csv"
 TESTS = {
@@ -219,4 +220,4 @@ def _sizes(found: Statistics) -> list[str]:
 
 def write(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    checkpoint.write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    files.write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))

@@ -13,9 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.execute import DONE, Planned
 from recbole_simdiff.experiments.spec import Experiment
-from recbole_simdiff.run import RANKS
 
 RESAMPLES = 1000  # of the bootstrap
 

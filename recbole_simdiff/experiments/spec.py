@@ -27,9 +27,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_simdiff.config import Config, properties_dir, read_yaml
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import properties_dir, read_yaml
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.trainer import PROTOCOLS
+from recbole_simdiff.evaluation.protocols import PROTOCOLS
 
 KINDS = ("benchmark", "ablation", "sweep", "statistics")
 FIGURES = ("curves", "cost", "embeddings")

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from recbole_simdiff.evaluation.protocols import KEPT
 from recbole_simdiff.experiments.results import Cell, Comparison, Measured, impossible
 from recbole_simdiff.experiments.spec import Experiment, label
-from recbole_simdiff.trainer import KEPT
 
 IMPOSSIBLE = "✗"
 CITED_UNIT = 1e-4  # published numbers have four digits

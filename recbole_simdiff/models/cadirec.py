@@ -52,10 +52,10 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.distributed import share
-from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
-from recbole_simdiff.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
-from recbole_simdiff.transformer import PackedTransformer, RelativeTransformer, TokenLayout
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
+from recbole_simdiff.modules.transformer import PackedTransformer, RelativeTransformer, TokenLayout
 
 OPTIONS = {
     "nll_reduction": ("token", "sequence"),

@@ -39,16 +39,16 @@ from typing import Any, NamedTuple
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import (
     require_at_least,
     require_choice,
     require_positive,
     require_share,
 )
-from recbole_simdiff.losses import SIMILARITIES, nt_xent
-from recbole_simdiff.transformer import TokenLayout
-from recbole_simdiff.views import two_views
+from recbole_simdiff.modules.augmentations import two_views
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
+from recbole_simdiff.modules.transformer import TokenLayout
 
 OPTIONS = {
     "operators": ("distinct", "independent"),

@@ -49,10 +49,10 @@ from torch.nn import functional as F
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import sinusoid
 from recbole_simdiff.diffusion.process import AffineProcess
-from recbole_simdiff.encoder import PSEUDO_LENGTH
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
-from recbole_simdiff.losses import full_softmax_loss
-from recbole_simdiff.transformer import PackedTransformer, TokenLayout
+from recbole_simdiff.modules.batch import PSEUDO_LENGTH
+from recbole_simdiff.modules.losses import full_softmax_loss
+from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "exp": lambda n_steps: schedules.exponential_betas(n_steps, 0.1, 10.0),

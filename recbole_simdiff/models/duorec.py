@@ -37,10 +37,11 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_simdiff.encoder import PSEUDO_LENGTH, ROW_NUMBER, ROW_START, EncoderRecommender
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
-from recbole_simdiff.losses import SIMILARITIES, nt_xent
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
+from recbole_simdiff.modules.transformer import TokenLayout
 
 OPTIONS = {"contrast": ("us_x", "us", "su", "un"), "cl_similarity": SIMILARITIES}
 

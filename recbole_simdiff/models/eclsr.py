@@ -44,7 +44,6 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import (
     UserError,
     require_at_least,
@@ -52,9 +51,10 @@ from recbole_simdiff.errors import (
     require_positive,
     require_share,
 )
-from recbole_simdiff.losses import full_softmax_loss, info_nce, logit_blocks
-from recbole_simdiff.plan import Phase
-from recbole_simdiff.transformer import PackedTransformer, TokenLayout
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import full_softmax_loss, info_nce, logit_blocks
+from recbole_simdiff.modules.plan import Phase
+from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
 
 OPTIONS = {
     "align": ("right", "left"),

@@ -43,7 +43,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.distributed import of_all_rows
-from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import (
     UserError,
     require_at_least,
@@ -51,10 +50,11 @@ from recbole_simdiff.errors import (
     require_positive,
     require_share,
 )
-from recbole_simdiff.losses import SIMILARITIES, nt_xent
-from recbole_simdiff.plan import Phase, Update
-from recbole_simdiff.transformer import TokenLayout
-from recbole_simdiff.views import View, two_views
+from recbole_simdiff.modules.augmentations import View, two_views
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
+from recbole_simdiff.modules.plan import Phase, Update
+from recbole_simdiff.modules.transformer import TokenLayout
 
 OPTIONS = {
     "regularizer": ("batch", "row"),

@@ -24,8 +24,8 @@ from typing import NamedTuple
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_simdiff.encoder import EncoderRecommender
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.transformer import TokenLayout
 
 
 class SASRecCELoss(NamedTuple):

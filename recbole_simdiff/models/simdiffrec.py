@@ -45,16 +45,17 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.distributed import share
-from recbole_simdiff.encoder import PSEUDO_LENGTH, EncoderRecommender
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
-from recbole_simdiff.losses import (
+from recbole_simdiff.modules.batch import PSEUDO_LENGTH
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import (
     SIMILARITIES,
     full_softmax_loss,
     info_nce,
     logit_blocks,
     state_info_nce,
 )
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.transformer import TokenLayout
 
 OPTIONS = {
     "forward_coef": tuple(schedules.FAMILIES),

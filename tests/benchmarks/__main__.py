@@ -31,12 +31,15 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from torch.nn import functional as F
 
-from recbole_simdiff.augmenters.diffuasr import DiffuASR
-from recbole_simdiff.config import Config
-from recbole_simdiff.data import HostFixes, create_dataset, create_loaders
-from recbole_simdiff.losses import full_softmax_loss
-from recbole_simdiff.trainer import PROTOCOLS, PlanTrainer
-from recbole_simdiff.transformer import PackedTransformer
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.loaders import create_loaders
+from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.evaluation.protocols import PROTOCOLS
+from recbole_simdiff.models.diffuasr.generator import DiffuASR
+from recbole_simdiff.modules.losses import full_softmax_loss
+from recbole_simdiff.modules.transformer import PackedTransformer
+from recbole_simdiff.training.trainer import PlanTrainer
 
 PLAIN = {"cl_weight": 0.0, "diff_weight": 0.0}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recbole_simdiff.config import Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.experiments.spec import Experiment, load_experiment, select
 from tests.conftest import SMALL
 

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_simdiff import cli
+from recbole_simdiff.cli import main as cli
+from recbole_simdiff.cli.experiments import _stem
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
+from recbole_simdiff.evaluation.rankings import LISTS, RANKS
 from recbole_simdiff.experiments import analysis, execute, plots
-from recbole_simdiff.experiments.command import _stem
 from recbole_simdiff.experiments.embeddings import Sequences, sequences
 from recbole_simdiff.experiments.execute import LINES
 from recbole_simdiff.experiments.plots import FORMATS
-from recbole_simdiff.run import LISTS, RANKS, RESULT, read_result
-from recbole_simdiff.trainer import KEPT, REMOVED
+from recbole_simdiff.runs.result import RESULT, read_result
 from tests.conftest import write_inter
 from tests.experiments.conftest import tiny
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from recbole_simdiff.config import Config
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
+from recbole_simdiff.evaluation.rankings import LISTS, RANKS
 from recbole_simdiff.experiments import execute
 from recbole_simdiff.experiments.execute import (
     DONE,
@@ -25,8 +28,10 @@ from recbole_simdiff.experiments.execute import (
     plan,
     read_lines,
 )
-from recbole_simdiff.run import LISTS, RANKS, RESULT, evaluate, fingerprint, run
-from recbole_simdiff.trainer import BEST, KEPT, LAST, REMOVED
+from recbole_simdiff.runs.identity import fingerprint
+from recbole_simdiff.runs.restore import evaluate
+from recbole_simdiff.runs.result import RESULT
+from recbole_simdiff.runs.run import run
 from tests.experiments.conftest import CONTENT, tiny
 
 run_module = importlib.import_module("recbole_simdiff.run")

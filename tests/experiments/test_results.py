@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
+from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.results import (
     Cell,
     Measured,
@@ -21,8 +23,6 @@ from recbole_simdiff.experiments.results import (
     read_ranks,
 )
 from recbole_simdiff.experiments.spec import Experiment
-from recbole_simdiff.run import RANKS
-from recbole_simdiff.trainer import KEPT, REMOVED
 
 
 def measured(folder: Path, ranks: dict[int, list[int]]) -> Measured:

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from recbole_simdiff import cli
-from recbole_simdiff.config import Config, properties_dir
+from recbole_simdiff.cli import main as cli
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import properties_dir
+from recbole_simdiff.evaluation.protocols import PROTOCOLS
 from recbole_simdiff.experiments.execute import DONE, LINES
 from recbole_simdiff.experiments.plots import FORMATS
 from recbole_simdiff.experiments.report import LATEX, SIGNIFICANCE, TABLE, VALUES
 from recbole_simdiff.experiments.spec import label, load_experiment, select
-from recbole_simdiff.trainer import PROTOCOLS
 
 SHIPPED = sorted(path.stem for path in (properties_dir() / "experiment").glob("*.yaml"))
 COMMANDS = {"benchmark": "benchmark", "ablation": "ablate", "sweep": "sweep"}

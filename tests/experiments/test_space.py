@@ -10,10 +10,11 @@ import pytest
 from hyperopt.pyll.stochastic import sample
 from recbole.trainer import HyperTuning
 
-from recbole_simdiff.config import AUGMENTED, Config, parse_value, properties_dir
+from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.layers import parse_value, properties_dir
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.experiments.space import Dimension, find_space, read_space
-from recbole_simdiff.models import available_models, plugin_models
+from recbole_simdiff.models.registry import available_models, plugin_models
+from recbole_simdiff.tuning.space import Dimension, find_space, read_space
 from tests.test_recbole_models import REFUSED
 
 SHIPPED = sorted((properties_dir() / "tuning").glob("*.hyper"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from recbole_simdiff.config import properties_dir
+from recbole_simdiff.config.layers import properties_dir
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import spec
 from recbole_simdiff.experiments.spec import check, load_experiment, plain_experiment, select

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
 from recbole_simdiff.experiments import tables
 from recbole_simdiff.experiments.results import Cell, Comparison
 from recbole_simdiff.experiments.spec import Cited
-from recbole_simdiff.trainer import KEPT, REMOVED
 from tests.experiments.test_results import experiment, measured
 
 CITED = Cited(

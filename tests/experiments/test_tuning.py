@@ -20,15 +20,21 @@ import optuna
 import pytest
 from recbole.trainer import HyperTuning
 
-from recbole_simdiff import augmentation, checkpoint, run
-from recbole_simdiff import config as config_module
-from recbole_simdiff.cli import main
-from recbole_simdiff.config import Config, read_yaml
-from recbole_simdiff.errors import UserError
-from recbole_simdiff.experiments import space, tuning
-from recbole_simdiff.experiments.tuning import DONE, FAILED, PRUNED, Search, Trial
-from recbole_simdiff.run import RESULT
-from recbole_simdiff.trainer import BEST, KEPT, LAST, Interrupted, PlanTrainer
+from recbole_simdiff import files, run
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.cli.main import main
+from recbole_simdiff.config import config as config_module
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import read_yaml
+from recbole_simdiff.errors import Interrupted, UserError
+from recbole_simdiff.evaluation.protocols import KEPT
+from recbole_simdiff.pipelines import diffuasr as augmentation
+from recbole_simdiff.pipelines import report
+from recbole_simdiff.runs.result import RESULT
+from recbole_simdiff.training.trainer import PlanTrainer
+from recbole_simdiff.tuning import search as tuning
+from recbole_simdiff.tuning import space
+from recbole_simdiff.tuning.search import DONE, FAILED, PRUNED, Search, Trial
 from tests.conftest import SMALL
 
 RATES = "learning_rate choice [0.003,0.01,0.03]\n"
@@ -212,7 +218,7 @@ def test_augmented_data_are_compared_with_a_baseline_that_was_tested_afterwards(
     found = tuning.test(search, search.ranked(tuning.tune(search))[0])
     baseline = found.augmentation["baseline"]
     assert baseline["test"].keys() == found.test.keys()
-    table = augmentation.format_report(found).splitlines()
+    table = report.format_report(found).splitlines()
     assert [line.split()[:2] for line in table[1:3]] == [["all", "without"], ["all", "with"]]
     assert Path(baseline["run_dir"]).parent.name == "augmented"
     assert not list(search.folder.glob("trials/*/augmented"))
@@ -422,14 +428,14 @@ def test_trials_are_counted_and_begun_in_turn(
     study = begin(search)
 
     def elsewhere(self: Search, *_: Any) -> Any:
-        with checkpoint.turn(search.folder / tuning.STUDY):  # free while a trial is trained
+        with files.turn(search.folder / tuning.STUDY):  # free while a trial is trained
             return SimpleNamespace(valid={KEPT: {METRIC: 0.5}}, epochs=1, seconds=1.0)
 
     monkeypatch.setattr(Search, "measure", elsewhere)
     worker = threading.Thread(
         target=tuning._work_on, args=(search, study, tuning._Screen(search, [])), daemon=True
     )
-    with checkpoint.turn(search.folder / tuning.STUDY):
+    with files.turn(search.folder / tuning.STUDY):
         worker.start()
         worker.join(0.5)
         assert worker.is_alive()

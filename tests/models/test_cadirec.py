@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_simdiff.config import Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.diffusion.denoisers import sinusoid
-from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.losses import nt_xent
 from recbole_simdiff.models.cadirec import OPTIONS, CaDiRec, DiffCLRec, Noised
-from recbole_simdiff.transformer import PackedTransformer, RelativeTransformer, TokenLayout
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import nt_xent
+from recbole_simdiff.modules.transformer import PackedTransformer, RelativeTransformer, TokenLayout
 from tests.conftest import write_inter
 
 MAX_LENGTH = 6

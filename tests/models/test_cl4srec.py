@@ -13,12 +13,12 @@ from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import SASRec
 from torch import Tensor
 
-from recbole_simdiff.encoder import EncoderRecommender
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.losses import nt_xent
 from recbole_simdiff.models import cl4srec
 from recbole_simdiff.models.cl4srec import CL4SRec
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import nt_xent
+from recbole_simdiff.modules.transformer import TokenLayout
 
 N_ITEMS = 13  # ids 1..12, 0 is padding, 13 the mask token
 SEQ = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0], [8, 2, 9, 0, 0, 0]])

@@ -15,16 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_simdiff import checkpoint, load
-from recbole_simdiff.config import Config, properties_dir, read_yaml
-from recbole_simdiff.data import create_dataset, create_loaders
+from recbole_simdiff.checkpoint import BEST, load_model_state
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.layers import properties_dir, read_yaml
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.diffusion import samplers
 from recbole_simdiff.diffusion.process import AffineProcess
-from recbole_simdiff.encoder import PSEUDO_LENGTH
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.dreamrec import OPTIONS, SCHEDULES, DreamRec
-from recbole_simdiff.run import run
-from recbole_simdiff.trainer import BEST, PlanTrainer, load_model_state
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.batch import PSEUDO_LENGTH
+from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.runs.run import run
+from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 
 MAX_LENGTH = 6

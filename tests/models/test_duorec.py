@@ -17,12 +17,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_simdiff.config import Config
-from recbole_simdiff.encoder import PSEUDO_LENGTH, ROW_NUMBER, EncoderRecommender
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.losses import nt_xent
 from recbole_simdiff.models.duorec import DuoRec, SameTargetIndex
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER
+from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.losses import nt_xent
+from recbole_simdiff.modules.transformer import TokenLayout
 
 N_ITEMS = 13  # ids 1..12, 0 is padding
 SEQ = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0], [8, 2, 9, 0, 0, 0]])

@@ -14,12 +14,12 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_simdiff.config import Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.losses import info_nce
 from recbole_simdiff.models.eclsr import ALL_TERMS, ECLSR, WITHOUT_DISCRIMINATOR
-from recbole_simdiff.trainer import PlanTrainer
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.losses import info_nce
+from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.training.trainer import PlanTrainer
 
 MAX_LENGTH = 6
 SEQ = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0], [8, 2, 9, 0, 0, 0]])

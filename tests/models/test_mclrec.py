@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_simdiff import checkpoint
-from recbole_simdiff.config import Config
+from recbole_simdiff.checkpoint import LAST
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.losses import nt_xent
+from recbole_simdiff.evaluation.protocols import REMOVED
 from recbole_simdiff.models.mclrec import MCLRec, regularizer_of
 from recbole_simdiff.models.simdiffrec import SimDiffRec
-from recbole_simdiff.trainer import LAST, REMOVED, PlanTrainer
+from recbole_simdiff.modules.losses import nt_xent
+from recbole_simdiff.training.trainer import PlanTrainer
 
 MAX_LENGTH = 6
 SEQ = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0], [8, 2, 9, 0, 0, 0]])

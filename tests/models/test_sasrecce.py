@@ -9,7 +9,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import SASRec
 
 from recbole_simdiff.models.sasrecce import SASRecCE
-from recbole_simdiff.trainer import PlanTrainer
+from recbole_simdiff.training.trainer import PlanTrainer
 
 WITHOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 

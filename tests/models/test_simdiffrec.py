@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_simdiff.config import Config
-from recbole_simdiff.data import create_dataset, create_loaders
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, SinusoidalTime
 from recbole_simdiff.diffusion.schedules import FAMILIES
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.losses import info_nce
+from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
 from recbole_simdiff.models.simdiffrec import OPTIONS, SimDiffRec, Views
-from recbole_simdiff.trainer import KEPT, REMOVED, PlanTrainer
-from recbole_simdiff.transformer import TokenLayout
+from recbole_simdiff.modules.losses import info_nce
+from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.training.trainer import PlanTrainer
 
 MAX_LENGTH = 6
 SEQ = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0], [8, 2, 9, 0, 0, 0]])

@@ -1,0 +1,334 @@
+"""The commands on experiments: benchmark, ablate, sweep, plot, analyze."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recbole_simdiff.config.layers import parse_value, read_yaml
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.evaluation.protocols import kept
+from recbole_simdiff.experiments import analysis, execute, plots, report, spec
+from recbole_simdiff.experiments.embeddings import sequences
+from recbole_simdiff.experiments.results import Cell, Measured, measured
+from recbole_simdiff.experiments.tables import as_csv, plain
+from recbole_simdiff.runs.identity import ELSEWHERE_KEYS, short_key
+from recbole_simdiff.runs.result import RESULT, read_result
+
+COMMANDS = {
+    "benchmark": "models x data sets x seeds: a table with significance tests",
+    "ablate": "a model with and without its parts: a table with significance tests",
+    "sweep": "a metric over the values of a setting: curves and a table",
+    "plot": "figures of runs, from their records",
+    "analyze": "metrics by history length and target popularity; quality of augmented views",
+}
+
+KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "sweep": ("sweep",)}
+
+READERS = {"plot", "analyze"}  # which train nothing
+
+OTHERS = {"benchmark": "--models"} | dict.fromkeys(READERS, "--models or --runs")  # than a NAME
+
+ANALYSES = (*analysis.GROUPS, "views")
+
+DATASET = "ml-100k"  # of a benchmark without a file
+
+LONGEST_NAME = 80  # of files about single runs
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the parsers of these commands to those of the command line."""
+    for name, text in COMMANDS.items():
+        given = "[NAME]" if name in OTHERS else "NAME"
+        other = f"; or give {OTHERS[name]}" if name in OTHERS else ""
+        ends = (
+            "Nothing is trained."
+            if name in READERS
+            else "The same command continues what was interrupted, repeats what failed, and trains "
+            "nothing twice."
+        )
+        parser = commands.add_parser(
+            name,
+            help=text,
+            usage=f"%(prog)s {given} [options] [--key=value ...]",
+            description=f"{text[0].upper()}{text[1:]}. An experiment is a file under "
+            "properties/experiment/, named without .yaml, or any .yaml file; other --key=value "
+            "override the settings of all its runs. Each run leaves a line in "
+            f"<output>/<experiment>/runs.jsonl, which tables and figures are made of. {ends}",
+        )
+        parser.add_argument("--experiment", metavar="NAME", help=f"name or .yaml file{other}")
+        for option, metavar, text in (
+            ("--models", "A,B", "only these rows"),
+            ("--datasets", "D,D", "in place of the experiment's"),
+            ("--seeds", "N,N", "in place of the experiment's"),
+        ):
+            parser.add_argument(option, type=_words, default=(), metavar=metavar, help=text)
+        parser.add_argument(
+            "--config_files",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="FILE",
+            help="YAML files of settings for all runs, later ones win, --key=value above all",
+        )
+        parser.add_argument("--output", default="results", metavar="DIR", help="default results")
+        if name in READERS:
+            parser.add_argument(
+                "--runs", type=_words, default=(), metavar="RUN,RUN", help="run folders"
+            )
+        if name == "plot":
+            parser.add_argument(
+                "--figures", type=_words, default=(), metavar="F,F", help=",".join(spec.FIGURES)
+            )
+        elif name == "analyze":
+            parser.add_argument(
+                "--by",
+                type=_words,
+                default=tuple(analysis.GROUPS),
+                metavar="A,B",
+                help=f"{','.join(ANALYSES)} (default the first two)",
+            )
+            parser.add_argument(
+                "--table", metavar="RUN", help="run whose item embeddings judge views"
+            )
+        else:
+            parser.add_argument(
+                "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default 1)"
+            )
+
+
+def name_first(arguments: Sequence[str]) -> list[str]:
+    """``ablate NAME ...`` as ``ablate --experiment NAME ...``.
+
+    As a positional argument, argparse would take an unknown ``--key=value`` with a space in it.
+    """
+    if len(arguments) > 1 and arguments[0] in COMMANDS and not arguments[1].startswith("-"):
+        return [arguments[0], "--experiment", *arguments[1:]]
+    return list(arguments)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """What stands between commas, for argparse."""
+    words = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not words:
+        raise argparse.ArgumentTypeError("names nothing; leave the option out for its default")
+    for word in words:
+        if words.count(word) > 1:
+            raise argparse.ArgumentTypeError(f"names {word} twice")
+    return words
+
+
+def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    """Run one of these commands.
+
+    Args:
+        namespace (Namespace): parsed arguments.
+        overrides (dict): other ``--key=value``.
+
+    Returns:
+        int: 0, or 1 if a run failed.
+
+    Raises:
+        UserError: for a mistake in the experiment or the arguments.
+        Interrupted: after a signal; the same command continues.
+    """
+    overrides = _of_files(namespace) | overrides
+    if namespace.command in READERS:
+        return (_plot if namespace.command == "plot" else _analyze)(namespace, overrides)
+    if namespace.jobs < 1:
+        raise UserError(f"--jobs={namespace.jobs} must be at least 1")
+    experiment = _experiment(namespace, overrides)
+    kinds = KINDS[namespace.command]
+    if experiment.kind not in kinds:
+        right = next(name for name, own in KINDS.items() if experiment.kind in own)
+        raise UserError(
+            f"{namespace.experiment} is of kind {experiment.kind}: {right} {namespace.experiment}"
+        )
+    folder = Path(namespace.output) / experiment.name
+    if experiment.kind == "statistics":
+        print(report.statistics(experiment, _of_part(namespace, overrides, experiment, folder)))
+        return 0
+    if experiment.sweep or experiment.figures:
+        plots.pyplot()  # if figures cannot be drawn, say so before days of training
+    planned = execute.plan(experiment)
+    path = folder / execute.LINES
+    execute.execute(planned, path, namespace.jobs)
+    collected = execute.collect(planned, path)
+    folder = _of_part(namespace, overrides, experiment, folder)
+    print(report.report(experiment, collected, len(planned), folder))
+    print(f"\ntables and figures: {folder}; records: {path}")
+    return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
+
+
+def _of_files(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings of ``--config_files``."""
+    found: dict[str, Any] = {}
+    for file in (part for text in namespace.config_files for part in text.split(",") if part):
+        content = read_yaml(file)
+        spec.refuse(content, file)
+        found |= content
+    return found
+
+
+def _of_part(
+    namespace: argparse.Namespace,
+    overrides: dict[str, Any],
+    experiment: spec.Experiment,
+    folder: Path,
+) -> Path:
+    """Where tables and figures go: those of a part leave the whole experiment's alone."""
+    changed = overrides.keys() - ELSEWHERE_KEYS
+    if namespace.models or namespace.datasets or namespace.seeds or changed:
+        return folder / f"part-{short_key({'spec': repr(experiment)})[:8]}"
+    return folder
+
+
+def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spec.Experiment:
+    """The experiment that the arguments name, with their rows, data sets, seeds and values."""
+    listed = [parse_value(n) for n in namespace.seeds]
+    numbers = spec.seeds(listed, "--seeds") if listed else ()
+    if namespace.experiment:
+        experiment = spec.load_experiment(namespace.experiment)
+        return spec.select(experiment, namespace.models, namespace.datasets, numbers, overrides)
+    if not namespace.models:
+        other = f", or {OTHERS[name]}" if (name := namespace.command) in OTHERS else ""
+        raise UserError(f"{name} needs the name of an experiment{other}")
+    metrics: Sequence[str] = spec.METRICS
+    if "topk" in overrides:
+        topk = overrides["topk"]
+        cutoffs = topk if isinstance(topk, list) else [topk]
+        metrics = [f"{name}@{k}" for name in ("hit", "ndcg") for k in cutoffs]
+    experiment = spec.plain_experiment(
+        namespace.models, namespace.datasets or (DATASET,), numbers or (2020,), metrics
+    )
+    return spec.select(experiment, command=overrides)
+
+
+def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    for name in namespace.by:
+        if name not in ANALYSES:
+            raise UserError(f"--by={name} is not one of {', '.join(ANALYSES)}")
+    metrics: tuple[str, ...] = spec.METRICS
+    if namespace.runs:
+        _only_runs(namespace, overrides)
+        runs = {run: [Path(run)] for run in namespace.runs}
+        stem = _stem(namespace.runs, Path(namespace.output))
+    else:
+        experiment, cells, folder = _finished(namespace, overrides)
+        metrics, stem = experiment.metrics, str(folder / experiment.name)
+        runs = {
+            f"{spec.label(cell.row, cell.swept)} on {cell.dataset}": list(one.folders.values())
+            for cell, one in cells.items()
+        }
+    table = Path(namespace.table) if namespace.table else None
+    parts: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for label, own in runs.items():
+        for name in namespace.by:
+            try:
+                found = analysis.tables(own, name, metrics, table)
+            except UserError as error:
+                if len(runs) == 1 or name != "views":
+                    raise
+                parts.append(str(error))  # other rows have views
+                continue
+            for title, groups in found.items():
+                heading = plain(f"{label}: {title}")
+                parts.append(f"**{heading}**\n\n{analysis.as_table(groups, name)}")
+                rows += [
+                    {"row": label, "table": title, "group": group, "measure": m, "value": value}
+                    for group, values in groups.items()
+                    for m, value in values.items()
+                ]
+    text, written = "\n\n".join(parts), (Path(f"{stem}-analysis.{kind}") for kind in ("md", "csv"))
+    for path, content in zip(written, (f"{text}\n", as_csv(rows)), strict=True):
+        report.write(path, content)
+    print(f"{text}\n\ntables: {stem}-analysis.md, .csv")
+    return 0
+
+
+def _stem(runs: Sequence[str], folder: Path) -> str:
+    """Where files about single runs go, named after their folders."""
+    name = "-".join(Path(run).name for run in runs)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{short_key({'runs': list(runs)})[:8]}"
+    return str(folder / name)
+
+
+def _only_runs(namespace: argparse.Namespace, overrides: dict[str, Any]) -> None:
+    """Refuse what has no meaning for single runs."""
+    for name in ("experiment", "models", "datasets", "seeds", "config_files"):
+        if getattr(namespace, name):
+            raise UserError(f"--{name} cannot be given with --runs")
+    if overrides:
+        raise UserError(f"{namespace.command} --runs does not know --{next(iter(overrides))}")
+
+
+def _finished(
+    namespace: argparse.Namespace, overrides: dict[str, Any]
+) -> tuple[spec.Experiment, dict[Cell, Measured], Path]:
+    """An experiment, its finished runs, and the folder for what is made of them."""
+    experiment = _experiment(namespace, overrides)
+    folder = Path(namespace.output) / experiment.name
+    cells = measured(execute.finished(experiment, folder / execute.LINES))
+    return experiment, cells, _of_part(namespace, overrides, experiment, folder)
+
+
+def _plot(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    names = spec.figures(namespace.figures, "--figures")
+    if namespace.runs:
+        _only_runs(namespace, overrides)
+        written = _plot_runs([Path(run) for run in namespace.runs], names, Path(namespace.output))
+    else:
+        experiment, cells, folder = _finished(namespace, overrides)
+        experiment = spec.with_figures(experiment, names or spec.FIGURES)
+        written = report.figures(experiment, cells, folder)
+    for path in written:
+        print(path)
+    return 0
+
+
+def _plot_runs(runs: list[Path], names: tuple[str, ...], folder: Path) -> list[Path]:
+    """Figures of single runs, named after their folders.
+
+    Raises:
+        UserError: if a figure cannot show these runs together.
+    """
+    results = {str(run): read_result(run) for run in runs}
+    metrics = {run: one.config["values"]["valid_metric"] for run, one in results.items()}
+    metric = _shared("valid_metric", metrics).lower()
+    written = []
+    for name in names or ("curves", "embeddings"):
+        path = Path(f"{_stem(list(results), folder)}-{name}")
+        if name == "curves":
+            logs = {run: [json.loads((Path(run) / RESULT).read_text())["log"]] for run in results}
+            written += plots.curves(logs, metric, path)
+        elif name == "cost":
+            points = {}
+            for run, one in results.items():
+                if not one.test:
+                    raise UserError(f"{run} was not tested")
+                points[run] = [(report.seconds(asdict(one)), kept(one.test)[metric])]
+            protocol = _shared("protocol", {run: next(iter(r.test)) for run, r in results.items()})
+            written += plots.cost(points, f"{metric}, {protocol}", path)
+        else:
+            _shared("dataset", {run: one.config["dataset"] for run, one in results.items()})
+            tables = {run: sequences(Path(run)) for run in results}
+            users = next(iter(tables.values())).sample(report.USERS, seed=0)
+            written += plots.embeddings(tables, users, path)
+    return written
+
+
+def _shared(key: str, values: Mapping[str, str]) -> str:
+    """The one value that all runs have.
+
+    Raises:
+        UserError: if they differ.
+    """
+    (run, value), *others = values.items()
+    for other, its in others:
+        if its != value:
+            raise UserError(f"{run} has {key}={value}, {other} has {its}: plot them apart")
+    return value

@@ -1,0 +1,1 @@
+"""Configuration: layers of files and values, and their checks."""

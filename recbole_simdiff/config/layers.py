@@ -1,0 +1,204 @@
+"""Values and files that a configuration is made of, read as plain YAML."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from recbole_simdiff.errors import UserError
+
+_SEPARATORS = ("field_separator", "seq_separator")
+
+# Of a YAML text: how deep its lists may lie in each other, and how many values it may stand for
+# once its aliases are written out.
+_DEEPEST, _MOST_VALUES = 50, 100_000
+
+
+# libyaml's parser is eight times faster; it is part of PyYAML's wheels.
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML that reads 1e-3 as a float and dates as text, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _whole_number(loader: Any, node: yaml.ScalarNode) -> int | str:
+    """A whole number; one of more digits than Python prints stays text."""
+    try:
+        value: int = loader.construct_yaml_int(node)
+    except ValueError:
+        return str(node.value)
+    return value if abs(value) < 2**1024 else str(node.value)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def properties_dir() -> Path:
+    """The folder of our YAML files: inside the installed package, or beside it in a checkout.
+
+    Raises:
+        UserError: naming both places, if neither exists.
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = [package / "properties", package.parent / "properties"]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(f"properties/ is missing; looked in {places[0]} and {places[1]}")
+
+
+def _check_size(text: str) -> None:
+    """Refuse YAML that a few lines make endless, before anything is built of it.
+
+    Raises:
+        UserError: if lists lie too deep in each other, or aliases stand for too many values.
+        YAMLError: if it is not YAML.
+    """
+    sizes: dict[str, int] = {}  # anchor -> values that it stands for
+    depth = total = 0
+    begun: list[tuple[str | None, int]] = []  # anchor of each open list, values before it
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            # Within itself an alias has no end.
+            total += sizes.get(str(event.anchor), _MOST_VALUES + 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, total))
+            depth, total = max(depth, len(begun)), total + 1
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            if anchor:
+                sizes[anchor] = total - before
+        if depth > _DEEPEST:
+            raise UserError(f"more than {_DEEPEST} lists lie in each other")
+        if total > _MOST_VALUES:
+            raise UserError(f"with its aliases it stands for more than {_MOST_VALUES:,} values")
+
+
+def _load(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        UserError: see ``_check_size``.
+        YAMLError: if it is not YAML.
+    """
+    _check_size(text)
+    return yaml.load(text, Loader=_Loader)
+
+
+def parse_value(text: str) -> Any:
+    """A value typed by a user, read as YAML and never evaluated; text that is not YAML stays text.
+
+    ``1e-3``, ``true``, ``None``, ``[5,10]`` and ``{a: 1}`` mean what they look like.
+
+    Raises:
+        UserError: if the text stands for more values than any setting has.
+    """
+    if text == "None":
+        return None
+    try:
+        return _load(text)
+    except UserError as error:
+        raise UserError(f"{text} cannot be used: {error}") from None
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _typed_separator(text: str) -> Any:
+    """A separator as it was typed; in quotes, as YAML reads it."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return parse_value(text) if quoted or text == "None" else text
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """``--key=value`` and ``--key value`` arguments as a dictionary of parsed values.
+
+    Raises:
+        UserError: for an argument that is neither, an empty value, or a key given twice with
+            different values.
+    """
+    result: dict[str, Any] = {}
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key:
+            raise UserError(f"{argument!r} is not of the form --key=value")
+        if not equals:
+            if not pending or pending[0].startswith("--"):
+                raise UserError(f"--{key} needs a value: --{key}=value")
+            text = pending.pop(0)
+        if not text:
+            raise UserError(f"--{key}= is empty; give a value, or {key}=None for none")
+        try:
+            value = _typed_separator(text) if key in _SEPARATORS else parse_value(text)
+        except UserError as error:
+            raise UserError(f"--{key}: {error}") from None
+        if key in result and result[key] != value:
+            raise UserError(f"--{key} is given twice: {result[key]!r} and {value!r}")
+        result[key] = value
+    return result
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a dictionary.
+
+    Raises:
+        UserError: if the file is missing, is not YAML, or does not hold keys and values.
+    """
+    try:
+        content = _load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not a YAML file: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{path} must hold 'key: value' lines; the key {key!r} is not a name")
+    return content
+
+
+def preset_files(names: Sequence[str]) -> dict[str, Path]:
+    """Preset -> its file, for a model and the models it derives from.
+
+    Args:
+        names (Sequence): of the models; where two have a preset of that name, the later wins.
+    """
+    folders = [properties_dir() / "preset" / name for name in names]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python code as YAML would give it: no NumPy numbers, tuples or paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return value

@@ -1,0 +1,201 @@
+"""What each key may be, by type and range, for every model: this package's and RecBole's.
+
+Types of most values are those of the defaults, which ``Config`` compares. Here is what a default
+does not tell: ranges, sizes that no machine has, and the form of lists and mappings. What concerns
+several keys of one model is left to the model's ``check_config``.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from recbole_simdiff.errors import UserError
+
+MOST = 2**31 - 1  # of any whole number that is not bounded below
+
+LAYERS, WIDTH, STEPS = 1_000, 2**20, 1_000_000
+
+
+class Rule(NamedTuple):
+    """A test of a value and, for the message, what the value must do."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(least: int, most: int = MOST) -> Rule:
+    return Rule(
+        lambda value: is_number(value) and least <= value <= most,
+        f"be at least {least}, at most {most:,}",
+    )
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _numbers(value: Any, test: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(test, value))
+
+
+def _mapping(value: Any, test: Callable[[Any], bool]) -> bool:
+    """Whether it maps names to what passes the test."""
+    return isinstance(value, dict) and all(_text(k) and test(v) for k, v in value.items())
+
+
+def _or_none(rule: Rule) -> Rule:
+    return Rule(lambda value: value is None or rule.holds(value), f"{rule.wanted}, or None")
+
+
+def _buckets(value: Any) -> bool:
+    """One entry of ``discretization``."""
+    if not isinstance(value, dict) or not value.keys() <= {"method", "bucket"}:
+        return False
+    equal = value.get("method") == "ED" and _whole(1, WIDTH).holds(value.get("bucket"))
+    return equal or value.get("method") == "LD"
+
+
+_positive = Rule(lambda value: is_number(value) and value > 0, "be positive")
+
+_from_0 = Rule(lambda value: is_number(value) and value >= 0, "be at least 0")
+
+_share = Rule(lambda value: is_number(value) and 0 <= value <= 1, "lie in [0, 1]")
+
+_part = Rule(lambda value: is_number(value) and 0 < value <= 1, "lie in (0, 1]")
+
+_a_name = Rule(_text, "be text, and not empty")
+
+_a_label = Rule(
+    lambda value: _text(value) or is_number(value), "be text or a number, and not empty"
+)
+
+_a_list = Rule(_names, "be a list of names, such as [a, b]")
+
+_a_flag = Rule(lambda value: isinstance(value, bool), "be true or false")
+
+_columns = Rule(
+    lambda value: _mapping(value, lambda names: names == "*" or _names(names)),
+    "be like {inter: [user_id, item_id]}",
+)
+
+_weights = Rule(
+    lambda value: _from_0.holds(value) or (_numbers(value, _from_0.holds) and len(value) == 2),
+    "be at least 0, or a list of two such numbers",
+)
+
+
+def _table(groups: Iterable[tuple[Rule, str]]) -> dict[str, Rule]:
+    return {key: rule for rule, keys in groups for key in keys.split()}
+
+
+RULES: dict[str, Rule] = _table(
+    [
+        # ---- training and evaluation
+        (_whole(1), "epochs train_batch_size eval_batch_size eval_step stopping_step"),
+        (_whole(0), "show_users worker older_windows pretrain_epochs stopping_updates"),
+        (_whole(0, 2**32 - 1), "seed"),
+        (_whole(0, 15), "metric_decimal_place"),
+        (_positive, "learning_rate tau tau_ratio temperature loss_memory_mb"),
+        (_from_0, "weight_decay"),
+        (_part, "train_fraction"),
+        # ---- columns and files
+        (_a_name, "data_path checkpoint_dir valid_metric"),
+        (_a_label, "wandb_project mlflow_experiment"),
+        (_a_name, "USER_ID_FIELD ITEM_ID_FIELD LABEL_FIELD ITEM_LIST_LENGTH_FIELD item_attribute"),
+        (_a_name, "LIST_SUFFIX NEG_PREFIX seq_separator"),
+        (_or_none(_a_name), "TIME_FIELD encoding item_title_field"),
+        (_or_none(_a_list), "alias_of_user_id alias_of_item_id normalize_field"),
+        (_or_none(_a_list), "additional_feat_suffix benchmark_filename"),
+        (_a_list, "numerical_features selected_features"),
+        (_or_none(_a_flag), "normalize_all"),
+        (_or_none(_columns), "load_col unload_col unused_col"),
+        (
+            _or_none(Rule(lambda v: _mapping(v, _whole(1).holds), "be like {column: 10}")),
+            "seq_len",
+        ),
+        (
+            _or_none(Rule(lambda v: _mapping(v, _text), "be like {column of ids: column}")),
+            "preload_weight",
+        ),
+        (
+            _or_none(
+                Rule(
+                    lambda v: (
+                        _mapping(v, is_number) and len(v) == 1 and not math.isnan(*v.values())
+                    ),
+                    "be like {rating: 3}, with one column and a number",
+                )
+            ),
+            "threshold",
+        ),
+        (
+            _or_none(
+                Rule(
+                    lambda v: _mapping(v, _buckets),
+                    "be like {column: {method: ED, bucket: 10}} or {column: {method: LD}}",
+                )
+            ),
+            "discretization",
+        ),
+        # ---- sizes of models
+        (_whole(1, STEPS), "MAX_ITEM_LIST_LENGTH diffusion_steps diffuasr_diffusion_steps"),
+        (_whole(1, LAYERS), "n_layers num_layers block_num denoiser_layers sunet_res_blocks"),
+        (_whole(0, LAYERS), "step n_facet n_facet_context n_facet_reranker n_facet_emb"),
+        (_whole(1, LAYERS), "n_facet_all n_facet_hidden"),
+        (_whole(-LAYERS, 0), "n_facet_window n_facet_MLP"),
+        (_whole(0, 1), "context_norm use_proj_bias post_remove_context"),
+        (_whole(1), "reranker_CAN_NUM"),
+        (_whole(1, 10_000), "n_samples sampling_seeds"),
+        (_whole(1, WIDTH), "hidden_size embedding_size inner_size denoiser_inner n_pseudo"),
+        (_whole(1, WIDTH), "n_heads denoiser_heads sunet_base_channels sunet_groups"),
+        (_whole(1, WIDTH), "nv nh kernel_size interest_size prototype_size k_interests"),
+        (_whole(1, WIDTH), "high_order order_len short_item_length topk_factor"),
+        (
+            Rule(
+                lambda v: _numbers(v, lambda n: type(n) is int and 1 <= n <= WIDTH),
+                f"be a list of whole numbers of at least 1, at most {WIDTH:,}",
+            ),
+            "mlp_hidden_size dilations",
+        ),
+        # ---- shares and weights in RecBole's models
+        (_share, "hidden_dropout_prob attn_dropout_prob dropout_prob sess_dropout item_dropout"),
+        (_share, "mask_ratio ft_ratio spatial_ratio weight"),
+        (_part, "global_ratio"),
+        (
+            Rule(
+                lambda v: _numbers(v, _share.holds) and len(v) == 2,
+                "be a list of two numbers in [0, 1]",
+            ),
+            "dropout_probs",
+        ),
+        (_from_0, "initializer_range layer_norm_eps reg_loss_ratio lmd lmd_sem"),
+        (_from_0, "aap_weight mip_weight map_weight sp_weight"),
+        (_or_none(_weights), "reg_weight"),
+    ]
+)
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Refuse what no model can use.
+
+    Args:
+        values (Mapping): every key of a configuration.
+
+    Raises:
+        UserError: naming the key, its value and what is allowed.
+    """
+    for key, value in values.items():
+        rule = RULES.get(key)
+        if rule is not None and not rule.holds(value):
+            raise UserError(f"{key}={value!r} must {rule.wanted}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} must be finite")

@@ -1,0 +1,1 @@
+"""Data sets, loaders, and raw files on their way to them."""

@@ -1,0 +1,1 @@
+"""DiffuASR's generator and its comparators."""

@@ -1,0 +1,1 @@
+"""Bricks that models are built of: torch and RecBole's layers only."""

@@ -1,0 +1,240 @@
+"""The SASRec encoder that the models stand on: item table, positions, causal Transformer, scoring.
+
+With no auxiliary loss an ``EncoderRecommender`` is RecBole's SASRec: same modules, same names, same
+initial weights from the same seed, same scores.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import Tensor, nn
+
+from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.modules.batch import PSEUDO_LENGTH
+from recbole_simdiff.modules.losses import full_softmax_loss, sampled_bce_loss
+from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
+
+
+class EncoderRecommender(SequentialRecommender):
+    """SASRec's encoder, scoring and next-item loss (SimDiffRec Sec. 3.2, Eq. 1-3).
+
+    Args:
+        config (Config): resolved configuration.
+        dataset (Dataset): the training dataset; its number of items and, where it has them, its
+            ``targets_per_batch`` and ``tokens_per_batch`` are read.
+
+    Attributes:
+        n_extra_tokens (int): rows of ``item_embedding`` after the items', such as a mask token; ids
+            n_items, n_items + 1, ... They are never scored.
+        data_parallel (bool): the loss of part of a batch's rows is a share of the batch's loss, see
+            ``distributed``; several processes train only models that say so.
+    """
+
+    n_extra_tokens = 0
+    data_parallel = False
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.hidden_size: int = config["hidden_size"]
+        self.layer_norm_eps: float = config["layer_norm_eps"]
+        self.initializer_range: float = config["initializer_range"]
+        self.loss_memory_mb: float = config["loss_memory_mb"]
+        # Per-token losses are sums over this constant, so that every target of an epoch weighs the
+        # same whichever batch of similar lengths it falls in.
+        self.targets_per_batch: float | None = getattr(dataset, "targets_per_batch", None)
+        self.tokens_per_batch: float | None = getattr(dataset, "tokens_per_batch", None)
+        self.last_target_only: bool = config["train_sampling"] == "prefix_last"
+        self.sr_loss: str = config["sr_loss"]
+        self.mask_pad_in_softmax: bool = config["mask_pad_in_softmax"]
+        self.dropout_prob: float = config["hidden_dropout_prob"]
+
+        n_tokens = self.n_items + self.n_extra_tokens
+        self.item_embedding = nn.Embedding(n_tokens, self.hidden_size, padding_idx=0)
+        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
+        self.trm_encoder = self.transformer(config, config["n_layers"], config["n_heads"])
+        self.LayerNorm = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
+        self.dropout = nn.Dropout(self.dropout_prob)
+        self.apply(self.init_weights)
+
+    @staticmethod
+    def check_config(config: Any) -> None:
+        """Refuse sizes that no encoder can have.
+
+        Raises:
+            UserError: naming the key, its value and what is allowed.
+        """
+        if config["loss_type"] != "CE":
+            raise UserError(
+                f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss"
+            )
+        require_choice(config, {"sr_loss": ("CE", "BCE")})
+        require_at_least(
+            config, dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size"), 1)
+        )
+        if config["hidden_size"] % config["n_heads"]:
+            raise UserError(
+                f"hidden_size={config['hidden_size']} must be a multiple of "
+                f"n_heads={config['n_heads']}"
+            )
+        for key in ("hidden_dropout_prob", "attn_dropout_prob"):
+            if not 0 <= config[key] < 1:
+                raise UserError(f"{key}={config[key]} must lie in [0, 1)")
+        require_positive(config, "loss_memory_mb")
+
+    @staticmethod
+    def expected_per_batch(
+        config: Any, dataset: Any, per_row: Callable[[Tensor], Tensor]
+    ) -> float | None:
+        """How many tokens of a full training batch are chosen; None for a data set without rows.
+
+        Args:
+            config (Config): says how large a batch is.
+            dataset (Dataset): the training dataset.
+            per_row (Callable): row lengths -> tokens expected to be chosen of each row, [n] -> [n].
+        """
+        rows = getattr(dataset, "inter_feat", None)
+        if rows is None:
+            return None
+        chosen = per_row(rows[dataset.item_list_length_field].double()).mean().item()
+        return max(min(config["train_batch_size"], len(rows)) * chosen, 1.0)
+
+    @staticmethod
+    def transformer(config: Any, n_layers: int, n_heads: int) -> PackedTransformer:
+        """A Transformer of the configured width, inner size, dropout and activation."""
+        return PackedTransformer(
+            n_layers=n_layers,
+            n_heads=n_heads,
+            hidden_size=config["hidden_size"],
+            inner_size=config["inner_size"],
+            hidden_dropout_prob=config["hidden_dropout_prob"],
+            attn_dropout_prob=config["attn_dropout_prob"],
+            hidden_act=config["hidden_act"],
+            layer_norm_eps=config["layer_norm_eps"],
+        )
+
+    def init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for linear layers and embeddings, as RecBole's SASRec."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.normal_(mean=0.0, std=self.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            module.bias.data.zero_()
+            module.weight.data.fill_(1.0)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.data.zero_()
+
+    @property
+    def item_table(self) -> Tensor:
+        """Embeddings of padding and all items, without extra tokens, [n_items, H]."""
+        weight = self.item_embedding.weight
+        return weight[: self.n_items] if self.n_extra_tokens else weight
+
+    def encode(self, item_seq: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
+        """Hidden states H of the tokens, or h = H[item_seq_len - 1] of each row (Eq. 1).
+
+        Args:
+            item_seq (LongTensor): items, right-padded with 0, [B, L].
+            layout (TokenLayout): layout of ``item_seq``.
+            last_only (bool): only the state of each row's newest item.
+
+        Returns:
+            Tensor: [n, H], or [B, H] with ``last_only``.
+        """
+        hidden = self.item_embedding(layout.pack(item_seq))
+        hidden = hidden + self.position_embedding(layout.position)
+        hidden = self.dropout(self.LayerNorm(hidden))
+        return self.trm_encoder(hidden, layout, causal=True, last_only=last_only)
+
+    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+        """State of each sequence, [B, L], [B] -> [B, H]."""
+        layout = TokenLayout(item_seq_len, item_seq.shape[1])
+        return self.encode(item_seq, layout, last_only=True)
+
+    def labels(self, item_seq: Tensor, layout: TokenLayout, pos_items: Tensor) -> Tensor:
+        """Next item of every token, [n]: s[i + 1], and the target at the newest position.
+
+        That of padding is padding, and of a row's last cell its first item.
+
+        Args:
+            item_seq (LongTensor): items, [B, L].
+            layout (TokenLayout): layout of ``item_seq``.
+            pos_items (LongTensor): target of each row, [B].
+
+        Returns:
+            LongTensor: labels of the packed tokens, [n].
+        """
+        label = layout.pack(item_seq.roll(-1, 1))
+        label[layout.last] = pos_items
+        return label
+
+    # ------------------------------------------------------------------ next-item loss, Eq. 2-3
+
+    def recommendation_loss(
+        self, hidden: Tensor, layout: TokenLayout, interaction: Interaction
+    ) -> Tensor:
+        """L_sr over the expected number of targets in a batch.
+
+        Args:
+            hidden (Tensor): states of all tokens [n, H], or of the newest ones [B, H] when only the
+                last target counts (``train_sampling: prefix_last``).
+            layout (TokenLayout): layout of the batch.
+            interaction (Interaction): the batch. Positions whose next item was invented by an
+                augmenter, or is the first real one after those, are no targets.
+
+        Returns:
+            Tensor: scalar.
+        """
+        item_seq, pos_items = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
+        row: Tensor | None = None
+        if self.last_target_only:
+            label = pos_items
+        else:
+            label, row = self.labels(item_seq, layout, pos_items), layout.row
+            if PSEUDO_LENGTH in interaction:
+                real = layout.position >= interaction[PSEUDO_LENGTH][row]
+                hidden, label, row = hidden[real], label[real], row[real]
+        table = self.item_table
+        if self.sr_loss == "BCE":
+            negative = self.sample_negatives(item_seq, pos_items, row)
+            total = sampled_bce_loss(hidden, table, label, negative)
+        elif self.mask_pad_in_softmax:
+            total = full_softmax_loss(hidden, table[1:], label - 1, self.loss_memory_mb)
+        else:  # Code, and RecBole's SASRec: the padding row is a class of the softmax
+            total = full_softmax_loss(hidden, table, label, self.loss_memory_mb)
+        return total / (self.targets_per_batch or len(label))
+
+    def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
+        """Uniform items of 1..V outside the row's history and target (Eq. 3).
+
+        There must be one: ``data.create_loaders`` refuses training rows that hold all items.
+
+        Args:
+            item_seq (LongTensor): items, [B, L].
+            pos_items (LongTensor): target of each row, [B].
+            row (LongTensor | None): row of each token, [n]; None for one negative a row.
+
+        Returns:
+            LongTensor: negatives, [n] or [B].
+        """
+        seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)
+        seen = seen if row is None else seen[row]
+        negative = torch.randint(1, self.n_items, (len(seen),), device=seen.device)
+        while True:
+            clash = (seen == negative.unsqueeze(1)).any(1).nonzero().squeeze(1)
+            if len(clash) == 0:
+                return negative
+            negative[clash] = torch.randint(1, self.n_items, (len(clash),), device=seen.device)
+
+    # ------------------------------------------------------------------ scoring
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score of each row's target item, [B]."""
+        state = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return (state * self.item_embedding(interaction[self.ITEM_ID])).sum(-1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores h . E_j of all items, [B, n_items] (Eq. 2)."""
+        state = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return state @ self.item_table.t()

@@ -1,0 +1,63 @@
+"""Pairs of first items and what follows them: training data of the generator."""
+
+import torch
+from torch import Tensor
+
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.models.diffuasr.generator import LEAST_CONDITION, training_pairs
+
+HELD_OUT = 20  # one user in so many is held out to choose the generator's best epoch
+
+Pairs = tuple[Tensor, Tensor]  # targets [P, M] and conditions [P, L] of the generator
+
+
+def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, Pairs]:
+    """What the generator learns from, and what is held out to choose its best epoch.
+
+    Held out is one user in 20 and not one pair: with ``diffuasr_windows: all`` a user has several.
+
+    Args:
+        config (Config): of ``--model=DiffuASR``.
+        items (LongTensor): training items of all users, [n].
+        ends (LongTensor): where each user's end, [users].
+
+    Returns:
+        tuple: pairs to train on, and pairs held out (none with ``diffuasr_monitor: train_loss``).
+
+    Raises:
+        UserError: if fewer than two users have a history long enough.
+    """
+    able = _long_enough(config, ends)
+    generator = torch.Generator().manual_seed(config["seed"])
+    able = able[torch.randperm(len(able), generator=generator)]
+    n_held = len(able) // HELD_OUT if config["diffuasr_monitor"] == "heldout" else 0
+    return (
+        _pairs_of(able[n_held:].sort().values, items, ends, config),
+        _pairs_of(able[:n_held].sort().values, items, ends, config),
+    )
+
+
+def _long_enough(config: Config, ends: Tensor) -> Tensor:
+    """Users whose training items make a pair."""
+    needed = config["n_pseudo"] + LEAST_CONDITION
+    lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+    able = (lengths >= needed).nonzero().squeeze(1)
+    if len(able) < 2:
+        raise UserError(
+            f"n_pseudo={config['n_pseudo']}: {len(able)} users have the {needed} training items it "
+            f"takes to learn from (the longest history has {int(lengths.max())}); choose a smaller "
+            "n_pseudo"
+        )
+    return able
+
+
+def _pairs_of(users: Tensor, items: Tensor, ends: Tensor, config: Config) -> Pairs:
+    lengths = torch.diff(ends, prepend=ends.new_zeros(1))[users]
+    own_ends = lengths.cumsum(0)
+    owner = torch.repeat_interleave(torch.arange(len(users)), lengths)
+    place = torch.arange(len(owner)) - (own_ends - lengths)[owner]
+    own = items[(ends[users] - lengths)[owner] + place]
+    longest, windows = config["MAX_ITEM_LIST_LENGTH"], config["diffuasr_windows"]
+    target, condition = training_pairs(own, own_ends, config["n_pseudo"], longest, windows)
+    return target.to(config["device"]), condition.to(config["device"])

@@ -1,0 +1,1 @@
+"""One training and its test: its identity, its record and its return from disk."""

@@ -1,0 +1,85 @@
+"""Data set, loaders and model of a configuration, and the evaluation of its splits."""
+
+import statistics
+from typing import Any, NamedTuple
+
+from recbole.utils import init_seed
+from torch import Tensor
+
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.dataset import FlatDataset, create_dataset
+from recbole_simdiff.data.loaders import create_loaders
+from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, Metrics
+from recbole_simdiff.models.registry import build_model
+from recbole_simdiff.training.trainer import PlanTrainer
+
+PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
+
+
+def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, Any, Any, Any, Any]:
+    """Data set, training, validation and test loader, and the model on its device, all seeded.
+
+    Args:
+        config (Config): resolved configuration.
+        pseudo (LongTensor | None): invented items of each user, [users, M].
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    pseudo = None if pseudo is None else pseudo.long()
+    with config.naming_origins(), telling_memory(config):
+        dataset = create_dataset(config)
+        train_data, valid_data, test_data = create_loaders(config, dataset, pseudo)
+        n_items = dataset.item_num - 1
+        if max(config["topk"]) > n_items:
+            raise UserError(f"topk={config['topk']} exceeds the {n_items} items there are")
+        init_seed(config["seed"], config["reproducibility"])
+        model = build_model(config, train_data._dataset).to(config["device"])
+    return dataset, train_data, valid_data, test_data, model
+
+
+class Found(NamedTuple):
+    """Metrics of a trained model; see ``RunResult`` and ``Evaluation`` for the fields."""
+
+    splits: dict[str, dict[str, Metrics]]
+    by_length: dict[str, Metrics]
+    sampling: dict[str, Any]
+    rankings: dict[Any, Tensor]
+
+
+def evaluate_splits(trainer: PlanTrainer, valid_data: Any, test_data: Any) -> Found:
+    """Both splits under both protocols, and test by input length and over sampling seeds."""
+    config, splits = trainer.config, {}
+    by_length: dict[str, Metrics] = {}
+    rankings: dict[Any, Tensor] = {}
+    sampling: dict[str, Any] = {}
+    show = config["show_progress"]
+    if valid_data:
+        splits["valid"] = trainer.evaluate_protocols(valid_data, PROTOCOLS, show)
+    if test_data:
+        splits["test"], by_length, rankings = trainer.evaluate_in_detail(
+            test_data, config["length_groups"], show
+        )
+        draws = hasattr(trainer.model, "sampling_seed") and getattr(
+            trainer.model, "sample_noise", True
+        )
+        if draws and config["sampling_seeds"] > 1:
+            sampling = _over_sampling_seeds(trainer, test_data, splits["test"][KEPT])
+    return Found(splits, by_length, sampling, rankings)
+
+
+def _over_sampling_seeds(trainer: PlanTrainer, test_data: Any, first: Metrics) -> dict[str, Any]:
+    """Mean and standard deviation of the test metrics over the model's sampling seeds."""
+    model, config = trainer.model, trainer.config
+    own, found = model.sampling_seed, [first]
+    for offset in range(1, config["sampling_seeds"]):
+        model.sampling_seed = own + offset
+        found.append(trainer.evaluate_protocols(test_data, (KEPT,), config["show_progress"])[KEPT])
+    model.sampling_seed = own
+    spread = {
+        name: {
+            "mean": statistics.mean(values[name] for values in found),
+            "std": statistics.stdev(values[name] for values in found),
+        }
+        for name in first
+    }
+    return {"seeds": [own + offset for offset in range(len(found))], **spread}

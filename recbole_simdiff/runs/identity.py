@@ -1,0 +1,124 @@
+"""What a result is named after: settings, data and code."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from recbole_simdiff.config.config import Config
+
+READERS = (  # of results
+    "experiments/",
+    "tuning/",
+    "cli/",
+    "serving/",
+    "data/prepare.py",
+    "data/raw_formats.py",
+    "training/tracking.py",
+)
+
+# What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
+RESUMABLE_KEYS = (
+    "epochs",
+    "stopping_step",
+    "stopping_updates",
+    "data_path",
+    "use_gpu",
+    "gpu_id",
+    "show_progress",
+    "show_users",
+    "log_wandb",
+    "wandb_project",
+    "log_mlflow",
+    "mlflow_experiment",
+)
+
+EVALUATION_KEYS = (
+    "data_path",
+    "use_gpu",
+    "gpu_id",
+    "show_progress",
+    "eval_batch_size",
+    "metrics",
+    "topk",
+    "tail_ratio",
+    "valid_metric",
+    "length_groups",
+    "save_rankings",
+)
+
+# Keys that change where a run happens or what is shown, not what it computes.
+ELSEWHERE_KEYS = {
+    "data_path",
+    "use_gpu",
+    "gpu_id",
+    "show_progress",
+    "eval_batch_size",
+    "checkpoint_dir",
+    "augmentation_cache",
+    "show_users",
+    "save_rankings",
+    "state",
+    "metric_decimal_place",
+    "item_title_field",
+    "worker",
+    "log_wandb",
+    "wandb_project",
+    "log_mlflow",
+    "mlflow_experiment",
+}
+
+
+def fingerprint(config: Config, data: str) -> str:
+    """A short name of a run's result: of all settings that shape it, the data and the code.
+
+    Args:
+        config (Config): resolved configuration.
+        data (str): checksum of the data.
+    """
+    plain = config.plain()
+    values = {k: v for k, v in plain["values"].items() if k not in ELSEWHERE_KEYS}
+    return short_key(plain | {"values": values, "data": data, "code": code()})
+
+
+@cache
+def code(package: Path = Path(__file__).parents[1]) -> str:
+    """Checksum of the package's definitions, but for those that only read results.
+
+    In which file a definition stands does not count, nor do imports, docstrings, comments and
+    formatting, so that stored results outlive a change of layout.
+
+    Args:
+        package (Path): folder of the source.
+    """
+    found: list[str] = []
+    for path in package.rglob("*.py"):
+        if not path.relative_to(package).as_posix().startswith(READERS):
+            found += filter(None, map(outline, ast.parse(path.read_text()).body))
+    return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=8).hexdigest()
+
+
+def outline(part: Any) -> str:
+    """A syntax tree as text, the same on every version of Python; empty for imports and docstrings.
+
+    Args:
+        part (Any): an ``ast`` node, a list of them, or the value of a field.
+    """
+    if isinstance(part, list):
+        return f"[{','.join(filter(None, map(outline, part)))}]"
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    text = isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+    if text or isinstance(part, ast.Import | ast.ImportFrom):
+        return ""
+    fields = (f"{k}={outline(v)}" for k, v in ast.iter_fields(part) if v is not None and v != [])
+    return f"{type(part).__name__}({','.join(fields)})"
+
+
+def short_key(values: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that stand for a set of JSON-ready values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

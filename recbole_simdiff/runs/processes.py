@@ -1,0 +1,93 @@
+"""One run by several processes."""
+
+from typing import Any
+
+from recbole.utils import init_seed
+
+from recbole_simdiff import distributed, files
+from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.data.dataset import FlatDataset, _histories
+from recbole_simdiff.data.loaders import BucketLoader, HistoryEvalLoader
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.models.registry import plugin_models
+from recbole_simdiff.runs.identity import fingerprint
+
+
+def check_processes(config: Config, n: int) -> None:
+    """Refuse what n processes would not train as one does.
+
+    Args:
+        config (Config): resolved configuration.
+        n (int): number of processes.
+
+    Raises:
+        UserError: naming what can be trained by several, or that they outnumber a batch's rows.
+    """
+    if n < 1:
+        raise UserError(f"--nproc={n} must be at least 1")
+    if n == 1:
+        return
+    able = sorted(name for name, model in plugin_models().items() if _data_parallel(model))
+    if config.name == AUGMENTED:
+        raise UserError(
+            f"model={AUGMENTED} is trained by one process. To train on its data with several, "
+            "write them to a file with the command augment"
+        )
+    if not _data_parallel(config.model_class):
+        raise UserError(
+            f"model={config.name} is trained by one process: its loss on part of a batch is not a "
+            f"part of its loss on the batch. Several processes train {', '.join(able)}"
+        )
+    if config["train_batch_size"] < n:
+        raise UserError(
+            f"train_batch_size={config['train_batch_size']} cannot be divided among {n} processes: "
+            "each needs a row of every batch. Use fewer processes or a larger batch"
+        )
+
+
+def _data_parallel(model_class: Any) -> bool:
+    return getattr(model_class, "data_parallel", False)
+
+
+def _join_processes(
+    config: Config, dataset: FlatDataset, loaders: tuple[Any, Any, Any], model: Any
+) -> None:
+    """See that all processes start from the same, and draw numbers of their own from here on.
+
+    Raises:
+        UserError: if they differ, or rows cannot be divided among them.
+    """
+    n, number = distributed.n_processes(), distributed.rank()
+    check_processes(config, n)
+    name = fingerprint(config, files.digest(_histories(dataset)))
+    if distributed.largest(name != distributed.of_first(name)):
+        raise UserError(
+            "the processes differ in settings, data or version of this package; each host must run "
+            "the same command on the same files"
+        )
+    train, *evaluated = loaders
+    if not isinstance(train, BucketLoader):
+        raise UserError("the ready-made prefixes of benchmark_filename are read by one process")
+    if not all(isinstance(loader, HistoryEvalLoader) for loader in evaluated if loader):
+        raise UserError(
+            f"eval_args={config['eval_args']}: several processes evaluate on all items only, "
+            "mode=full; items drawn by each would not be those that one process draws"
+        )
+    size = config["train_batch_size"]
+    least = len(train.dataset) % size or size
+    if least < n:
+        raise UserError(
+            f"train_batch_size={size} leaves a last batch of {least} of the {len(train.dataset):,} "
+            f"training rows, which {n} processes cannot divide. Change it a little"
+        )
+    steps = [min(len(loader._dataset), loader.step) for loader in evaluated if loader]
+    least = min(steps, default=n)
+    if least < n:
+        raise UserError(
+            f"eval_batch_size={config['eval_batch_size']}: {n} processes cannot divide batches of "
+            f"{least} to be scored. Use fewer processes or, if there are more rows, a larger value"
+        )
+    distributed.take_from_first(model.state_dict().values())
+    if number > 0:
+        config["show_progress"] = False
+        init_seed((config["seed"] + number) % 2**32, config["reproducibility"])

@@ -1,0 +1,202 @@
+"""A run put together again from its checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from recbole_simdiff import checkpoint
+from recbole_simdiff.checkpoint import BEST, load_model_state
+from recbole_simdiff.config.config import CHECKPOINT, OVERRIDES, Config
+from recbole_simdiff.data.dataset import FlatDataset, _histories, _ready_rows, item_ids, user_ids
+from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.evaluation.rankings import save_rankings
+from recbole_simdiff.log import logger
+from recbole_simdiff.runs.build import PSEUDO, evaluate_splits, prepare
+from recbole_simdiff.runs.folder import start_logging
+from recbole_simdiff.runs.identity import EVALUATION_KEYS, RESUMABLE_KEYS
+from recbole_simdiff.runs.result import RunResult, _result
+from recbole_simdiff.runs.stored import load_run
+from recbole_simdiff.training import tracking
+from recbole_simdiff.training.progress import Progress
+from recbole_simdiff.training.trainer import PlanTrainer, check_tensorboard
+
+
+class Restored(NamedTuple):
+    """A trained model with its data.
+
+    Attributes:
+        path (Path): the checkpoint.
+        config (Config): its configuration.
+        dataset (FlatDataset): all interactions.
+        loaders (tuple): of training, validation and test.
+        model (SequentialRecommender): with the weights of the checkpoint, on its device.
+        content (dict): JSON content of the checkpoint.
+    """
+
+    path: Path
+    config: Config
+    dataset: FlatDataset
+    loaders: tuple[Any, Any, Any]
+    model: Any
+    content: dict[str, Any]
+
+
+def restore(
+    place: str | Path, overrides: Mapping[str, Any] | None = None, origin: str = OVERRIDES
+) -> Restored:
+    """A checkpoint's model with the data it was trained on.
+
+    Args:
+        place (str | Path): a run folder (its best epoch) or a checkpoint file.
+        overrides (Mapping | None): of ``EVALUATION_KEYS``.
+        origin (str): what they are called in messages.
+
+    Raises:
+        UserError: if checkpoint or data cannot be used, or they do not belong together.
+    """
+    path = checkpoint.find(place, BEST)
+    tensors, content = load_run(path)
+    model_class = stored_config(content, {}, ()).model_class
+    allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
+    config = stored_config(content, overrides or {}, allowed, origin)
+    start_logging(None, config["state"])
+    dataset, *loaders, model = prepare(config, tensors.get(PSEUDO))
+    logger.info(f"{config['dataset']}: {dataset.statistics}")
+    check_same_data(path, tensors, content, dataset)
+    load_model_state(model, checkpoint.split(tensors, "model"), path)
+    return Restored(path, config, dataset, tuple(loaders), model, content)
+
+
+def evaluate(
+    place: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    test: bool = True,
+    origin: str = OVERRIDES,
+) -> RunResult:
+    """Evaluate a checkpoint on the validation and test parts of its data set.
+
+    Args:
+        place (str | Path): a run folder (its best epoch) or a checkpoint file.
+        overrides (Mapping | None): of ``EVALUATION_KEYS``.
+        test (bool): whether the test part is read.
+        origin (str): what the overrides are called in messages.
+
+    Returns:
+        RunResult: the run's folder is left as it is, unless ``save_rankings`` asks for rankings.
+
+    Raises:
+        UserError: if checkpoint or data cannot be used, or they do not belong together.
+    """
+    check_tensorboard()
+    path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
+        place, overrides, origin
+    )
+    if not config.held_out:
+        raise UserError(
+            f"{path} was trained on everything, so there is nothing to evaluate on: eval_args has "
+            f"split={config['eval_args']['split']}. The command recommend uses it"
+        )
+    trainer = PlanTrainer(config, model, path.parent)
+    trainer.eval_collector.data_collect(train_data)
+    with telling_memory(config, path):
+        found = evaluate_splits(trainer, valid_data, test_data if test else None)
+    if found.rankings:
+        save_rankings(found.rankings, dataset, train_data._dataset, path.parent)
+    progress = Progress(**content["progress"])
+    augmentation = content.get("augmentation", {})
+    return _result(config, dataset, found, progress, path.parent, augmentation, test)
+
+
+def stored_config(
+    content: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    allowed: Sequence[str],
+    origin: str = OVERRIDES,
+) -> Config:
+    """The configuration a checkpoint was made with, with a few values replaced.
+
+    Args:
+        content (Mapping): JSON content of the checkpoint.
+        overrides (Mapping): values to replace.
+        allowed (Sequence): keys that may be replaced.
+        origin (str): what the values to replace are called in messages.
+
+    Raises:
+        UserError: for a key that may not be.
+    """
+    for key in overrides:
+        if key not in allowed:
+            raise UserError(
+                f"--{key} cannot be changed here: the checkpoint fixes it. Allowed: "
+                f"{', '.join(allowed)}"
+            )
+    stored = content["config"]
+    values = {**stored["values"], **overrides}
+    origins = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, origin)
+    return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
+
+
+def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVERRIDES) -> Config:
+    """The configuration to continue a run with.
+
+    Its tracked run is continued where there is one. Nobody else's checkpoint opens one.
+
+    Args:
+        resume (Path): a ``last`` checkpoint.
+        overrides (Mapping): of ``RESUMABLE_KEYS``.
+        origin (str): what messages call the place of the overrides.
+
+    Raises:
+        UserError: if the checkpoint cannot be used, or a key may not be given.
+    """
+    content = load_run(resume, resumable=True)[1]
+    values = content["config"]["values"]
+    for key in ("log_wandb", "log_mlflow"):
+        if values.get(key) and not (resume.parent / tracking.IDENTITY).is_file():
+            values[key] = False
+            if key not in overrides:
+                logger.warning(
+                    f"{resume} says {key}=True, but no tracked run began in this folder; give "
+                    f"--{key}=true to begin one"
+                )
+    return stored_config(content, overrides, RESUMABLE_KEYS, origin)
+
+
+def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) -> None:
+    """Refuse to continue with the default of a setting that the checkpoint lacks.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    lacking = config.plain()["values"].keys() - content["config"]["values"].keys()
+    if lacking:
+        raise checkpoint.foreign(path, f"it lacks config.values.{min(lacking)}")
+
+
+def check_same_data(
+    path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], dataset: FlatDataset
+) -> None:
+    """Refuse data that are not the checkpoint's: other items, users, or order of events.
+
+    Args:
+        path (Path): the checkpoint, for the message.
+        tensors (Mapping): its tensors.
+        content (Mapping): its JSON content.
+        dataset (FlatDataset): the data set about to be used.
+
+    Raises:
+        UserError: if they differ.
+    """
+    stored = checkpoint.split(tensors, "data")
+    same = content["items"] == item_ids(dataset) and content["users"] == user_ids(dataset)
+    same = same and content.get("ready_rows") == _ready_rows(dataset)
+    if not same or any(not torch.equal(v, stored[k]) for k, v in _histories(dataset).items()):
+        counts = type(dataset.statistics)(**content["statistics"])
+        raise UserError(
+            f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one "
+            f"{path} was trained on: it has {dataset.statistics}, the checkpoint "
+            f"{counts}; or its events come in another order"
+        )

@@ -1,0 +1,189 @@
+"""What a run leaves: result.json and the table it prints."""
+
+import json
+import platform
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_simdiff import distributed
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.dataset import FlatDataset
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.evaluation.protocols import KEPT, Metrics, protocol_name
+from recbole_simdiff.runs.build import Found
+from recbole_simdiff.training.progress import Progress
+from recbole_simdiff.version import __version__
+
+RESULT = "result.json"
+
+# Of a result, what is sent to trackers.
+TRACKED = ("valid", "test", "best_epoch", "seconds", "peak_memory_mb", "peak_gpu_memory_mb")
+
+
+@dataclass
+class RunResult:
+    """What one run found.
+
+    Attributes:
+        valid, test (dict): protocol -> metric -> unrounded value, of the best epoch. The name of a
+            protocol says which candidates are drawn, see ``protocol_name``.
+        best_epoch (int | None): counted from 0.
+        epochs (int): epochs trained.
+        seconds (float): of training and validation.
+        peak_memory_mb (float): largest resident set of the process, MiB; of the first one, if the
+            run had several.
+        statistics (dict): users, items, actions.
+        config (dict): model, dataset and every value.
+        versions (dict): of the libraries.
+        run_dir (str): folder of the checkpoints.
+        tested (bool): whether the test part was read; in a search it is not.
+        by_length (dict): input length, such as "6-20", -> test metrics with the history kept, and
+            ``rows``, how many there are.
+        sampling (dict): for models that draw when they score: metric -> mean and standard deviation
+            of the test metric, history kept, over ``seeds`` sampling seeds.
+        augmentation (dict): for DiffuASR, what its earlier stages found.
+        processes (int): how many trained together.
+        peak_gpu_memory_mb (float): most memory that tensors of this process took on a GPU, MiB; 0
+            without one.
+    """
+
+    valid: dict[str, Metrics]
+    test: dict[str, Metrics]
+    best_epoch: int | None
+    epochs: int
+    seconds: float
+    peak_memory_mb: float
+    statistics: dict[str, int]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    run_dir: str
+    tested: bool = True
+    by_length: dict[str, Metrics] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    peak_gpu_memory_mb: float = 0.0
+
+    @property
+    def digits(self) -> int:
+        """Decimals in tables."""
+        return int(self.config["values"]["metric_decimal_place"])
+
+    def table(self) -> str:
+        """Validation and test metrics of both protocols, rounded for reading."""
+        if not self.valid and not self.test:
+            return "nothing was validated or tested"
+        return format_table({"valid": self.valid, "test": self.test}, self.digits)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Rows of cells as text, the first ``left`` columns aligned to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i < left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def format_table(
+    results: Mapping[str, Mapping[str, Metrics]],
+    digits: int = 4,
+    names: tuple[str, str] = ("split", "protocol"),
+) -> str:
+    """Rows split x protocol, columns metrics.
+
+    Args:
+        results (Mapping): split -> protocol -> metric -> value.
+        digits (int): decimals.
+        names (tuple): headings of the first two columns.
+
+    Returns:
+        str: an aligned table.
+    """
+    first = next(metrics for protocols in results.values() for metrics in protocols.values())
+    rows = [[*names, *first]]
+    for split, protocols in results.items():
+        for protocol, metrics in protocols.items():
+            rows.append([split, protocol, *(f"{value:.{digits}f}" for value in metrics.values())])
+    return aligned(rows, 2)
+
+
+def read_result(run_dir: Path) -> RunResult:
+    """The result of a finished run.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = run_dir / RESULT
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not the result of a finished run: {error}") from None
+    known = {f.name for f in fields(RunResult)}
+    # Where it is now, not where it was written.
+    values = {k: v for k, v in values.items() if k in known} | {"run_dir": str(run_dir)}
+    try:
+        result = RunResult(**values)
+    except TypeError as error:
+        raise UserError(f"{path} is not the result of a finished run: {error}") from None
+    modes = result.config["values"].get("eval_args", {}).get("mode", {})
+    for split, results in (("valid", result.valid), ("test", result.test)):
+        if KEPT in results:  # which earlier versions called drawn candidates, too
+            setattr(result, split, _named(results, modes.get(split, "full")))
+    return result
+
+
+def _result(
+    config: Config,
+    dataset: FlatDataset,
+    found: Found,
+    progress: Progress,
+    run_dir: Path,
+    augmentation: dict[str, Any],
+    tested: bool,
+) -> RunResult:
+    modes = config["eval_args"]["mode"]
+    return RunResult(
+        valid=_named(found.splits.get("valid", {}), modes["valid"]),
+        test=_named(found.splits.get("test", {}), modes["test"]),
+        best_epoch=progress.best_epoch,
+        epochs=len(progress.log),
+        seconds=progress.seconds,
+        peak_memory_mb=peak_memory_mb(),
+        statistics=asdict(dataset.statistics),
+        config=config.plain(),
+        versions=versions(),
+        run_dir=str(run_dir),
+        tested=tested,
+        by_length=found.by_length,
+        sampling=found.sampling,
+        augmentation=augmentation,
+        processes=distributed.n_processes(),
+        peak_gpu_memory_mb=torch.cuda.max_memory_allocated() / 2**20,
+    )
+
+
+def _named(results: Mapping[str, Metrics], mode: str) -> dict[str, Metrics]:
+    return {protocol_name(name, mode): metrics for name, metrics in results.items()}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident set of this process so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def versions() -> dict[str, str]:
+    """Versions that shape the numbers."""
+    libraries = {name: version(name) for name in ("recbole", "torch", "numpy", "pandas")}
+    return {"recbole_simdiff": __version__, "python": platform.python_version(), **libraries}

@@ -1,0 +1,189 @@
+"""One training and its test: the only road every command takes."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from recbole_simdiff import checkpoint, distributed, files
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.data.dataset import (
+    FlatDataset,
+    _histories,
+    _ready_rows,
+    item_ids,
+    user_ids,
+)
+from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
+from recbole_simdiff.log import logger
+from recbole_simdiff.runs.build import PSEUDO, evaluate_splits, prepare
+from recbole_simdiff.runs.folder import _made, claimed, start_logging
+from recbole_simdiff.runs.processes import _join_processes
+from recbole_simdiff.runs.restore import check_same_data, check_same_settings, evaluate
+from recbole_simdiff.runs.result import RESULT, TRACKED, RunResult, _result, read_result, versions
+from recbole_simdiff.runs.stored import load_run
+from recbole_simdiff.training import tracking
+from recbole_simdiff.training.progress import Progress
+from recbole_simdiff.training.trainer import PlanTrainer, check_tensorboard
+
+
+def run(
+    config: Config,
+    resume: Path | None = None,
+    run_dir: Path | None = None,
+    pseudo: Tensor | None = None,
+    augmentation: dict[str, Any] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    test: bool = True,
+) -> RunResult:
+    """Train, select on validation, test once, save.
+
+    Args:
+        config (Config): resolved configuration.
+        resume (Path | None): a ``last`` checkpoint to continue from.
+        run_dir (Path | None): folder of this run; a fresh one under ``checkpoint_dir`` by default.
+        pseudo (LongTensor | None): invented items of each user, [users, M]; kept in the checkpoint.
+        augmentation (dict | None): what is known about them, for the result.
+        report (Callable | None): see ``PlanTrainer``.
+        test (bool): False leaves the test part unread, as a search over settings must.
+
+    Returns:
+        RunResult: also written to ``result.json`` in the run's folder.
+
+    Raises:
+        UserError: if data, settings or checkpoint cannot be used.
+        ConnectionError: if a tracked run cannot be opened.
+        TrainingDiverged: if a loss becomes NaN or infinite.
+        OutOfMemory: if memory runs out.
+        Interrupted: after a signal; the state is saved.
+        ProcessLost: if another process of a ``distributed.group`` ended.
+    """
+    tracking.check_libraries(config)
+    check_tensorboard()
+    start_logging(None, config["state"])
+    with ExitStack() as lock:
+        if resume:
+            lock.enter_context(claimed(resume.parent))
+        return _run(config, resume, run_dir, pseudo, augmentation, report, test, lock)
+
+
+def _run(
+    config: Config,
+    resume: Path | None,
+    run_dir: Path | None,
+    pseudo: Tensor | None,
+    augmentation: dict[str, Any] | None,
+    report: Callable[[Progress], None] | None,
+    test: bool,
+    lock: ExitStack,
+) -> RunResult:
+    """See ``run``; ``lock`` takes that of a folder which is made once nothing can be refused."""
+    stored: tuple[dict[str, Tensor], dict[str, Any]] = (
+        load_run(resume, resumable=True) if resume else ({}, {})
+    )
+    if resume:
+        check_same_settings(resume, stored[1], config)
+    pseudo = stored[0].get(PSEUDO, pseudo)
+    augmentation = augmentation or stored[1].get("augmentation", {})
+    if config.name == AUGMENTED and pseudo is None:
+        raise UserError(f"model={AUGMENTED} has stages before this one: call run_augmented(config)")
+    dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
+    if distributed.n_processes() > 1:
+        _join_processes(config, dataset, (train_data, valid_data, test_data), model)
+    if resume:
+        check_same_data(resume, *stored, dataset)
+    payload = _payload(config, dataset) | {"augmentation": augmentation}
+    data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
+    # From here on nothing the user typed can be wrong.
+    if resume:
+        run_dir = resume.parent
+    else:
+        run_dir = Path(distributed.of_first(str(_made(config, run_dir))))
+        lock.enter_context(claimed(run_dir))
+    start_logging(run_dir, config["state"])
+    logger.info(f"{config['dataset']}: {dataset.statistics}")
+    logger.info(
+        f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{config['device']}, run folder {run_dir}"
+    )
+    if not config.held_out:
+        logger.info(
+            f"trained on everything for epochs={config['epochs']}; nothing is validated or tested: "
+            f"eval_args has split={config['eval_args']['split']}"
+        )
+    trainer = PlanTrainer(config, model, run_dir, payload, data, report)
+    if resume:
+        trainer.resume(resume)
+        if trainer.progress.step > len(train_data):
+            raise checkpoint.foreign(resume, f"its progress.step is {trainer.progress.step}")
+        logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
+    with tracking.tracked(config, run_dir) as tracked:
+        tracked.send(trainer.progress.log)
+        with trainer.stoppable(), telling_memory(config, run_dir / LAST):
+            progress = trainer.fit(train_data, valid_data, config["show_progress"], tracked.send)
+            trainer.load_weights(run_dir / BEST)
+            found = evaluate_splits(trainer, valid_data, test_data if test else None)
+        result = _result(config, dataset, found, progress, run_dir, augmentation, test)
+        if distributed.rank() > 0:
+            return result
+        if found.rankings:
+            save_rankings(found.rankings, dataset, train_data._dataset, run_dir)
+        text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
+        files.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
+        tracked.finish({name: getattr(result, name) for name in TRACKED})
+    return result
+
+
+def run_once(
+    config: Config,
+    run_dir: Path,
+    begin: Callable[..., RunResult] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    test: bool = True,
+) -> RunResult:
+    """The run of this folder: its result where it is finished, continued where it is not.
+
+    A run that was finished without its test is tested now, and not trained again.
+
+    Args:
+        config (Config): resolved configuration, always the same one for the same folder.
+        run_dir (Path): see ``fingerprint`` for a name.
+        begin (Callable | None): what starts it, called as ``run``, which it is by default.
+        report (Callable | None): see ``PlanTrainer``.
+        test (bool): whether the test part is read.
+
+    Raises:
+        UserError, TrainingDiverged, Interrupted: as ``run``.
+    """
+    with files.turn(run_dir):
+        begin = begin or run
+        last = run_dir / LAST if (run_dir / LAST).is_file() else None
+        if (run_dir / RESULT).is_file():
+            result = read_result(run_dir)
+            if result.tested or not test:
+                logger.info(f"finished before: {run_dir}")
+                if test and config["save_rankings"] and not (run_dir / RANKS).is_file():
+                    here = {k: config[k] for k in ("use_gpu", "show_progress", "save_rankings")}
+                    evaluate(run_dir, here | {"data_path": config.plain()["values"]["data_path"]})
+                return result
+        elif last:
+            begin = run
+        return begin(config, resume=last, run_dir=run_dir, report=report, test=test)
+
+
+def _payload(config: Config, dataset: FlatDataset) -> dict[str, Any]:
+    return {
+        "config": config.plain(),
+        "versions": versions(),
+        "statistics": asdict(dataset.statistics),
+        "items": item_ids(dataset),
+        "users": user_ids(dataset),
+        "titles": dataset.item_titles(),
+        "ready_rows": _ready_rows(dataset),
+    }

@@ -1,0 +1,1 @@
+"""The training loop, what listens to it and what stops it."""
