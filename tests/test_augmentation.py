@@ -24,7 +24,7 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import properties_dir, read_yaml
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
-from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.data.recbole_fixes import RecBoleFixes
 from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.protocols import KEPT
 from recbole_simdiff.models.diffuasr.generator import GENERATION_KEYS, DiffuASR, training_pairs
@@ -1429,7 +1429,7 @@ def test_the_report(configure: Configure) -> None:
 # ---------------------------------------------------------------------- export
 
 
-class RecBoleRows(HostFixes, SequentialDataset):
+class RecBoleRows(RecBoleFixes, SequentialDataset):
     """RecBole's own rows; only the faults that stop it on today's pandas are mended."""
 
 

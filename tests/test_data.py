@@ -21,9 +21,10 @@ from recbole.data.dataset import SequentialDataset
 
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import parse_overrides, properties_dir, read_yaml
-from recbole_simdiff.data.dataset import create_dataset, gather_rows
+from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import BucketLoader, create_loaders
-from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.data.recbole_fixes import RecBoleFixes
+from recbole_simdiff.data.rows import gather_rows
 from recbole_simdiff.data.statistics import Statistics
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT
@@ -43,7 +44,7 @@ HEADER = "user_id:token,item_id:token,timestamp:float"
 LOAD = {"inter": ["user_id", "item_id", "timestamp"]}
 
 
-class RecBoleRows(HostFixes, SequentialDataset):
+class RecBoleRows(RecBoleFixes, SequentialDataset):
     """RecBole's own rows; only the faults that stop it on today's pandas are mended."""
 
 

@@ -10,7 +10,6 @@ from recbole.data.interaction import Interaction
 
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import properties_dir, read_yaml
-from recbole_simdiff.data.dataset import _histories
 from recbole_simdiff.data.loaders import BucketLoader
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.collector import TargetCollector
@@ -231,7 +230,7 @@ def test_a_checkpoint_alone_restores_the_scores(made: Any, data_path: Path, tmp_
     """The model is built without data; after training, and through every phase of it."""
     config, train, test, model = made
     dataset, run_dir = train._dataset, tmp_path / "run"
-    content, histories = _payload(config, dataset), _histories(dataset)
+    content, histories = _payload(config, dataset), dataset.histories()
     PlanTrainer(config, model, run_dir, content, histories).fit(train)
     batch = next(iter(test))[0]
     history = Interaction({key: batch[key] for key in ("item_id_list", "item_length")})

@@ -25,7 +25,7 @@ from recbole_simdiff.data import prepare as module
 from recbole_simdiff.data.dataset import FlatDataset, create_dataset
 from recbole_simdiff.data.prepare import Selection, k_core, prepare, published, select
 from recbole_simdiff.data.raw_formats import SOURCES
-from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.data.recbole_fixes import RecBoleFixes
 from recbole_simdiff.data.statistics import Statistics
 from recbole_simdiff.errors import UserError
 from tests.conftest import SEQUENCES
@@ -503,7 +503,7 @@ def test_nothing_left(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- order of time
 
 
-class RecBoleRows(HostFixes, SequentialDataset):
+class RecBoleRows(RecBoleFixes, SequentialDataset):
     """RecBole's own order, by float32 times; only what stops it on today's pandas is mended."""
 
 

@@ -18,7 +18,7 @@ from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
-from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.data.recbole_fixes import RecBoleFixes
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import PROTOCOLS, REMOVED
 from recbole_simdiff.models import registry as models
@@ -330,7 +330,7 @@ def test_models_with_a_data_set_of_their_own_are_refused(tmp_path: Path, model: 
 # ---------------------------------------------------------------------- parity
 
 
-class Stock(HostFixes, SequentialDataset):
+class Stock(RecBoleFixes, SequentialDataset):
     """RecBole's data set with only what today's pandas needs."""
 
 

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import recbole.data.dataset as recbole_datasets
 import torch
 import yaml
-from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 from torch import Tensor
 
-from recbole_simdiff import files
-from recbole_simdiff.data.recbole_fixes import HostFixes, _obstacle
+from recbole_simdiff.data.atomic_files import AtomicFile, obstacle
+from recbole_simdiff.data.prefixes import ReadyPrefixes
+from recbole_simdiff.data.rows import gather_rows, windows
 from recbole_simdiff.data.statistics import PrefixStatistics, Statistics
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.registry import needed_data_set
@@ -62,7 +60,7 @@ class FlatInteraction(Interaction):
         return super().__getitem__(index)
 
 
-class FlatDataset(HostFixes, SequentialDataset):
+class FlatDataset(ReadyPrefixes):
     """RecBole's ``SequentialDataset`` over one flat array per column.
 
     After ``build``, the training part holds the rows that ``train_sampling`` asks for:
@@ -75,16 +73,18 @@ class FlatDataset(HostFixes, SequentialDataset):
     Attributes:
         flat (dict): column -> values of all interactions, sorted by user and exact time.
         list_fields (dict): name of a sequence column -> its source column.
-        pseudo (LongTensor | None): invented items of each user, oldest first, 0 for none,
+        pseudo (LongTensor | None): pseudo-items of each user, oldest first, 0 for none,
             [users, M]; rows have some of them in front, see ``prepend``.
-        targets_per_batch, tokens_per_batch (float): expected training targets, and input tokens, of
-            a full batch.
+        train_items (LongTensor | None): target of each training row; of the training part only.
+        targets_per_batch, tokens_per_batch (float | None): expected training targets, and input
+            tokens, of a full batch; of the training part only.
     """
 
     list_fields: dict[str, str]
     pseudo: Tensor | None = None
-    targets_per_batch: float
-    tokens_per_batch: float
+    train_items: Tensor | None = None
+    targets_per_batch: float | None = None
+    tokens_per_batch: float | None = None
 
     def __init__(self, config: Any) -> None:
         self.list_fields = {}  # filled by ``build``
@@ -116,76 +116,12 @@ class FlatDataset(HostFixes, SequentialDataset):
                 "float for events to be put in order of time"
             )
 
-    def _benchmark_presets(self) -> None:
-        """Newest items, padded, and lengths of pre-split sequences.
-
-        Symptom: ``agg(len)`` fails on pandas 3; Caser, DIN, FOSSIL, HGN, RepeatNet and SINE fail
-        where no history has MAX_ITEM_LIST_LENGTH items.
-
-        Raises:
-            UserError: if there is no column of histories.
-        """
-        for field in self.inter_feat:
-            if field + self.config["LIST_SUFFIX"] in self.inter_feat:
-                setattr(self, f"{field}_list_field", field + self.config["LIST_SUFFIX"])
-        length = self.item_list_length_field
-        self._check_new_columns(length)
-        history = self.iid_field + self.config["LIST_SUFFIX"]
-        declared = self.field2type.get(history)
-        if declared != FeatureType.TOKEN_SEQ:
-            found = f"is declared {declared.value}" if declared else "is not loaded"
-            raise UserError(
-                f"benchmark_filename={self.benchmark_filename_list!r}: the column of histories, "
-                f"{history}:token_seq, {found}; ITEM_ID_FIELD and LIST_SUFFIX make its name, and "
-                "load_col loads it"
-            )
-        self._leave_out_prefixes(history)
-        self.set_field_property(
-            length, FeatureType.TOKEN, recbole_datasets.dataset.FeatureSource.INTERACTION, 1
-        )
-        # RecBole applies no limit here, and models fail on rows beyond their last position.
-        limit = self.max_item_list_len
-        newest = [cell[-limit:] for cell in self.inter_feat[history]]
-        padded = [np.pad(cell, (0, limit - len(cell))) for cell in newest]
-        self.inter_feat[history] = pd.Series(padded, index=self.inter_feat.index, dtype=object)
-        self.field2seqlen[history] = limit
-        self.inter_feat[length] = [len(cell) for cell in newest]
-
-    def _leave_out_prefixes(self, history: str) -> None:
-        """Leave out ready-made prefixes without a user, a target or a history.
-
-        Symptom: RecBole trains on padding as a target, and fails on an empty history.
-        """
-        feat = self.inter_feat
-        some = np.array([len(cell) > 0 for cell in feat[history]], bool)
-        kept = some & (feat[self.uid_field] > 0).to_numpy() & (feat[self.iid_field] > 0).to_numpy()
-        if kept.all():
-            return
-        self.logger.warning(
-            f"{self.dataset_name}: {(~kept).sum():,} of {len(kept):,} ready-made prefixes have no "
-            f"{self.uid_field}, no {self.iid_field} or no {history} and are left out"
-        )
-        parts = np.split(kept, np.cumsum(self.file_size_list)[:-1])
-        self.file_size_list = [int(part.sum()) for part in parts]
-        self.inter_feat = feat[kept].reset_index(drop=True)
-
-    def _check_new_columns(self, *made: str) -> None:
-        """Refuse to write sequences and their lengths over columns of the file."""
-        own = {self.uid_field, self.iid_field, *self.inter_feat}
-        if taken := own & {*made, self.config["NEG_PREFIX"] + self.iid_field}:
-            keys = ("ITEM_LIST_LENGTH_FIELD", "LIST_SUFFIX", "NEG_PREFIX")
-            named = ", ".join(f"{key}={self.config[key]!r}" for key in keys)
-            raise UserError(
-                f"the column {taken.pop()!r} would be written over: {named} must give names that "
-                f"the columns {', '.join(own)} do not have"
-            )
-
     def data_augmentation(self) -> None:
         """One row per interaction but the first of a user, without writing the sequences out."""
         columns = self.inter_feat.interaction
         suffix = self.config["LIST_SUFFIX"]
         lists = [field + suffix for field in columns if field != self.uid_field]
-        self._check_new_columns(self.item_list_length_field, *lists)
+        self.check_new_columns(self.item_list_length_field, *lists)
         self._aug_presets()
         user = columns[self.uid_field]
         place = torch.arange(len(user))
@@ -276,9 +212,9 @@ class FlatDataset(HostFixes, SequentialDataset):
         return self.flat[self.iid_field][begin[owner] + place], ends
 
     def prepend(self, pseudo: Tensor, keep_rows: bool) -> None:
-        """Put invented items in front of the rows that begin with a user's first item.
+        """Put pseudo-items in front of the rows that begin with a user's first item.
 
-        A row of length l takes the min(M, L - l) invented items nearest to the real ones; rows that
+        A row of length l takes the min(M, L - l) pseudo-items nearest to the real ones; rows that
         fill the maximum length L stay as they are. Targets, users and histories do not change.
 
         Args:
@@ -295,7 +231,7 @@ class FlatDataset(HostFixes, SequentialDataset):
             new = {field: torch.cat([old[field], new[field][k > 0]]) for field in new}
         self.pseudo = pseudo
         self.inter_feat = FlatInteraction(new, self)
-        if hasattr(self, "targets_per_batch"):
+        if self.targets_per_batch is not None:
             self._count_per_batch()
 
     def _windows(self) -> dict[str, Tensor]:
@@ -307,21 +243,14 @@ class FlatDataset(HostFixes, SequentialDataset):
         begin, n_targets = torch.unique_consecutive(
             self.inter_feat[HISTORY_START].sort().values, return_counts=True
         )
-        newest = begin + n_targets  # targets of a user are begin + 1, ..., begin + n_targets
-        if not torch.equal(target[n_targets.cumsum(0) - 1], newest):
+        if not torch.equal(target[n_targets.cumsum(0) - 1], begin + n_targets):
             raise UserError(
                 "train_sampling=user_all needs every user's training part to be the beginning of "
                 "the history; this eval_args split is not. Use train_sampling=prefix_last"
             )
-        size = self.max_item_list_len
-        n_windows = (n_targets + size - 1) // size
-        user = torch.repeat_interleave(torch.arange(len(begin)), n_windows)
-        number = torch.arange(len(user)) - (n_windows.cumsum(0) - n_windows)[user]
-        end = newest[user] - number * size
-        start = torch.maximum(begin[user], end - size)
-        least = self.config["older_windows"]
-        kept = (number == 0) | (end - start >= least if least else number < 0)
-        user, start, end = user[kept], start[kept], end[kept]
+        user, start, end = windows(
+            begin, n_targets, self.max_item_list_len, self.config["older_windows"]
+        )
         rows = {field: values[end] for field, values in self.flat.items()}
         rows[self.item_list_length_field] = end - start
         return rows | {HISTORY_START: begin[user], ROW_START: start, TARGET: end}
@@ -362,34 +291,34 @@ class FlatDataset(HostFixes, SequentialDataset):
         keep = item != rows[self.iid_field][row]
         return row[keep], item[keep]
 
-    def has_all_items(self, with_target: bool) -> str | None:
-        """The user of a row that holds every item there is; None if no row does.
-
-        Args:
-            with_target (bool): whether the target of a row is one of its items.
-        """
-        if self.max_item_list_len + with_target < self.item_num - 1:
-            return None
-        rows, sequences = (
-            self.inter_feat,
-            self.inter_feat[self.iid_field + self.config["LIST_SUFFIX"]],
-        )
-        for part in torch.arange(len(rows)).split(10_000):
-            held = torch.zeros(len(part), self.item_num, dtype=torch.bool)
-            held.scatter_(1, sequences[part], True)
-            if with_target:
-                held.scatter_(1, rows[self.iid_field][part].unsqueeze(1), True)
-            full = held[:, 1:].all(1)
-            if full.any():
-                user = rows[self.uid_field][part][full][0]
-                return str(self.id2token(self.uid_field, user))
-        return None
-
     def counter(self, field: str) -> Counter[Any]:
         """Counts of a column; of items, over all training targets (popularity metrics)."""
-        if field == self.iid_field and hasattr(self, "train_items"):
+        if field == self.iid_field and self.train_items is not None:
             return Counter(self.train_items.numpy())
         return super().counter(field)
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Raw item ids by number; number 0 is padding."""
+        return [str(token) for token in self.field2id_token[self.iid_field]]
+
+    @property
+    def user_ids(self) -> list[str]:
+        """Raw user ids by number; number 0 is padding."""
+        return [str(token) for token in self.field2id_token[self.uid_field]]
+
+    def histories(self) -> dict[str, Tensor]:
+        """All interactions of each user in order, so that a checkpoint alone can recommend to them.
+
+        Returns:
+            dict: ``history_items`` [n], and ``history_ends``, where each user's end, [users]; empty
+                for ready-made prefixes.
+        """
+        if not self.list_fields:
+            return {}
+        counts = torch.bincount(self.flat[self.uid_field], minlength=self.user_num)
+        ends = counts.cumsum(0)
+        return {"history_items": self.flat[self.iid_field].int(), "history_ends": ends}
 
     @property
     def statistics(self) -> Statistics:
@@ -412,50 +341,17 @@ class FlatDataset(HostFixes, SequentialDataset):
         if field is None:
             return {}
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
-        if obstacle := _obstacle(path):
-            raise UserError(f"item_title_field={field!r} needs {path}, which {obstacle}")
-        headers = self._header(str(path))
-        names = {header.partition(":")[0]: header for header in headers}
+        if reason := obstacle(path):
+            raise UserError(f"item_title_field={field!r} needs {path}, which {reason}")
+        file = AtomicFile.of(str(path), self.config)
+        names = {header.partition(":")[0]: header for header in file.headers}
         if field not in names or self.iid_field not in names:
             raise UserError(f"{path} has no column {field!r}; it has {', '.join(names)}")
         wanted = [names[self.iid_field], names[field]]
-        frame = self._read(str(path), headers, dict.fromkeys(wanted, str)).fillna("")
+        frame = file.read(dict.fromkeys(wanted, str)).fillna("")
         known = self.field2token_id[self.iid_field]
         titles = zip(*(frame[header] for header in wanted), strict=True)
         return {item: title for item, title in titles if item in known}
-
-
-def gather_rows(
-    values: Tensor,
-    start: Tensor,
-    length: Tensor,
-    width: int,
-    n_pseudo: Tensor | None = None,
-    pseudo: Tensor | None = None,
-) -> Tensor:
-    """Rows of a flat column, right-padded with 0.
-
-    Args:
-        values (Tensor): the column, [n, ...].
-        start (LongTensor): where each row's real values begin, [rows].
-        length (LongTensor): of each row, invented items included, [rows].
-        width (int): columns of the result.
-        n_pseudo (LongTensor | None): invented items in front of each row, [rows].
-        pseudo (LongTensor | None): they themselves, of which each row takes the last ones,
-            [rows, M]; without it (columns other than items) the first real value is repeated.
-
-    Returns:
-        Tensor: [rows, width, ...].
-    """
-    place = torch.arange(width, device=start.device)
-    inside = place < length.unsqueeze(1)
-    offset = place if n_pseudo is None else (place - n_pseudo.unsqueeze(1)).clamp(min=0)
-    picked = values[torch.where(inside, start.unsqueeze(1) + offset, 0)]
-    if n_pseudo is not None and pseudo is not None:
-        size = pseudo.shape[1]
-        column = (size - n_pseudo.unsqueeze(1) + place).clamp(max=size - 1)
-        picked = torch.where(place < n_pseudo.unsqueeze(1), pseudo.gather(1, column), picked)
-    return picked.masked_fill(~inside.view(*inside.shape, *[1] * (picked.dim() - 2)), 0)
 
 
 def create_dataset(config: Any) -> FlatDataset:
@@ -476,32 +372,3 @@ def create_dataset(config: Any) -> FlatDataset:
     except (ValueError, KeyError, yaml.YAMLError) as error:
         place = os.path.join(config["data_path"], f"{config['dataset']}.inter")
         raise UserError(f"dataset={config['dataset']!r} ({place}): {error}") from error
-
-
-def item_ids(dataset: FlatDataset) -> list[str]:
-    """Raw item ids by number; number 0 is padding."""
-    return [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-
-
-def user_ids(dataset: FlatDataset) -> list[str]:
-    """Raw user ids by number; number 0 is padding."""
-    return [str(token) for token in dataset.field2id_token[dataset.uid_field]]
-
-
-def _ready_rows(dataset: FlatDataset) -> str | None:
-    """Checksum of the rows of ``benchmark_filename``, which are no whole histories."""
-    if dataset.list_fields:
-        return None
-    rows, sizes = dataset.inter_feat.interaction, torch.tensor(dataset.file_size_list)
-    history = dataset.iid_field + dataset.config["LIST_SUFFIX"]
-    longest = int(rows[dataset.item_list_length_field].max())
-    return files.digest(rows | {"sizes": sizes, history: rows[history][:, :longest]})
-
-
-def _histories(dataset: FlatDataset) -> dict[str, Tensor]:
-    """All interactions of each user in order, so that a checkpoint alone can recommend to them."""
-    if not dataset.list_fields:
-        return {}
-    counts = torch.bincount(dataset.flat[dataset.uid_field], minlength=dataset.user_num)
-    ends = counts.cumsum(0)
-    return {"history_items": dataset.flat[dataset.iid_field].int(), "history_ends": ends}

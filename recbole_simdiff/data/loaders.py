@@ -10,7 +10,8 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from torch import Tensor
 
-from recbole_simdiff.data.dataset import FlatDataset, gather_rows
+from recbole_simdiff.data.dataset import FlatDataset
+from recbole_simdiff.data.rows import gather_rows
 from recbole_simdiff.distributed import own_rows
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.registry import plugin_models
@@ -176,7 +177,7 @@ def create_loaders(
     Args:
         config (Config): resolved configuration.
         dataset (FlatDataset): all interactions.
-        pseudo (LongTensor | None): invented items of each user, put in front of training rows and,
+        pseudo (LongTensor | None): pseudo-items of each user, put in front of training rows and,
             with ``pseudo_at_evaluation``, of validation and test rows; [users, M].
 
     Raises:
@@ -223,7 +224,7 @@ def _check_negatives(config: Any, parts: Sequence[FlatDataset], samplers: Sequen
 
     Args:
         config (Config): resolved configuration.
-        parts (Sequence): training, validation and test part, invented items included.
+        parts (Sequence): training, validation and test part, pseudo-items included.
         samplers (Sequence): theirs, or None.
 
     Raises:
@@ -236,7 +237,7 @@ def _check_negatives(config: Any, parts: Sequence[FlatDataset], samplers: Sequen
         drawn.append((f"transform=mask_itemseq of {config['model']}", parts, False))
     for who, of, with_target in drawn:
         for part in of:
-            user = part.has_all_items(with_target)
+            user = _user_with_all_items(part, with_target)
             if user is not None:
                 raise UserError(
                     f"{who} draws items outside a row, but with MAX_ITEM_LIST_LENGTH="
@@ -256,3 +257,26 @@ def _check_negatives(config: Any, parts: Sequence[FlatDataset], samplers: Sequen
                 "negatives from, which is the target itself; the loss of the model, or a sampled "
                 "ranking, needs two"
             )
+
+
+def _user_with_all_items(part: FlatDataset, with_target: bool) -> str | None:
+    """The user of a row that holds every item there is; None if no row does.
+
+    Args:
+        part (FlatDataset): its rows.
+        with_target (bool): whether the target of a row is one of its items.
+    """
+    if part.max_item_list_len + with_target < part.item_num - 1:
+        return None
+    rows = part.inter_feat
+    sequences = rows[part.iid_field + part.config["LIST_SUFFIX"]]
+    for index in torch.arange(len(rows)).split(10_000):
+        held = torch.zeros(len(index), part.item_num, dtype=torch.bool)
+        held.scatter_(1, sequences[index], True)
+        if with_target:
+            held.scatter_(1, rows[part.iid_field][index].unsqueeze(1), True)
+        full = held[:, 1:].all(1)
+        if full.any():
+            user = rows[part.uid_field][index][full][0]
+            return str(part.id2token(part.uid_field, user))
+    return None

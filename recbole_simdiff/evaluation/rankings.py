@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_simdiff import files
-from recbole_simdiff.data.dataset import FlatDataset, item_ids, user_ids
+from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.evaluation.protocols import PROTOCOLS
 
 RANKS, LISTS = "ranks.csv", "lists.csv.gz"
@@ -35,8 +35,8 @@ def save_rankings(
         folder (Path): of the run.
     """
     values = {name: tensor.numpy() for name, tensor in rows.items()}
-    items = np.array(item_ids(dataset), dtype=object)
-    user = np.array(user_ids(dataset), dtype=object)[values["user"]]
+    items = np.array(dataset.item_ids, dtype=object)
+    user = np.array(dataset.user_ids, dtype=object)[values["user"]]
     rows_alone = not train.list_fields  # ready-made rows: their targets are all there is to count
     trained = train.inter_feat[train.iid_field] if rows_alone else train.training_items()[0]
     counts = torch.bincount(trained, minlength=dataset.item_num).numpy()

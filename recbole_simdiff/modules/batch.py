@@ -1,6 +1,6 @@
 """Names of the columns of a batch that RecBole does not have."""
 
-# Number of leading items of a row that an augmenter invented; absent from ordinary batches.
+# Number of pseudo-items at the beginning of a row; absent from ordinary batches.
 PSEUDO_LENGTH = "pseudo_length"
 
 # Number of each row of a training batch within the training part, and where in the flat array a

@@ -6,7 +6,7 @@ from recbole.utils import init_seed
 
 from recbole_simdiff import distributed, files
 from recbole_simdiff.config.config import AUGMENTED, Config
-from recbole_simdiff.data.dataset import FlatDataset, _histories
+from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.data.loaders import BucketLoader, HistoryEvalLoader
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.registry import plugin_models
@@ -59,7 +59,7 @@ def _join_processes(
     """
     n, number = distributed.n_processes(), distributed.rank()
     check_processes(config, n)
-    name = fingerprint(config, files.digest(_histories(dataset)))
+    name = fingerprint(config, files.digest(dataset.histories()))
     if distributed.largest(name != distributed.of_first(name)):
         raise UserError(
             "the processes differ in settings, data or version of this package; each host must run "

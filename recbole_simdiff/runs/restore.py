@@ -10,7 +10,7 @@ from torch import Tensor
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, load_model_state
 from recbole_simdiff.config.config import CHECKPOINT, OVERRIDES, Config
-from recbole_simdiff.data.dataset import FlatDataset, _histories, _ready_rows, item_ids, user_ids
+from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.rankings import save_rankings
 from recbole_simdiff.log import logger
@@ -194,9 +194,9 @@ def check_same_data(
         UserError: if they differ.
     """
     stored = checkpoint.split(tensors, "data")
-    same = content["items"] == item_ids(dataset) and content["users"] == user_ids(dataset)
-    same = same and content.get("ready_rows") == _ready_rows(dataset)
-    if not same or any(not torch.equal(v, stored[k]) for k, v in _histories(dataset).items()):
+    same = content["items"] == dataset.item_ids and content["users"] == dataset.user_ids
+    same = same and content.get("ready_rows") == dataset.ready_rows()
+    if not same or any(not torch.equal(v, stored[k]) for k, v in dataset.histories().items()):
         counts = type(dataset.statistics)(**content["statistics"])
         raise UserError(
             f"the data set {dataset.dataset_name!r} at {dataset.dataset_path} is not the one "

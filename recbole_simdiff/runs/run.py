@@ -12,13 +12,7 @@ from torch import Tensor
 from recbole_simdiff import checkpoint, distributed, files
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config.config import AUGMENTED, Config
-from recbole_simdiff.data.dataset import (
-    FlatDataset,
-    _histories,
-    _ready_rows,
-    item_ids,
-    user_ids,
-)
+from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
@@ -99,7 +93,7 @@ def _run(
     if resume:
         check_same_data(resume, *stored, dataset)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
-    data = _histories(dataset) | ({} if pseudo is None else {"pseudo": pseudo.int()})
+    data = dataset.histories() | ({} if pseudo is None else {"pseudo": pseudo.int()})
     # From here on nothing the user typed can be wrong.
     if resume:
         run_dir = resume.parent
@@ -182,8 +176,8 @@ def _payload(config: Config, dataset: FlatDataset) -> dict[str, Any]:
         "config": config.plain(),
         "versions": versions(),
         "statistics": asdict(dataset.statistics),
-        "items": item_ids(dataset),
-        "users": user_ids(dataset),
+        "items": dataset.item_ids,
+        "users": dataset.user_ids,
         "titles": dataset.item_titles(),
-        "ready_rows": _ready_rows(dataset),
+        "ready_rows": dataset.ready_rows(),
     }

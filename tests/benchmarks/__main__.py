@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
-from recbole_simdiff.data.recbole_fixes import HostFixes
+from recbole_simdiff.data.recbole_fixes import RecBoleFixes
 from recbole_simdiff.evaluation.protocols import PROTOCOLS
 from recbole_simdiff.models.diffuasr.generator import DiffuASR
 from recbole_simdiff.modules.losses import full_softmax_loss
@@ -44,7 +44,7 @@ from recbole_simdiff.training.trainer import PlanTrainer
 PLAIN = {"cl_weight": 0.0, "diff_weight": 0.0}
 
 
-class StockDataset(HostFixes, SequentialDataset):
+class StockDataset(RecBoleFixes, SequentialDataset):
     """RecBole's own padded rows; only the faults that stop it on today's pandas are closed."""
 
 

@@ -1,0 +1,62 @@
+"""Rows of sequences over a flat array of interactions: where they begin, and what they hold."""
+
+import torch
+from torch import Tensor
+
+
+def windows(
+    begin: Tensor, n_targets: Tensor, size: int, older_windows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut histories into windows that cover each target once, the newest window of a user first.
+
+    Args:
+        begin (LongTensor): where each user's history begins in the flat array, [users]; its targets
+            are begin + 1, ..., begin + n_targets.
+        n_targets (LongTensor): at least 1, [users].
+        size (int): targets of a full window.
+        older_windows (int): fewest targets of a window before the newest; 0 leaves all of them out.
+
+    Returns:
+        tuple: of each window, its user's place in ``begin``, and where its items start and its
+            newest target is, [windows] each.
+    """
+    n_windows = (n_targets + size - 1) // size
+    user = torch.repeat_interleave(torch.arange(len(begin)), n_windows)
+    number = torch.arange(len(user)) - (n_windows.cumsum(0) - n_windows)[user]
+    end = (begin + n_targets)[user] - number * size
+    start = torch.maximum(begin[user], end - size)
+    kept = (number == 0) | (end - start >= older_windows if older_windows else number < 0)
+    return user[kept], start[kept], end[kept]
+
+
+def gather_rows(
+    values: Tensor,
+    start: Tensor,
+    length: Tensor,
+    width: int,
+    n_pseudo: Tensor | None = None,
+    pseudo: Tensor | None = None,
+) -> Tensor:
+    """Rows of a flat column, right-padded with 0.
+
+    Args:
+        values (Tensor): the column, [n, ...].
+        start (LongTensor): where each row's real values begin, [rows].
+        length (LongTensor): of each row, pseudo-items included, [rows].
+        width (int): columns of the result.
+        n_pseudo (LongTensor | None): pseudo-items in front of each row, [rows].
+        pseudo (LongTensor | None): they themselves, of which each row takes the last ones,
+            [rows, M]; without it (columns other than items) the first real value is repeated.
+
+    Returns:
+        Tensor: [rows, width, ...].
+    """
+    place = torch.arange(width, device=start.device)
+    inside = place < length.unsqueeze(1)
+    offset = place if n_pseudo is None else (place - n_pseudo.unsqueeze(1)).clamp(min=0)
+    picked = values[torch.where(inside, start.unsqueeze(1) + offset, 0)]
+    if n_pseudo is not None and pseudo is not None:
+        size = pseudo.shape[1]
+        column = (size - n_pseudo.unsqueeze(1) + place).clamp(max=size - 1)
+        picked = torch.where(place < n_pseudo.unsqueeze(1), pseudo.gather(1, column), picked)
+    return picked.masked_fill(~inside.view(*inside.shape, *[1] * (picked.dim() - 2)), 0)
