@@ -23,10 +23,10 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import parse_overrides
 from recbole_simdiff.data import prepare as module
 from recbole_simdiff.data.dataset import FlatDataset, create_dataset
-from recbole_simdiff.data.prepare import Selection, k_core, prepare, published, select
+from recbole_simdiff.data.prepare import Selection, k_core, prepare, select
 from recbole_simdiff.data.raw_formats import SOURCES
 from recbole_simdiff.data.recbole_fixes import RecBoleFixes
-from recbole_simdiff.data.statistics import Statistics
+from recbole_simdiff.data.statistics import Statistics, published
 from recbole_simdiff.errors import UserError
 from tests.conftest import SEQUENCES
 

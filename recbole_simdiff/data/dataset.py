@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recbole_simdiff.data.atomic_files import AtomicFile, obstacle
 from recbole_simdiff.data.prefixes import ReadyPrefixes
-from recbole_simdiff.data.rows import gather_rows, windows
+from recbole_simdiff.data.rows import expand, gather_rows, windows
 from recbole_simdiff.data.statistics import PrefixStatistics, Statistics
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.registry import needed_data_set
@@ -206,10 +206,8 @@ class FlatDataset(ReadyPrefixes):
         begin[user] = rows[HISTORY_START]
         newest.scatter_reduce_(0, user, rows[TARGET] + 1, "amax")
         count = (newest - begin).clamp(min=0)
-        ends = count.cumsum(0)
-        owner = torch.repeat_interleave(torch.arange(self.user_num), count)
-        place = torch.arange(len(owner)) - (ends - count)[owner]
-        return self.flat[self.iid_field][begin[owner] + place], ends
+        user, offset = expand(count)
+        return self.flat[self.iid_field][begin[user] + offset], count.cumsum(0)
 
     def prepend(self, pseudo: Tensor, keep_rows: bool) -> None:
         """Put pseudo-items in front of the rows that begin with a user's first item.
@@ -284,9 +282,7 @@ class FlatDataset(ReadyPrefixes):
             tuple: row numbers and item ids, both [pairs].
         """
         begin, target = rows[HISTORY_START], rows[TARGET]
-        count = target - begin
-        row = torch.repeat_interleave(torch.arange(len(count)), count)
-        offset = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+        row, offset = expand(target - begin)
         item = self.flat[self.iid_field][begin[row] + offset]
         keep = item != rows[self.iid_field][row]
         return row[keep], item[keep]
@@ -347,10 +343,10 @@ class FlatDataset(ReadyPrefixes):
         names = {header.partition(":")[0]: header for header in file.headers}
         if field not in names or self.iid_field not in names:
             raise UserError(f"{path} has no column {field!r}; it has {', '.join(names)}")
-        wanted = [names[self.iid_field], names[field]]
-        frame = file.read(dict.fromkeys(wanted, str)).fillna("")
+        columns = [names[self.iid_field], names[field]]
+        frame = file.read(dict.fromkeys(columns, str)).fillna("")
         known = self.field2token_id[self.iid_field]
-        titles = zip(*(frame[header] for header in wanted), strict=True)
+        titles = zip(*(frame[header] for header in columns), strict=True)
         return {item: title for item, title in titles if item in known}
 
 

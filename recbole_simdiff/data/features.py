@@ -1,4 +1,4 @@
-"""Faults of RecBole's ``Dataset`` in columns, one override a fault: numbering, numbers, gaps."""
+"""Faults of RecBole's ``Dataset`` in the values of columns, one override a fault."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +13,14 @@ from recbole_simdiff.errors import UserError
 
 
 class FeatureFixes(LoadingFixes):
-    """Columns get numbers for tokens, scaled numbers and filled gaps, on today's pandas, too."""
+    """Columns are numbered, filled and scaled as RecBole does, on today's pandas."""
 
     _rest_fields: Any
 
     def _init_alias(self) -> None:
-        """Say which columns share a numbering; of ready-made prefixes, a column and its list do.
+        """Choose the columns that share ids; of ready-made prefixes, a column and its list do.
 
-        Symptom: unless ``alias_of_item_id`` names the column of histories, an item has one number
+        Symptom: unless ``alias_of_item_id`` names the column of histories, an item has one id
         there and another as a target. A name that is no column ends in "np.str_('...')".
 
         Raises:
@@ -138,7 +138,7 @@ class FeatureFixes(LoadingFixes):
                 feat[field] = pd.Series(pairs, index=feat.index, dtype=object)
 
     def _numbers(self, feat: pd.DataFrame, field: str) -> tuple[np.ndarray, np.ndarray]:
-        """All numbers of a column in a row, and where each cell but the last ends."""
+        """All numbers of a column as one array, and where each cell but the last ends."""
         if self.field2type[field] == FeatureType.FLOAT:
             return feat[field].to_numpy(copy=True), np.arange(1, len(feat))
         cells = [np.asarray(cell, dtype=float) for cell in feat[field]]

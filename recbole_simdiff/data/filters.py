@@ -41,27 +41,27 @@ class FilterFixes(LoadingFixes):
             raise UserError(
                 f'val_interval={intervals!r} must be like {{field: "[5,inf)"}}, or None'
             )
-        for field, wanted in (intervals or {}).items():
+        for field, chosen in (intervals or {}).items():
             if self.field2type.get(field) in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
                 allowed = 'an interval such as "[5,inf)"'
                 try:
-                    parsed = self._parse_intervals_str(wanted) or ()
+                    parsed = self._parse_intervals_str(chosen) or ()
                 except (IndexError, ValueError):
                     parsed = ()
-                good = len(parsed) == str(wanted).count(";") + 1
+                good = len(parsed) == str(chosen).count(";") + 1
             else:
                 allowed = "a list of values as text, such as ['1', '2']"
-                good = isinstance(wanted, list) and all(isinstance(v, str) for v in wanted)
+                good = isinstance(chosen, list) and all(isinstance(v, str) for v in chosen)
             self.check_loaded("val_interval", field)
             if not good:
-                raise UserError(f"val_interval: {field}={wanted!r} must be {allowed}")
+                raise UserError(f"val_interval: {field}={chosen!r} must be {allowed}")
         super()._filter_by_field_value()
 
     def _filter_inter_by_user_or_item(self) -> None:
-        """Say how many events RecBole leaves out for want of a line about the user or the item.
+        """Leave out events whose user or item has no line in .user or .item, with a warning.
 
         Raises:
-            UserError: if that is all of them.
+            UserError: if no event is left.
         """
         if self.config["filter_inter_by_user_or_item"] is not True:
             return
@@ -104,7 +104,7 @@ class FilterFixes(LoadingFixes):
         )
 
     def _reset_index(self) -> None:
-        """Say what filtered when nothing is left."""
+        """Refuse an empty data set, and name the filters that may have left nothing."""
         keys = ["val_interval", "user_inter_num_interval", "item_inter_num_interval"]
         if self.user_feat is not None or self.item_feat is not None:
             keys.append("filter_inter_by_user_or_item")

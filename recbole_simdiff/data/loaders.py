@@ -183,6 +183,25 @@ def create_loaders(
     Raises:
         UserError: if the split leaves nothing to train on, or nothing of what it holds out.
     """
+    parts = _parts(config, dataset, pseudo)
+    samplers = create_samplers(config, dataset, parts)
+    _check_negatives(config, parts, samplers)
+    if config["model"] in plugin_models() and dataset.list_fields:
+        train: Any = BucketLoader(config, parts[0])
+    else:
+        train = get_dataloader(config, "train")(
+            config, parts[0], samplers[0], shuffle=config["shuffle"]
+        )
+    evaluation = []
+    for phase, part, sampler in zip(("valid", "test"), parts[1:], samplers[1:], strict=True):
+        full = get_dataloader(config, phase) is FullSortEvalDataLoader
+        loader = HistoryEvalLoader if full else SampledEvalLoader
+        evaluation.append(loader(config, part, sampler, shuffle=False) if len(part) else None)
+    return train, *evaluation
+
+
+def _parts(config: Any, dataset: FlatDataset, pseudo: Tensor | None) -> list[FlatDataset]:
+    """Training, validation and test part, with pseudo-items in front where they belong."""
     try:
         parts = dataset.build()
     except (NotImplementedError, ValueError) as error:
@@ -203,24 +222,11 @@ def create_loaders(
         parts[0].prepend(pseudo, keep_rows=config["pseudo_mix"] == "both")
         for part in parts[1:] if config["pseudo_at_evaluation"] else ():
             part.prepend(pseudo, keep_rows=False)
-    samplers = create_samplers(config, dataset, parts)
-    _check_negatives(config, parts, samplers)
-    if config["model"] in plugin_models() and dataset.list_fields:
-        train: Any = BucketLoader(config, parts[0])
-    else:
-        train = get_dataloader(config, "train")(
-            config, parts[0], samplers[0], shuffle=config["shuffle"]
-        )
-    evaluation = []
-    for phase, part, sampler in zip(("valid", "test"), parts[1:], samplers[1:], strict=True):
-        full = get_dataloader(config, phase) is FullSortEvalDataLoader
-        loader = HistoryEvalLoader if full else SampledEvalLoader
-        evaluation.append(loader(config, part, sampler, shuffle=False) if len(part) else None)
-    return train, *evaluation
+    return parts
 
 
 def _check_negatives(config: Any, parts: Sequence[FlatDataset], samplers: Sequence[Any]) -> None:
-    """Refuse data in which some negative cannot be drawn, which would be tried for ever.
+    """Refuse data in which some negative cannot be drawn, which a sampler would try without end.
 
     Args:
         config (Config): resolved configuration.

@@ -204,18 +204,10 @@ class LoadingFixes(Dataset):
 
     def _split_sequences(self, file: AtomicFile, frame: pd.DataFrame, field: str) -> None:
         """Text of a column -> an array per row, no longer than ``seq_len`` allows."""
-        number = self.field2type[field] == FeatureType.FLOAT_SEQ
+        separator, numbers = file.seq_separator, self.field2type[field] == FeatureType.FLOAT_SEQ
+        texts = (filter(None, cell.split(separator)) for cell in frame[field].fillna("").to_numpy())
         try:
-            cells = [
-                np.array(
-                    [
-                        float(part) if number else part
-                        for part in cell.split(file.seq_separator)
-                        if part
-                    ]
-                )
-                for cell in frame[field].fillna("").to_numpy()
-            ]
+            cells = [np.array(list(map(float, parts) if numbers else parts)) for parts in texts]
         except ValueError:
             file.refuse_number([f"{field}:float_seq"])
             raise

@@ -31,10 +31,10 @@ class ReadyPrefixes(RecBoleFixes, SequentialDataset):
         history = self.iid_field + self.config["LIST_SUFFIX"]
         declared = self.field2type.get(history)
         if declared != FeatureType.TOKEN_SEQ:
-            found = f"is declared {declared.value}" if declared else "is not loaded"
+            state = f"is declared {declared.value}" if declared else "is not loaded"
             raise UserError(
                 f"benchmark_filename={self.benchmark_filename_list!r}: the column of histories, "
-                f"{history}:token_seq, {found}; ITEM_ID_FIELD and LIST_SUFFIX make its name, and "
+                f"{history}:token_seq, {state}; ITEM_ID_FIELD and LIST_SUFFIX make its name, and "
                 "load_col loads it"
             )
         self._leave_out_prefixes(history)
@@ -65,15 +65,15 @@ class ReadyPrefixes(RecBoleFixes, SequentialDataset):
         self.file_size_list = [int(part.sum()) for part in parts]
         self.inter_feat = feat[kept].reset_index(drop=True)
 
-    def check_new_columns(self, *made: str) -> None:
+    def check_new_columns(self, *names: str) -> None:
         """Refuse to write sequences and their lengths over columns of the file."""
-        own = {self.uid_field, self.iid_field, *self.inter_feat}
-        if taken := own & {*made, self.config["NEG_PREFIX"] + self.iid_field}:
+        columns = {self.uid_field, self.iid_field, *self.inter_feat}
+        if taken := columns & {*names, self.config["NEG_PREFIX"] + self.iid_field}:
             keys = ("ITEM_LIST_LENGTH_FIELD", "LIST_SUFFIX", "NEG_PREFIX")
             named = ", ".join(f"{key}={self.config[key]!r}" for key in keys)
             raise UserError(
                 f"the column {taken.pop()!r} would be written over: {named} must give names that "
-                f"the columns {', '.join(own)} do not have"
+                f"the columns {', '.join(columns)} do not have"
             )
 
     def ready_rows(self) -> str | None:

@@ -1,7 +1,7 @@
 """Raw downloads to RecBole atomic files, in one pass and bounded memory.
 
     lines        each is parsed or reported with its file and number
-    selection    a window of time and a least rating, while reading
+    selection    a window of time and a lowest rating, while reading
     columns      what is kept of an interaction is two codes, a rating and a time; ids are kept once
     k-core       users and items with fewer than k interactions go, until none is left
     times        seconds, milliseconds, microseconds or nanoseconds since 1970, told apart by their
@@ -30,17 +30,17 @@ import pandas as pd
 
 from recbole_simdiff.config.layers import properties_dir, read_yaml
 from recbole_simdiff.data.raw_formats import (
-    _LAST_SECOND,
-    _MICRO,
+    LAST_SECOND,
+    MICRO,
     SOURCES,
     Array,
     Interaction,
     Reader,
     Source,
     Title,
-    _date,
+    parse_date,
 )
-from recbole_simdiff.data.statistics import Statistics
+from recbole_simdiff.data.statistics import Statistics, published
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.files import write_atomically
 
@@ -55,14 +55,14 @@ class Selection(NamedTuple):
     def holds(self, interaction: Interaction) -> bool:
         """Whether the interaction is one of them."""
         _, _, rating, time, _ = interaction
-        return self.start <= time // _MICRO <= self.end and rating >= self.min_rating
+        return self.start <= time // MICRO <= self.end and rating >= self.min_rating
 
 
 EVERYTHING = Selection()
 
 
 def select(start: str | None, end: str | None, min_rating: float | None) -> Selection:
-    """A window of time and a least rating, as typed by a user.
+    """A window of time and a lowest rating, as typed by a user.
 
     Args:
         start, end (str | None): first and last date, YYYY-MM-DD[ HH:MM:SS], in UTC; a last date
@@ -75,18 +75,18 @@ def select(start: str | None, end: str | None, min_rating: float | None) -> Sele
     first = -math.inf if start is None else _option_date("from", start)
     last = math.inf if end is None else _option_date("to", end)
     if end is not None and len(end) == len("YYYY-MM-DD"):
-        last += _LAST_SECOND
+        last += LAST_SECOND
     if first > last:
         raise UserError(f"--from={start} is after --to={end}")
-    least = -math.inf if min_rating is None else min_rating
-    if math.isnan(least):
+    lowest = -math.inf if min_rating is None else min_rating
+    if math.isnan(lowest):
         raise UserError("--min_rating=nan must be a number")
-    return Selection(first, last, least)
+    return Selection(first, last, lowest)
 
 
 def _option_date(option: str, text: str) -> int:
     try:
-        return _date(text)
+        return parse_date(text)
     except ValueError as error:
         raise UserError(f"--{option}={text}: {error}") from None
 
@@ -185,25 +185,6 @@ def k_core(user: Array, item: Array, k: int) -> Array:
         if enough.all():
             return left
         left, user, item = left[enough], user[enough], item[enough]
-
-
-class Published(NamedTuple):
-    """Statistics of a data set as somebody published them, and how they came about."""
-
-    statistics: Statistics
-    source: str
-    note: str
-
-
-def published(name: str) -> list[Published]:
-    """What ``properties/statistics.yaml`` says about a data set; empty if nothing."""
-    rows = read_yaml(properties_dir() / "statistics.yaml").get(name, [])
-    return [
-        Published(
-            Statistics(row["users"], row["items"], row["actions"]), row["source"], row["note"]
-        )
-        for row in rows
-    ]
 
 
 @dataclass(frozen=True)
@@ -327,12 +308,12 @@ def _check_writable(output: Path) -> None:
 
 def _inter(table: Table, columns: Columns, names: Names, with_ratings: bool) -> pd.DataFrame:
     users, items = np.array([*table.users], object), np.array([*table.items], object)
-    exact = (columns.time % _MICRO).any()  # 1 rather than 1.0 where all are whole seconds
+    exact = (columns.time % MICRO).any()  # 1 rather than 1.0 where all are whole seconds
     frame = {
         f"{names.user}:token": users[columns.user],
         f"{names.item}:token": items[columns.item],
         f"{names.rating}:float": columns.rating,
-        f"{names.time}:float": columns.time / _MICRO if exact else columns.time // _MICRO,
+        f"{names.time}:float": columns.time / MICRO if exact else columns.time // MICRO,
     }
     if not with_ratings:
         del frame[f"{names.rating}:float"]
@@ -343,12 +324,12 @@ def _item(titles: Iterator[Title], table: Table, columns: Columns, names: Names)
     """Items of the k-core with their titles, where they have one; the first title counts."""
     kept = np.zeros(len(table.items), bool)
     kept[columns.item] = True
-    found: dict[str, str] = {}
+    kept_titles: dict[str, str] = {}
     for item, title in titles:
         if title and item in table.items and kept[table.items[item]]:
-            found.setdefault(item, title)
+            kept_titles.setdefault(item, title)
     return pd.DataFrame(
-        {f"{names.item}:token": [*found], f"{names.title}:token_seq": [*found.values()]}
+        {f"{names.item}:token": [*kept_titles], f"{names.title}:token_seq": [*kept_titles.values()]}
     )
 
 
@@ -367,6 +348,31 @@ def _write_both(
             write_atomically(item_path, lambda name: _write(item, name))
 
     write_atomically(inter_path, write)
+
+
+def _check_options(source: str, k: int, selection: Selection, titles: str | Path | None) -> None:
+    """Refuse options that a source cannot have."""
+    kind = SOURCES[source]
+    if k < 0:
+        raise UserError(f"--k_core={k} must be at least 0")
+    if kind.positions and selection != EVERYTHING:
+        raise UserError(
+            f"--from, --to, --min_rating: --source={source} has no dates and no ratings"
+        )
+    if titles is not None and not kind.titles:
+        raise UserError(f"--titles={titles}: --source={source} has no titles")
+
+
+def _core(table: Table, k: int, malformed: Sequence[str]) -> Columns:
+    """The k-core in order; an empty one is refused, with the malformed lines shown."""
+    if not len(table):
+        lines = "".join(f"\n  {line}" for line in malformed)
+        told = f"; {_told(table.units)}" if table.units else ""
+        raise UserError(f"none of {table.n_read:,} interactions is selected{told}{lines}")
+    columns = table.in_order(k)
+    if not len(columns.user):
+        raise UserError(f"--k_core={k} leaves none of {len(table):,} interactions")
+    return columns
 
 
 def prepare(
@@ -399,14 +405,7 @@ def prepare(
         UserError: for impossible options, files that cannot be read, or if nothing is left.
     """
     output, kind = Path(output), SOURCES[source]
-    if k < 0:
-        raise UserError(f"--k_core={k} must be at least 0")
-    if kind.positions and selection != EVERYTHING:
-        raise UserError(
-            f"--from, --to, --min_rating: --source={source} has no dates and no ratings"
-        )
-    if titles is not None and not kind.titles:
-        raise UserError(f"--titles={titles}: --source={source} has no titles")
+    _check_options(source, k, selection, titles)
     inter_path, item_path = _places(output, titles is not None, overwrite)
     _check_writable(output)
     if titles is not None:  # before hours of reading interactions
@@ -414,13 +413,7 @@ def prepare(
 
     reader, table = Reader(skip_malformed), Table()
     table.read(reader, kind, [Path(path) for path in inputs], selection)
-    if not len(table):
-        found = "".join(f"\n  {line}" for line in reader.shown)
-        told = f"; {_told(table.units)}" if table.units else ""
-        raise UserError(f"none of {table.n_read:,} interactions is selected{told}{found}")
-    columns = table.in_order(k)
-    if not len(columns.user):
-        raise UserError(f"--k_core={k} leaves none of {len(table):,} interactions")
+    columns = _core(table, k, reader.shown)
 
     settings = _settings(output.name)
     names = _names(settings)

@@ -29,9 +29,9 @@ Title = tuple[str, str]  # item, title
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d:\d\d)?", re.ASCII)
 
-_LAST_SECOND = 24 * 60 * 60 - 1  # of a day
+LAST_SECOND = 24 * 60 * 60 - 1  # of a day
 
-_MICRO = 10**6  # microseconds of a second
+MICRO = 10**6  # microseconds of a second
 
 # Unit -> how many make a second. A number below 10^11 of a unit is before the year 5138, and at
 # least 10^11 of the next finer one is after March 1973.
@@ -73,10 +73,10 @@ def _time(value: Any) -> tuple[int, str]:
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"time {value!r} is not a whole number of seconds or a finer unit")
     unit = next(name for name, n in _UNITS.items() if abs(number) < _MOST_SECONDS * n)
-    return number * _MICRO // _UNITS[unit], unit
+    return number * MICRO // _UNITS[unit], unit
 
 
-def _date(value: Any) -> int:
+def parse_date(value: Any) -> int:
     """Seconds since 1970 of a date, read as UTC."""
     if not isinstance(value, str) or not _DATE.fullmatch(value):
         raise ValueError(f"date {value!r} is not YYYY-MM-DD or YYYY-MM-DD HH:MM:SS")
@@ -115,7 +115,7 @@ def _amazon_review(text: str) -> list[Interaction]:
 
 def _yelp_review(text: str) -> list[Interaction]:
     user, item, rating, date = _values(_object(text), "user_id", "business_id", "stars", "date")
-    return [(_id(user), _id(item), _rating(rating), _date(date) * _MICRO, "")]
+    return [(_id(user), _id(item), _rating(rating), parse_date(date) * MICRO, "")]
 
 
 def _cells(text: str, separator: str, number: int) -> list[str]:
@@ -140,7 +140,7 @@ def _sequence(text: str) -> list[Interaction]:
     user, *items = map(_id, text.split())
     if not items:
         raise ValueError(f"user {user!r} has no items")
-    return [(user, item, 0.0, time * _MICRO, "") for time, item in enumerate(items, start=1)]
+    return [(user, item, 0.0, time * MICRO, "") for time, item in enumerate(items, start=1)]
 
 
 def _title(item: Any, title: Any) -> Title:

@@ -4,6 +4,19 @@ import torch
 from torch import Tensor
 
 
+def expand(count: Tensor) -> tuple[Tensor, Tensor]:
+    """Element by element, for ``count`` elements of each owner.
+
+    Args:
+        count (LongTensor): elements of each owner, [owners].
+
+    Returns:
+        tuple: owner of each element, and the element's number within it from 0, [elements] each.
+    """
+    owner = torch.repeat_interleave(torch.arange(len(count)), count)
+    return owner, torch.arange(len(owner)) - (count.cumsum(0) - count)[owner]
+
+
 def windows(
     begin: Tensor, n_targets: Tensor, size: int, older_windows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,9 +33,7 @@ def windows(
         tuple: of each window, its user's place in ``begin``, and where its items start and its
             newest target is, [windows] each.
     """
-    n_windows = (n_targets + size - 1) // size
-    user = torch.repeat_interleave(torch.arange(len(begin)), n_windows)
-    number = torch.arange(len(user)) - (n_windows.cumsum(0) - n_windows)[user]
+    user, number = expand((n_targets + size - 1) // size)
     end = (begin + n_targets)[user] - number * size
     start = torch.maximum(begin[user], end - size)
     kept = (number == 0) | (end - start >= older_windows if older_windows else number < 0)

@@ -1,7 +1,10 @@
-"""Counts that describe a data set."""
+"""Counts that describe a data set, and those that others published."""
 
 from dataclasses import dataclass
 from dataclasses import field as attribute
+from typing import NamedTuple
+
+from recbole_simdiff.config.layers import properties_dir, read_yaml
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,22 @@ class PrefixStatistics(Statistics):
 
     def __str__(self) -> str:
         return f"{self.users:,} users, {self.items:,} items, {self.actions:,} ready-made prefixes"
+
+
+class Published(NamedTuple):
+    """Statistics of a data set as somebody published them, and how they came about."""
+
+    statistics: Statistics
+    source: str
+    note: str
+
+
+def published(name: str) -> list[Published]:
+    """What ``properties/statistics.yaml`` says about a data set; empty if nothing."""
+    rows = read_yaml(properties_dir() / "statistics.yaml").get(name, [])
+    return [
+        Published(
+            Statistics(row["users"], row["items"], row["actions"]), row["source"], row["note"]
+        )
+        for row in rows
+    ]

@@ -9,8 +9,7 @@ from typing import Any
 from recbole_simdiff import files
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
-from recbole_simdiff.data.prepare import published
-from recbole_simdiff.data.statistics import PrefixStatistics, Statistics
+from recbole_simdiff.data.statistics import PrefixStatistics, Statistics, published
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS
 from recbole_simdiff.experiments import plots, tables
