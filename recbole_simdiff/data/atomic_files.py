@@ -107,7 +107,7 @@ class AtomicFile:
         names = [header.partition(":")[0] for header in headers]
         for name, count in Counter(names).items():
             if count > 1:
-                same = [h for h, own in zip(headers, names, strict=True) if own == name]
+                same = [header for header in headers if header.partition(":")[0] == name]
                 raise UserError(
                     f"{self.path}, line 1: {count} columns are named {name!r} ({', '.join(same)}); "
                     "give each a name of its own"

@@ -1,8 +1,8 @@
-"""Data sets and loaders: RecBole's split and evaluation over flat arrays, and our training batches.
+"""Data sets: RecBole's rows and split over flat arrays, and the training rows.
 
-RecBole writes one padded row per prefix and per loaded column. Here the
-interactions stay one flat array, sorted by user and exact time; a row is a start and a
-length in it, and padded rows are built for one batch at a time. Row for row they equal RecBole's.
+RecBole writes one padded row per prefix and per loaded column. Here the interactions stay one flat
+array, sorted by user and exact time; a row is a start and a length in it, and padded rows are built
+for one batch at a time. Row for row they equal RecBole's.
 """
 
 import math
@@ -24,12 +24,7 @@ from recbole_simdiff.data.rows import expand, gather_rows, windows
 from recbole_simdiff.data.statistics import PrefixStatistics, Statistics
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.registry import needed_data_set
-from recbole_simdiff.modules.batch import (
-    HISTORY_START,
-    PSEUDO_LENGTH,
-    ROW_START,
-    TARGET,
-)
+from recbole_simdiff.modules.batch import HISTORY_START, PSEUDO_LENGTH, ROW_START, TARGET
 
 
 class SequenceRows:

@@ -141,16 +141,16 @@ class SampledEvalLoader(NegSampleEvalDataLoader):
             within the batch [B], and target of each row [B].
         """
         users = self.uid_list[np.array(index)]
-        places = [np.arange(own.start, own.stop) for own in self.uid2index[users]]
-        counts = [len(own) for own in places]
+        places = [np.arange(rows.start, rows.stop) for rows in self.uid2index[users]]
+        counts = [len(rows) for rows in places]
         rows = self.transform(self._dataset, self._dataset[np.concatenate(places)])
         items = rows[self.iid_field]
         candidates = []
-        for user, own in zip(users, items.split(counts), strict=True):
+        for user, targets in zip(users, items.split(counts), strict=True):
             drawn = self._sampler.sample_by_user_ids(
-                np.full(len(own), user), own.numpy(), self.neg_sample_num
+                np.full(len(targets), user), targets.numpy(), self.neg_sample_num
             )
-            candidates.append(torch.cat([own, drawn]).view(-1, len(own)).t())
+            candidates.append(torch.cat([targets, drawn]).view(-1, len(targets)).t())
         number = torch.repeat_interleave(torch.arange(len(users)), torch.tensor(counts))
         return rows, torch.cat(candidates), number, items
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def expand(count: Tensor) -> tuple[Tensor, Tensor]:
-    """Element by element, for ``count`` elements of each owner.
+    """Enumerate the elements of all owners, those of the first owner first.
 
     Args:
         count (LongTensor): elements of each owner, [owners].

@@ -161,7 +161,7 @@ def test_negatives_outside_a_row_of_all_items_but_one(build: Any, data_path: Pat
         assert (drawn[long] == f).all()
 
 
-def test_invented_items_count_among_those_of_a_row(data_path: Path) -> None:
+def test_pseudo_items_count_among_those_of_a_row(data_path: Path) -> None:
     write_inter(data_path, "long", FEW | {"u1": [*"abcdeabcd"]})
     config = augmented(data_path, "BERT4Rec", MAX_ITEM_LIST_LENGTH=20)
     dataset = create_dataset(config)

@@ -51,7 +51,7 @@ def prepended(plain: Any, begins: list[bool], pseudo: Any, width: int, keep: boo
 @pytest.mark.parametrize("keep", [True, False], ids=["both", "replace"])
 @pytest.mark.parametrize(("width", "size"), [(4, 10), (12, 1), (12, 3)])
 @pytest.mark.parametrize("style", ["user_all", "prefix_last"])
-def test_rows_with_invented_items(
+def test_rows_with_pseudo_items(
     make_config: Any, data_path: Path, style: str, width: int, size: int, keep: bool
 ) -> None:
     """T22, T23: as many of the nearest ones as there is room for; a full row stays as it is, and
@@ -95,7 +95,7 @@ def test_other_columns_repeat_their_first_real_value(make_config: Any, data_path
 
 @pytest.mark.parametrize("keep", [True, False], ids=["both", "replace"])
 def test_only_real_targets_are_expected(make_config: Any, data_path: Path, keep: bool) -> None:
-    """Losses are divided by targets_per_batch: an invented item is a token, but no target."""
+    """Losses are divided by targets_per_batch: a pseudo-item is a token, but no target."""
     write_inter(data_path, "long", LONG)
 
     def built(style: str) -> Any:
@@ -121,7 +121,7 @@ def test_only_real_targets_are_expected(make_config: Any, data_path: Path, keep:
 
 @pytest.mark.parametrize("mix", ["both", "replace"])
 @pytest.mark.parametrize("style", ["user_all", "prefix_last"])
-def test_a_batch_with_invented_items_equals_the_rows(data_path: Path, style: str, mix: str) -> None:
+def test_a_batch_with_pseudo_items_equals_the_rows(data_path: Path, style: str, mix: str) -> None:
     write_inter(data_path, "long", LONG)
     config = augmented(data_path, "SimDiffRec", pseudo_mix=mix, train_sampling=style)
     dataset = create_dataset(config)
@@ -201,7 +201,7 @@ def test_evaluation_is_that_of_the_real_data(data_path: Path, backbone: str) -> 
 
 
 @pytest.mark.parametrize("mix", ["both", "replace"])
-def test_negatives_are_drawn_as_without_invented_items(data_path: Path, mix: str) -> None:
+def test_negatives_are_drawn_as_without_pseudo_items(data_path: Path, mix: str) -> None:
     """T23: they never join the items that a user is known to have."""
     write_inter(data_path, "long", LONG)
     drawn, known = [], []
@@ -238,7 +238,7 @@ def test_sampled_evaluation_with_a_prefix(data_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["GRU4Rec", "SimDiffRec"])
-def test_invented_items_of_nobody_change_no_row(data_path: Path, backbone: str) -> None:
+def test_pseudo_items_of_nobody_change_no_row(data_path: Path, backbone: str) -> None:
     """T24."""
     write_inter(data_path, "long", LONG)
     config = augmented(data_path, backbone)
