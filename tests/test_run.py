@@ -89,7 +89,7 @@ def test_a_name_that_was_drawn_before_is_drawn_anew(
     go: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two starts in one second that draw the same: neither writes into the other's folder."""
-    module = sys.modules["recbole_simdiff.run"]
+    module = sys.modules["recbole_simdiff.runs.folder"]
     monkeypatch.setattr(module, "time", SimpleNamespace(strftime=lambda *_: "now"))
     drawn = iter(["beef", "beef", "beef", "f00d"])
     monkeypatch.setattr(module, "secrets", SimpleNamespace(token_hex=lambda _: next(drawn)))
@@ -683,5 +683,5 @@ def test_the_checksum_of_the_code_is_blind_to_layout(tmp_path: Path) -> None:
     assert checksum(a="K = 4", f=f, c=c) != before
     assert checksum(a=a, f="def f(x):\n    return K + x", c=c) != before
     assert checksum(a=a, f=f, c="@f\nclass C:\n    z: int = 1") != before
-    readers = {"experiments__plots": "def plot(): ...", "cli": "def main(): ..."}
+    readers = {"experiments__plots": "def plot(): ...", "cli__main": "def main(): ..."}
     assert checksum(a=a, f=f, c=c, **readers) == before

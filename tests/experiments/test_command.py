@@ -26,7 +26,7 @@ from recbole_simdiff.runs.result import RESULT, read_result
 from tests.conftest import write_inter
 from tests.experiments.conftest import tiny
 
-run_module = importlib.import_module("recbole_simdiff.run")
+run_module = importlib.import_module("recbole_simdiff.runs.run")
 MAGIC = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
 

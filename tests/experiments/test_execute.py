@@ -34,7 +34,7 @@ from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run
 from tests.experiments.conftest import CONTENT, tiny
 
-run_module = importlib.import_module("recbole_simdiff.run")
+run_module = importlib.import_module("recbole_simdiff.runs.run")
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def no_test_part(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-run_module = importlib.import_module("recbole_simdiff.run")
+run_module = importlib.import_module("recbole_simdiff.runs.run")
 
 # ---------------------------------------------------------------- the test part
 
