@@ -52,7 +52,9 @@ class TwoStageModel(RecBoleModel):
     def begin_epoch(self, phase: str, epoch: int) -> None:
         """What RecBole does when it constructs the model for that stage."""
         self.train_stage = phase
-        if phase == "finetune":
+        if phase == "pretrain":
+            self.loss_fct = nn.BCEWithLogitsLoss(reduction="none")
+        else:
             self.loss_fct = BPRLoss() if self.pairwise else nn.CrossEntropyLoss()
 
     @property

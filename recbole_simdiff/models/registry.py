@@ -59,13 +59,13 @@ def available_models() -> list[str]:
     return [*sorted(plugin_models()), *sorted(recbole_models())]
 
 
-def get_model(name: str) -> Any:
+def get_model(name: str) -> type[SequentialModel]:
     """The model class of that name.
 
     Raises:
         UserError: if there is none, with the nearest names.
     """
-    models = {**recbole_models(), **plugin_models()}
+    models: dict[str, type[SequentialModel]] = {**recbole_models(), **plugin_models()}
     if name in models:
         return models[name]
     by_lower = {known.lower(): known for known in models}
@@ -77,7 +77,7 @@ def get_model(name: str) -> Any:
     )
 
 
-def build_model(config: Any, dataset: Any) -> Any:
+def build_model(config: Any, dataset: Any) -> SequentialModel:
     """The model of a configuration for its training data.
 
     Raises:
@@ -88,7 +88,8 @@ def build_model(config: Any, dataset: Any) -> Any:
         with _MemoryLimit():
             if issubclass(config.model_class, RecBoleModel):
                 return build_recbole(config, dataset)
-            return config.model_class(config, dataset)
+            model: SequentialModel = config.model_class(config, dataset)
+            return model
     except _TooLarge as error:
         sizes = ("hidden_size", "embedding_size", "inner_size", "n_layers", "MAX_ITEM_LIST_LENGTH")
         named = ", ".join(f"{key}={config[key]}" for key in sizes if key in config)
