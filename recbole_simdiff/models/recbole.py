@@ -34,6 +34,7 @@ class TwoStageModel(RecBoleModel):
 
     n_extra_tokens = 1
     item_embedding: nn.Embedding
+    loss_fct: nn.Module
     mask_token: int
     train_stage: str
 
