@@ -24,6 +24,7 @@ from recbole_simdiff.runs.run import _payload
 from recbole_simdiff.serving.recommender import load
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
+from tests.contract import check_item_table, check_sampling, check_training, check_views
 
 MODELS = sorted(plugin_models())
 LONGER = 9  # positions of a batch padded beyond its longest row
@@ -141,13 +142,24 @@ def test_the_loss_is_finite_and_reaches_every_parameter(made: Any) -> None:
     for value in losses if isinstance(losses, tuple) else (losses,):
         assert torch.isfinite(value)
         assert value > 0
-    total(losses).backward()
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert trainable
-    assert [n for n, p in trainable.items() if p.grad is None] == []
     # A bias of the keys shifts all scores of a query alike: softmax takes it out.
-    assert [n for n, p in trainable.items() if not p.grad.any() and "key.bias" not in n] == []
-    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
+    assert all("key.bias" in name for name in check_training(model, longest_batch(train)))
+
+
+def test_its_item_table_is_a_row_an_item(made: Any) -> None:
+    _, train, _, model = made
+    check_item_table(model, train.dataset.item_num)
+    assert model.item_table.requires_grad
+
+
+def test_it_says_whether_scores_depend_on_a_seed(made: Any) -> None:
+    _, _, test, model = made
+    check_sampling(model, next(iter(test))[0], model.full_sort_predict)
+
+
+def test_augmented_views_are_rows_of_items(made: Any) -> None:
+    _, train, _, model = made
+    check_views(model, longest_batch(train), train.dataset.item_num)
 
 
 def test_one_step_of_training_changes_the_scores(made: Any) -> None:

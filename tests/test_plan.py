@@ -15,6 +15,7 @@ from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.errors import Interrupted, TrainingDiverged
 from recbole_simdiff.evaluation.protocols import KEPT
+from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.plan import Phase, Update
 from recbole_simdiff.training.trainer import PlanTrainer
 
@@ -26,11 +27,11 @@ class Parts(NamedTuple):
     far: Tensor
 
 
-class Pair(nn.Module):
+class Pair(SequentialModel):
     """Two groups of parameters, and a plan that a test chooses."""
 
     def __init__(self, plan: Callable[["Pair"], list[Phase]]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.first = nn.Linear(2, 1, bias=False)
         self.second = nn.Linear(2, 1, bias=False)
         self.fixed = nn.Parameter(torch.ones(1), requires_grad=False)
@@ -192,7 +193,7 @@ def test_updates_of_one_name_must_move_the_same(make: Any) -> None:
 
 def test_loss_parts_carry_the_name_of_their_update(make: Any) -> None:
     trainer, train, _ = make(learning_rate=1e-12)
-    trainer.model.monitor = {"watched": torch.tensor(0.5)}
+    trainer.model.monitored = lambda: {"watched": torch.tensor(0.5)}
     entry = trainer.fit(train).log[0]
     assert list(entry["loss"]) == ["first.loss", "second.near", "second.far"]
     assert entry["loss"]["second.near"] == pytest.approx(4.0)

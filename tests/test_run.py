@@ -445,13 +445,18 @@ class Drawing:
     """A trainer of a model whose scores depend on its sampling seed, and nothing else of one."""
 
     def __init__(self, seeds: int) -> None:
-        self.model = SimpleNamespace(sampling_seed=7)
-        self.config = {"sampling_seeds": seeds, "length_groups": [5], "show_progress": False}
+        self.model, self.seed = self, 7
+        self.config = {"sampling_seeds": seeds, "sampling_seed": 7, "length_groups": [5]}
+        self.config["show_progress"] = False
         self.asked: list[tuple[str, int]] = []
 
+    def reseed_sampling(self, seed: int) -> bool:
+        self.seed = seed
+        return True
+
     def _found(self, data: str) -> dict[str, float]:
-        self.asked.append((data, self.model.sampling_seed))
-        return {"hit@5": 0.1 * self.model.sampling_seed, "ndcg@5": self.model.sampling_seed**-2}
+        self.asked.append((data, self.seed))
+        return {"hit@5": 0.1 * self.seed, "ndcg@5": self.seed**-2}
 
     def evaluate_protocols(self, data: str, protocols: Any, show: bool) -> Any:
         found = self._found(data)
@@ -465,7 +470,7 @@ def test_the_spread_over_sampling_seeds() -> None:
     """Of the test part only; the model's own seed is the first, and is put back."""
     trainer: Any = Drawing(4)
     found = evaluate_splits(trainer, "valid", "test")
-    assert trainer.model.sampling_seed == 7
+    assert trainer.seed == 7
     assert trainer.asked == [("valid", 7), ("test", 7), ("test", 8), ("test", 9), ("test", 10)]
     assert found.splits["test"][KEPT]["hit@5"] == pytest.approx(0.7)
     assert found.sampling["seeds"] == [7, 8, 9, 10]
@@ -487,24 +492,23 @@ def test_one_sampling_seed_has_no_spread() -> None:
 
 def test_a_model_that_draws_when_it_scores(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own keys may be changed at evaluation, and the spread is in the result."""
-    score = SimDiffRec.full_sort_predict
+    score, seeds = SimDiffRec.full_sort_predict, [3]
 
     def noisy(self: Any, batch: Any) -> Any:
-        generator = torch.Generator().manual_seed(self.sampling_seed)
+        generator = torch.Generator().manual_seed(seeds[-1])
         scores = score(self, batch)
         return scores + torch.randn(scores.shape, generator=generator)
 
     monkeypatch.setattr(SimDiffRec, "full_sort_predict", noisy)
-    monkeypatch.setattr(SimDiffRec, "sampling_seed", 3, raising=False)
-    monkeypatch.setattr(SimDiffRec, "evaluation_keys", ("sampling_seeds", "tau"), raising=False)
+    monkeypatch.setattr(SimDiffRec, "reseed_sampling", lambda _, seed: not seeds.append(seed))
+    monkeypatch.setattr(SimDiffRec, "evaluation_keys", ("sampling_seeds", "tau"))
+    drawing = {"sampling_seed": 3, "sampling_seeds": 1}
     monkeypatch.setitem(SMALL, "sampling_seeds", 1)
     stock = layers.read_yaml
     monkeypatch.setattr(
         config_module,
         "read_yaml",
-        lambda path: (
-            stock(path) | ({"sampling_seeds": 1} if str(path).endswith("all.yaml") else {})
-        ),
+        lambda path: stock(path) | (drawing if str(path).endswith("all.yaml") else {}),
     )
     result, stored = go(epochs=1, sampling_seeds=3)
     assert stored["sampling"] == result.sampling

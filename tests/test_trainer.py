@@ -22,6 +22,7 @@ from recbole_simdiff.checkpoint import BEST, LAST, load_optimizer_state, optimiz
 from recbole_simdiff.errors import Interrupted, TrainingDiverged
 from recbole_simdiff.evaluation.collector import TargetCollector
 from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, REMOVED
+from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.plan import Phase
 from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.training.trainer import PlanTrainer
@@ -37,7 +38,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Stub(nn.Module):
+class Stub(SequentialModel):
     """A model whose scores and losses are given, so that a test decides what the trainer sees."""
 
     def __init__(
@@ -45,7 +46,7 @@ class Stub(nn.Module):
         scores: Callable[[Any], Tensor] | None = None,
         loss: Callable[["Stub"], Any] | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.weight = nn.Parameter(torch.zeros(3))
         self.scores = scores or (lambda batch: torch.rand(len(batch), 13))
         self.loss = loss or (lambda model: model.weight.sum())
@@ -66,6 +67,7 @@ def make(build: Any, tmp_path: Path) -> Any:
 
     def trainer(stub: Stub, **overrides: Any) -> Any:
         config, train, valid, test, _ = build("SimDiffRec", **overrides)
+        stub.epochs = config["epochs"]
         found = PlanTrainer(config, stub, tmp_path / "run")
         found.eval_collector.data_collect(train)
         return found, train, valid, test

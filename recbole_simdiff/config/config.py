@@ -468,8 +468,7 @@ class Config(RecBoleConfig):
         if not whole or sorted({0, *groups}) != [0, *groups]:
             raise UserError(f"length_groups={groups} must be rising whole numbers, e.g. [5, 20]")
         self._check_columns()
-        if hasattr(self.model_class, "check_config"):
-            self.model_class.check_config(self)
+        self.model_class.check_config(self)
         if self.name == AUGMENTED:
             diffuasr.check_config(self)
 

@@ -16,6 +16,7 @@ from recbole_simdiff.evaluation.protocols import PROTOCOLS
 from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.results import metric_of_rank
 from recbole_simdiff.experiments.tables import grid, plain
+from recbole_simdiff.modules.random_state import preserved_rng
 from recbole_simdiff.runs.restore import Restored, restore
 
 # Greatest value of each group but the last. 0 training interactions: an item seen in no training
@@ -96,7 +97,7 @@ def _names(bounds: Sequence[int]) -> list[str]:
 
 
 def views(run_dir: Path, table_of: Path | None = None) -> dict[str, dict[str, float]]:
-    """What a trained model's substituted sequences are like, over one epoch of training batches.
+    """What a trained model's augmented sequences are like, over one epoch of training batches.
 
     Args:
         run_dir (Path): of a model that replaces items: SimDiffRec, CaDiRec, ECLSR.
@@ -114,7 +115,11 @@ def views(run_dir: Path, table_of: Path | None = None) -> dict[str, dict[str, fl
         UserError: if the model replaces nothing, or the tables are not of the same items.
     """
     restored = restore(run_dir)
-    if not hasattr(restored.model, "substituted"):
+    model, train_data = restored.model.eval(), restored.loaders[0]
+    device = restored.config["device"]
+    with preserved_rng():
+        any_views = model.augmented_views(next(iter(train_data)).to(device))
+    if not any_views:
         raise UserError(f"{run_dir}: model={restored.config.name} replaces no items in its views")
     table = _table(restored)
     if table_of is not None:
@@ -122,12 +127,11 @@ def views(run_dir: Path, table_of: Path | None = None) -> dict[str, dict[str, fl
         if other.content["items"] != restored.content["items"]:
             raise UserError(f"{table_of} and {run_dir} were not trained on the same items")
         table = _table(other)
-    model, train_data = restored.model.eval(), restored.loaders[0]
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, Tensor] = {}
     for batch in tqdm(train_data, desc="views", leave=False, disable=None):
         source = batch[model.ITEM_SEQ]
-        for name, view in model.substituted(batch.to(restored.config["device"])).items():
+        for name, view in model.augmented_views(batch.to(device)).items():
             view = view.cpu()[:, : source.shape[1]]
             drawn = torch.randint(1, len(table), view.shape, generator=generator)
             random = torch.where(view != source, drawn, source)
@@ -139,11 +143,10 @@ def views(run_dir: Path, table_of: Path | None = None) -> dict[str, dict[str, fl
 
 
 def _table(restored: Restored) -> Tensor:
-    embedding = getattr(restored.model, "item_embedding", None)
-    if embedding is None:
+    table = restored.model.item_table
+    if table is None:
         raise UserError(f"{restored.path}: model={restored.config.name} has no item embeddings")
-    weight = embedding.weight.detach().float().cpu()
-    return F.normalize(weight[: restored.dataset.item_num], dim=-1)
+    return F.normalize(table.detach().float().cpu(), dim=-1)
 
 
 def _sums(source: Tensor, view: Tensor, table: Tensor) -> Tensor:

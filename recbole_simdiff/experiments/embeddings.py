@@ -76,13 +76,13 @@ def sequences(run_dir: Path) -> Sequences:
         UserError: if the model has no table of item embeddings or no users.
     """
     recommender = load(run_dir, use_gpu=False)
-    weight = getattr(getattr(recommender.model, "item_embedding", None), "weight", None)
-    if weight is None:
+    table = recommender.model.item_table
+    if table is None:
         raise UserError(f"{run_dir}: model={recommender.config.name} has no item embeddings")
-    table = weight.detach().float().numpy()[: len(recommender.item_ids)]
-    lengths = np.linalg.norm(table, axis=1, keepdims=True)
+    vectors = table.detach().float().numpy()
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return Sequences(
-        table / np.maximum(lengths, 1e-12),
+        vectors / np.maximum(lengths, 1e-12),
         {item: i for i, item in enumerate(recommender.item_ids) if i},
         {user: list(dict.fromkeys(recommender.history(user))) for user in recommender.users},
     )

@@ -162,7 +162,7 @@ class CaDiRec(EncoderRecommender):
         for module in (self.denoiser, self.denoiser_encoder, self.denoiser_items):
             if module is not None:
                 module.apply(self.init_weights)
-        self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+        self._monitored: dict[str, Tensor] = {}
 
     def _expected_noised(self, length: Tensor) -> Tensor:
         """Positions of the diffusion loss in rows of these lengths, [n] -> [n]."""
@@ -240,7 +240,7 @@ class CaDiRec(EncoderRecommender):
         rec = self.recommendation_loss(hidden, layout, interaction)
 
         contrastive = diffusion = rec.new_zeros(())
-        self.monitor = {}
+        self._monitored = {}
         # Code: the views are made from the prediction that is being trained, at its positions.
         one_shot = self.reverse_steps == 0
         if self.diff_weight > 0 or (self.cl_weight > 0 and one_shot):
@@ -256,11 +256,15 @@ class CaDiRec(EncoderRecommender):
                 x_hat = self.generate(noised)
             views = self.make_views(item_seq, x_hat.detach(), noised)
             contrastive = self.cl_weight * self.contrastive_loss(views.items, layout.lengths)
-            self.monitor = views.monitor
+            self._monitored = views.monitor
         return CaDiRecLoss(rec, contrastive, diffusion)
 
+    def monitored(self) -> dict[str, Tensor]:
+        """What the last views are like; empty without a contrast."""
+        return self._monitored
+
     @torch.no_grad()
-    def substituted(self, interaction: Interaction) -> dict[str, Tensor]:
+    def augmented_views(self, interaction: Interaction) -> dict[str, Tensor]:
         """The views of a batch by name, [B, L] each, for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
         layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])

@@ -41,7 +41,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,6 +49,7 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import sinusoid
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.losses import full_softmax_loss
 from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
@@ -199,7 +199,7 @@ class ReverseLaw(NamedTuple):
     root: Tensor  # symmetric square root of noise + start start^T: x_T is noise, too; [H, H]
 
 
-class DreamRec(SequentialRecommender):
+class DreamRec(SequentialModel):
     """History encoder and denoiser of the next item's embedding, trained together.
 
     Args:
@@ -209,8 +209,8 @@ class DreamRec(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
-    data_parallel = True  # see EncoderRecommender
-    evaluation_keys: tuple[str, ...] = (
+    data_parallel = True
+    evaluation_keys = (
         "guidance",
         "sampler",
         "sample_steps",
@@ -279,7 +279,7 @@ class DreamRec(SequentialRecommender):
                 "but sampling starts from pure noise"
             )
         self._law: tuple[Tensor, ReverseLaw] | None = None
-        self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+        self._monitored: dict[str, Tensor] = {}
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -347,7 +347,7 @@ class DreamRec(SequentialRecommender):
             table = self.item_embedding.weight[1:]
             rec = full_softmax_loss(estimate, table, target - 1, self.loss_memory_mb)
             rec = self.ce_weight * rec / expected
-        self.monitor = self.collapse(target)
+        self._monitored = self.collapse(target)
         return DreamRecLoss(diffusion, rec)
 
     def guided_targets(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
@@ -401,7 +401,16 @@ class DreamRec(SequentialRecommender):
             "item_rank": n**2 / (unit.t() @ unit).pow(2).sum(),
         }
 
+    def monitored(self) -> dict[str, Tensor]:
+        """What ``collapse`` says of the last batch."""
+        return self._monitored
+
     # ------------------------------------------------------------------ generation, Algorithm 2
+
+    def reseed_sampling(self, seed: int) -> bool:
+        """Scores are samples, unless ``sample_noise`` is off."""
+        self.sampling_seed = seed
+        return self.sample_noise
 
     @torch.no_grad()
     def generate(self, interaction: Interaction) -> Tensor:

@@ -106,7 +106,6 @@ class ECLSR(EncoderRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.epochs: int = config["epochs"]
         self.stages: int = config["stages"]
         self.cl_weight: float = config["cl_weight"]
         self.disc_weight: float = config["disc_weight"]
@@ -141,8 +140,8 @@ class ECLSR(EncoderRecommender):
                 module.apply(self.init_weights)
         # So that all masked tokens weigh the same; the cap is not counted.
         self.masked_per_batch = self.expected_per_batch(config, dataset, self._expected_masked)
-        self.train_stage = ALL_TERMS  # set by the trainer
-        self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+        self.phase = ALL_TERMS
+        self._monitored: dict[str, Tensor] = {}
 
     def _expected_masked(self, length: Tensor) -> Tensor:
         if self.masking == "count":
@@ -179,6 +178,10 @@ class ECLSR(EncoderRecommender):
             return [first]
         return [first, Phase(WITHOUT_DISCRIMINATOR, self.epochs, refine=True)]
 
+    def begin_epoch(self, phase: str, epoch: int) -> None:
+        """The second phase has no terms of generator and discriminator."""
+        self.phase = phase
+
     # ------------------------------------------------------------------ total loss
 
     def calculate_loss(self, interaction: Interaction) -> ECLSRLoss:
@@ -200,10 +203,10 @@ class ECLSR(EncoderRecommender):
         if self.pad_in_loss:
             hidden, *again = (states[layout.index] for states in (hidden, *again))
         contrastive = discriminator = generator = rec.new_zeros(())
-        self.monitor = {}
+        self._monitored = {}
         if self.cl_weight > 0:
             contrastive = self.cl_weight * self.contrastive_loss(hidden, again[0], layout)
-        if self.train_stage == ALL_TERMS and (self.disc_weight > 0 or self.gen_weight > 0):
+        if self.phase == ALL_TERMS and (self.disc_weight > 0 or self.gen_weight > 0):
             items = layout.pack(item_seq)
             discriminator, generator = self.replacement_losses(items, hidden, layout)
         return ECLSRLoss(rec, contrastive, discriminator, generator)
@@ -238,14 +241,18 @@ class ECLSR(EncoderRecommender):
             replaced = items.index_copy(0, masked, guesses)
             logit = self.discriminate(replaced, hidden, layout)
             discriminator = self.disc_weight * self.discriminator_loss(logit, replaced != items)
-            self.monitor = {
+            self._monitored = {
                 "guessed": (guesses == items[masked]).sum() / max(len(masked), 1),
                 "noticed": ((logit > 0) == (replaced != items)).float().mean(),
             }
         return discriminator, generator
 
+    def monitored(self) -> dict[str, Tensor]:
+        """How often the last batch's guesses were right, and noticed where they were not."""
+        return self._monitored
+
     @torch.no_grad()
-    def substituted(self, interaction: Interaction) -> dict[str, Tensor]:
+    def augmented_views(self, interaction: Interaction) -> dict[str, Tensor]:
         """The generator's sequence of each row, [B, L], for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
         layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])

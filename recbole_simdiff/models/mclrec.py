@@ -92,7 +92,6 @@ class MCLRec(EncoderRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.epochs: int = config["epochs"]
         self.cl_weight: float = config["cl_weight"]
         self.meta_weight: float = config["meta_weight"]
         self.regularizer_weight: float = config["regularizer_weight"]

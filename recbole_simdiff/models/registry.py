@@ -1,50 +1,48 @@
 """Models by name: this package's first, then RecBole's.
 
 Adding a model means adding a file here, a yaml under ``properties/model/`` and a test; there is no
-list to extend: every recommender that a file defines is a model.
+list to extend: every ``SequentialModel`` that a file defines is a model.
 """
 
-import contextlib
 import difflib
 import importlib
-import io
 import math
 import os
 import pkgutil
-import traceback
-from pathlib import Path
 from typing import Any
 
 import recbole.data.dataset as recbole_datasets
 import torch
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models.recbole import RecBoleModel, adapted, build_recbole
+from recbole_simdiff.modules.base import SequentialModel
 
 # Operations that make a tensor of the size they are given.
 _MAKING = {f"aten::{name}" for name in ("empty", "zeros", "ones", "full", "rand", "randn")}
 
 
-def plugin_models() -> dict[str, type]:
+def plugin_models() -> dict[str, type[SequentialModel]]:
     """Name -> class of every model in this package."""
-    found = {}
+    found: dict[str, type[SequentialModel]] = {}
     package = importlib.import_module("recbole_simdiff.models")
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, value in vars(module).items():
-            is_model = isinstance(value, type) and issubclass(value, SequentialRecommender)
-            if is_model and value.__module__ == module.__name__:
+            if not isinstance(value, type) or not issubclass(value, SequentialModel):
+                continue
+            if value.__module__ == module.__name__ and not issubclass(value, RecBoleModel):
                 found[name] = value
     return found
 
 
-def recbole_models() -> dict[str, type]:
-    """Name -> class of RecBole's own sequential models."""
+def recbole_models() -> dict[str, type[RecBoleModel]]:
+    """Name -> class of RecBole's own sequential models, under the contract of this package's."""
     package = importlib.import_module("recbole.model.sequential_recommender")
     modules = {info.name for info in pkgutil.iter_modules(package.__path__)}
     return {
-        name: value
+        name: adapted(value)
         for name, value in vars(package).items()
         if isinstance(value, type) and name.lower() in modules
     }
@@ -61,13 +59,13 @@ def available_models() -> list[str]:
     return [*sorted(plugin_models()), *sorted(recbole_models())]
 
 
-def get_model(name: str) -> Any:
+def get_model(name: str) -> type[SequentialModel]:
     """The model class of that name.
 
     Raises:
         UserError: if there is none, with the nearest names.
     """
-    models = {**recbole_models(), **plugin_models()}
+    models: dict[str, type[SequentialModel]] = {**recbole_models(), **plugin_models()}
     if name in models:
         return models[name]
     by_lower = {known.lower(): known for known in models}
@@ -79,19 +77,19 @@ def get_model(name: str) -> Any:
     )
 
 
-def build_model(config: Any, dataset: Any) -> Any:
+def build_model(config: Any, dataset: Any) -> SequentialModel:
     """The model of a configuration for its training data.
 
     Raises:
         UserError: if a model of RecBole refuses its settings, or reads more of the data than is
             loaded; if the model is larger than the memory of this machine.
     """
-    _check_features(config, dataset)
     try:
         with _MemoryLimit():
-            if config["model"] in plugin_models():
-                return config.model_class(config, dataset)
-            return _build_recbole(config, dataset)
+            if issubclass(config.model_class, RecBoleModel):
+                return build_recbole(config, dataset)
+            model: SequentialModel = config.model_class(config, dataset)
+            return model
     except _TooLarge as error:
         sizes = ("hidden_size", "embedding_size", "inner_size", "n_layers", "MAX_ITEM_LIST_LENGTH")
         named = ", ".join(f"{key}={config[key]}" for key in sizes if key in config)
@@ -100,85 +98,6 @@ def build_model(config: Any, dataset: Any) -> Any:
             f"for its weights; this machine has {_memory() / 2**30:.1f}. Choose smaller sizes: "
             f"{named}"
         ) from None
-
-
-def _build_recbole(config: Any, dataset: Any) -> Any:
-    """A model of RecBole, whose code does not say which setting it cannot use."""
-    n_items = dataset.item_num - 1
-    if config["reranker_CAN_NUM"] and config["reranker_CAN_NUM"] > n_items:
-        raise UserError(
-            f"reranker_CAN_NUM={config['reranker_CAN_NUM']} candidates must not exceed the "
-            f"{n_items} items there are"
-        )
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # FEARec prints its frequencies
-            return config.model_class(config, dataset)
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"model={config['model']} cannot be built for dataset={config['dataset']!r}: {error}. "
-            f"Columns that it reads, if they are missing, are added to "
-            f"load_col={config['load_col']}, those of items under item"
-        ) from error
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        TypeError,
-    ) as error:
-        (*_, place) = traceback.extract_tb(error.__traceback__)
-        reason = str(error) or f"a condition of {Path(place.filename).name}, line {place.lineno}"
-        raise UserError(
-            f"model={config['model']} cannot be built of its settings: {reason}. "
-            f"'list --explain --model={config['model']}' shows them"
-        ) from error
-
-
-def _check_features(config: Any, dataset: Any) -> None:
-    """Refuse columns of items that would take no part in a model of RecBole.
-
-    Its models pass over columns of numbers that are not among ``numerical_features``, without a
-    word; S3Rec reads numbers as no attributes.
-
-    Raises:
-        UserError: naming the column and the key that would make it work.
-    """
-    for key in ("selected_features", "item_attribute"):
-        if key not in config:
-            continue
-        names = config[key] if isinstance(config[key], list) else [config[key]]
-        if not names:
-            raise UserError(f"{key}={names} must name a column of the .item file")
-        for name in names:
-            reason = _no_feature(config, dataset, name)
-            if reason:
-                raise UserError(f"{key}={config[key]}: {name} would take no part: {reason}")
-
-
-def _no_feature(config: Any, dataset: Any, name: str) -> str | None:
-    """Why a column cannot be a feature of items; None if it can."""
-    model = config["model"]
-    if name not in dataset.field2type or dataset.item_feat is None:
-        return f"it is not loaded. Add it to load_col={config['load_col']}, under item"
-    if name not in dataset.item_feat:
-        return (
-            "it is no column of the .item file, which alone has features of items; "
-            f"load_col={config['load_col']}"
-        )
-    kind = dataset.field2type[name].value
-    if "float" not in kind:
-        return None
-    if model == "S3Rec":
-        return f"it is {kind}, and attributes are token or token_seq"
-    if name not in config["numerical_features"]:
-        return (
-            f"it is {kind}, and numbers are features only if "
-            f"numerical_features={config['numerical_features']} names them, too"
-        )
-    if model == "SASRecF" and kind == "float_seq":
-        return f"RecBole's SASRecF cannot take {kind}; GRU4RecF and FDSA can"
-    return None
 
 
 class _TooLarge(Exception):

@@ -165,8 +165,8 @@ class SimDiffRec(EncoderRecommender):
             if config["rounding"] == "scaled"
             else None
         )
-        self.epoch = 0  # set by the trainer
-        self.monitor: dict[str, Tensor] = {}  # read by the trainer after each step
+        self.epoch = 0
+        self._monitored: dict[str, Tensor] = {}
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -270,7 +270,8 @@ class SimDiffRec(EncoderRecommender):
 
         contrastive = diffusion = rec.new_zeros(())
         cl_weight = self.cl_weight * self._warmup()
-        self.monitor = {"item_norm": self.item_embedding.weight.detach()[1:].norm(dim=1).mean()}
+        norms = self.item_embedding.weight.detach()[1:].norm(dim=1)
+        self._monitored = {"item_norm": norms.mean()}
         if self.diff_weight > 0 or cl_weight > 0:
             item_seq, cells = self._cells(item_seq, layout)
             items = cells.pack(item_seq)
@@ -286,11 +287,19 @@ class SimDiffRec(EncoderRecommender):
                     state = hidden if self.last_target_only else hidden[layout.last]
                     contrastive = self.contrastive_loss(state, views)
                 contrastive = cl_weight * contrastive
-                self.monitor |= views.monitor
+                self._monitored |= views.monitor
         return SimDiffRecLoss(rec, contrastive, diffusion)
 
+    def begin_epoch(self, phase: str, epoch: int) -> None:
+        """The weight of the contrast grows over the first epochs."""
+        self.epoch = epoch
+
+    def monitored(self) -> dict[str, Tensor]:
+        """Mean length of the items and, with a contrast, what the last views are like."""
+        return self._monitored
+
     @torch.no_grad()
-    def substituted(self, interaction: Interaction) -> dict[str, Tensor]:
+    def augmented_views(self, interaction: Interaction) -> dict[str, Tensor]:
         """The views of a batch by name, [B, L] each, for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
         layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])

@@ -9,32 +9,23 @@ from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
 from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.losses import full_softmax_loss, sampled_bce_loss
 from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
 
 
-class EncoderRecommender(SequentialRecommender):
+class EncoderRecommender(SequentialModel):
     """SASRec's encoder, scoring and next-item loss (SimDiffRec Sec. 3.2, Eq. 1-3).
 
     Args:
         config (Config): resolved configuration.
         dataset (Dataset): the training dataset; its number of items and, where it has them, its
             ``targets_per_batch`` and ``tokens_per_batch`` are read.
-
-    Attributes:
-        n_extra_tokens (int): rows of ``item_embedding`` after the items', such as a mask token; ids
-            n_items, n_items + 1, ... They are never scored.
-        data_parallel (bool): the loss of part of a batch's rows is a share of the batch's loss, see
-            ``distributed``; several processes train only models that say so.
     """
-
-    n_extra_tokens = 0
-    data_parallel = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -25,8 +25,7 @@ class Phase(NamedTuple):
     """One stage of training.
 
     Attributes:
-        name (str): shown in the log and stored in checkpoints; a model that has an attribute
-            ``train_stage`` finds it there.
+        name (str): shown in the log and stored in checkpoints; ``begin_epoch`` is given it.
         epochs (int): at most this many.
         evaluate (bool): validate, keep the best epoch and stop early; otherwise run all epochs.
         updates (tuple): what is done with each batch, in this order; empty for one step on

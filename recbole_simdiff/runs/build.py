@@ -59,10 +59,8 @@ def evaluate_splits(trainer: PlanTrainer, valid_data: Any, test_data: Any) -> Fo
         splits["test"], by_length, rankings = trainer.evaluate_in_detail(
             test_data, config["length_groups"], show
         )
-        draws = hasattr(trainer.model, "sampling_seed") and getattr(
-            trainer.model, "sample_noise", True
-        )
-        if draws and config["sampling_seeds"] > 1:
+        several = "sampling_seeds" in config and config["sampling_seeds"] > 1
+        if several and trainer.model.reseed_sampling(config["sampling_seed"]):
             sampling = _over_sampling_seeds(trainer, test_data, splits["test"][KEPT])
     return Found(splits, by_length, sampling, rankings)
 
@@ -70,11 +68,11 @@ def evaluate_splits(trainer: PlanTrainer, valid_data: Any, test_data: Any) -> Fo
 def _over_sampling_seeds(trainer: PlanTrainer, test_data: Any, first: Metrics) -> dict[str, Any]:
     """Mean and standard deviation of the test metrics over the model's sampling seeds."""
     model, config = trainer.model, trainer.config
-    own, found = model.sampling_seed, [first]
+    own, found = config["sampling_seed"], [first]
     for offset in range(1, config["sampling_seeds"]):
-        model.sampling_seed = own + offset
+        model.reseed_sampling(own + offset)
         found.append(trainer.evaluate_protocols(test_data, (KEPT,), config["show_progress"])[KEPT])
-    model.sampling_seed = own
+    model.reseed_sampling(own)
     spread = {
         name: {
             "mean": statistics.mean(values[name] for values in found),

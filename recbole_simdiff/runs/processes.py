@@ -27,13 +27,13 @@ def check_processes(config: Config, n: int) -> None:
         raise UserError(f"--nproc={n} must be at least 1")
     if n == 1:
         return
-    able = sorted(name for name, model in plugin_models().items() if _data_parallel(model))
+    able = sorted(name for name, model in plugin_models().items() if model.data_parallel)
     if config.name == AUGMENTED:
         raise UserError(
             f"model={AUGMENTED} is trained by one process. To train on its data with several, "
             "write them to a file with the command augment"
         )
-    if not _data_parallel(config.model_class):
+    if not config.model_class.data_parallel:
         raise UserError(
             f"model={config.name} is trained by one process: its loss on part of a batch is not a "
             f"part of its loss on the batch. Several processes train {', '.join(able)}"
@@ -43,10 +43,6 @@ def check_processes(config: Config, n: int) -> None:
             f"train_batch_size={config['train_batch_size']} cannot be divided among {n} processes: "
             "each needs a row of every batch. Use fewer processes or a larger batch"
         )
-
-
-def _data_parallel(model_class: Any) -> bool:
-    return getattr(model_class, "data_parallel", False)
 
 
 def _join_processes(

@@ -63,7 +63,7 @@ def restore(
     path = checkpoint.find(place, BEST)
     tensors, content = load_run(path)
     model_class = stored_config(content, {}, ()).model_class
-    allowed = (*EVALUATION_KEYS, *getattr(model_class, "evaluation_keys", ()))
+    allowed = (*EVALUATION_KEYS, *model_class.evaluation_keys)
     config = stored_config(content, overrides or {}, allowed, origin)
     start_logging(None, config["state"])
     dataset, *loaders, model = prepare(config, tensors.get(PSEUDO))

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
-from recbole.model.loss import BPRLoss
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from torch import Tensor, nn
@@ -137,7 +136,7 @@ class PlanTrainer(Trainer):
         self.eval_collector.data_collect(train_data)
         if self.config["train_neg_sample_args"].get("dynamic"):
             train_data.get_model(self.model)
-        phases = training_plan(self.model, self.config)
+        phases = self.model.training_plan()
         if len(phases) > 1:
             listed = ", ".join(f"{p.name} (at most {p.epochs} epochs)" for p in phases)
             self.logger.info(f"phases: {listed}")
@@ -171,7 +170,7 @@ class PlanTrainer(Trainer):
 
     def _updates(self) -> tuple[Update, ...]:
         """Those of the present phase."""
-        phase = training_plan(self.model, self.config)[self.progress.phase]
+        phase = self.model.training_plan()[self.progress.phase]
         whole = Update("", list(self.model.parameters()), self.model.calculate_loss)
         return phase.updates or (whole,)
 
@@ -196,10 +195,8 @@ class PlanTrainer(Trainer):
         on_epoch: Callable[[list[dict[str, Any]]], None] | None,
     ) -> None:
         progress = self.progress
-        if hasattr(self.model, "train_stage"):
-            self._enter_stage(phase.name)
         while progress.epoch < phase.epochs and not self._out_of_patience():
-            self.model.epoch = progress.epoch
+            self.model.begin_epoch(phase.name, progress.epoch)
             with self._on_the_clock():
                 means = self._train_epoch(train_data, progress.epoch, show_progress)
             entry: dict[str, Any] = {"phase": phase.name, "epoch": progress.epoch, "loss": means}
@@ -234,13 +231,6 @@ class PlanTrainer(Trainer):
             yield
         finally:
             self.progress.seconds += time.monotonic() - started
-
-    def _enter_stage(self, name: str) -> None:
-        """What RecBole's two-stage model does when it is constructed for that stage."""
-        self.model.train_stage = name
-        if name == "finetune":
-            pairwise = self.config["loss_type"] == "BPR"
-            self.model.loss_fct = BPRLoss() if pairwise else nn.CrossEntropyLoss()
 
     def _out_of_patience(self) -> bool:
         """Whether ``stopping_step`` evaluations and ``stopping_updates`` updates brought nothing.
@@ -343,7 +333,7 @@ class PlanTrainer(Trainer):
         names = [prefix + name for name in named]
         # Means over a batch are those of all processes, each counting the same.
         n = distributed.n_processes()
-        monitor = {k: v.float() / n for k, v in getattr(self.model, "monitor", {}).items()}
+        monitor = {k: v.float() / n for k, v in self.model.monitored().items()}
         values = distributed.summed(
             torch.stack([*(v.detach().float() for v in named.values()), *monitor.values()])
         ).tolist()
@@ -659,7 +649,7 @@ class PlanTrainer(Trainer):
         load_model_state(self.model, checkpoint.split(tensors, "model"), path)
         self.progress = Progress(**content["progress"])
         phase = self.progress.phase
-        if phase >= len(training_plan(self.model, self.config)):
+        if phase >= len(self.model.training_plan()):
             raise checkpoint.foreign(path, f"its progress.phase is {phase}")
         self._build_optimizers()
         for key, optimizer in self.optimizers.items():
@@ -711,18 +701,6 @@ def require_numbers(scores: Tensor) -> None:
             "the model's scores contain NaN; nothing can be ranked. Training anew with a smaller "
             "learning_rate or clip_grad_norm={max_norm: 1.0} may help"
         )
-
-
-def training_plan(model: Any, config: Any) -> list[Phase]:
-    """The model's own ``training_plan``; two stages for RecBole's S3Rec; else one phase."""
-    if hasattr(model, "training_plan"):
-        plan: list[Phase] = model.training_plan()
-        return plan
-    if hasattr(model, "train_stage"):
-        # RecBole runs S3Rec as two programs joined by a pickled file; here they follow each other.
-        before, tuned = config["pretrain_epochs"], Phase("finetune", config["epochs"])
-        return [Phase("pretrain", before, evaluate=False), tuned] if before else [tuned]
-    return [Phase("train", config["epochs"])]
 
 
 def _rng_key(process: int) -> str:

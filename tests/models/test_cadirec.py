@@ -903,8 +903,8 @@ def test_without_positions_the_views_are_the_sequence(small, monkeypatch):
     assert torch.equal(items, SEQ.repeat(2, 1))
     state = model(SEQ, length)
     torch.testing.assert_close(loss.contrastive, 0.1 * nt_xent(state, state, 1.0, "dot"))
-    assert model.monitor["changed"] == 0
-    assert model.monitor["untouched_views"] == 1
+    assert model.monitored()["changed"] == 0
+    assert model.monitored()["untouched_views"] == 1
 
 
 @pytest.mark.parametrize("aug_mask", OPTIONS["aug_mask"])
@@ -924,7 +924,7 @@ def test_substituted_views_are_made_as_in_training(small, monkeypatch, aug_mask,
         return views
 
     monkeypatch.setattr(model, "make_views", keep)
-    found = model.substituted(rows())
+    found = model.augmented_views(rows())
     assert (len(estimated), len(generated)) == ((1, 0) if steps == 0 else (0, 1))
     assert list(found) == ["first view", "second view"]
     assert torch.equal(found["first view"], made[0][:4])
@@ -958,10 +958,10 @@ def test_monitor_is_of_the_last_step_and_empty_without_views(small):
     model = small()
     seeded_loss(model)
     restoration = {"restored", "in_candidates"}
-    assert set(model.monitor) == {"changed", "untouched_views", "item_norm"} | restoration
+    assert set(model.monitored()) == {"changed", "untouched_views", "item_norm"} | restoration
     model.cl_weight = 0.0
     seeded_loss(model)
-    assert model.monitor == {}
+    assert model.monitored() == {}
 
 
 # ---------------------------------------------------------------- contrast

@@ -453,9 +453,9 @@ def test_the_loss_is_zero_where_all_items_coincide(small: Any) -> None:
         model.denoiser.layers.weight.zero_()
         model.denoiser.layers.bias.copy_(row)
     assert seeded_loss(model).diffusion.item() == 0.0
-    assert model.monitor["item_rank"].item() == pytest.approx(1.0, abs=1e-5)
-    assert model.monitor["item_cosine"].item() == pytest.approx(1.0, abs=1e-5)
-    assert model.monitor["item_norm"].item() == pytest.approx(row.norm().item(), rel=1e-5)
+    assert model.monitored()["item_rank"].item() == pytest.approx(1.0, abs=1e-5)
+    assert model.monitored()["item_cosine"].item() == pytest.approx(1.0, abs=1e-5)
+    assert model.monitored()["item_norm"].item() == pytest.approx(row.norm().item(), rel=1e-5)
 
 
 def test_monitors_by_hand(small: Any) -> None:
@@ -671,10 +671,10 @@ def test_the_sampling_seed_changes_the_sample(small: Any, settings: dict[str, An
     """And nothing else does; it may be changed on a finished model."""
     model = small(**settings)
     first = model.full_sort_predict(rows())
-    model.sampling_seed += 1
+    assert model.reseed_sampling(model.sampling_seed + 1)
     second = model.full_sort_predict(rows())
     assert not torch.allclose(first, second)
-    model.sampling_seed -= 1
+    model.reseed_sampling(model.sampling_seed - 1)
     assert torch.equal(model.full_sort_predict(rows()), first)
 
 
@@ -689,7 +689,7 @@ def test_without_users_or_noise_the_numbers_are_their_mean(
     model.sample_noise = False
     assert torch.equal(model.full_sort_predict(rows()), anonymous)
     assert not torch.allclose(noisy, anonymous)
-    model.sampling_seed += 1
+    assert not model.reseed_sampling(model.sampling_seed + 1)
     assert torch.equal(model.full_sort_predict(rows()), anonymous)
 
 
@@ -699,7 +699,7 @@ def test_user_numbers_are_standard_normal(small: Any) -> None:
     users = torch.arange(1, 501)
     draw = model.gaussian(users)
     first, second = draw(torch.zeros(500, 40)), draw(torch.zeros(500, 40))
-    model.sampling_seed += 1
+    model.reseed_sampling(model.sampling_seed + 1)
     other = model.gaussian(users)(torch.zeros(500, 40))
     numbers = torch.cat([first, second, other], 1)
     assert numbers.mean().item() == pytest.approx(0.0, abs=4 / math.sqrt(numbers.numel()))

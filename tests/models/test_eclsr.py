@@ -299,7 +299,7 @@ def test_a_batch_of_single_items_may_have_no_mask(small: Any) -> None:
     found = losses(model, seq=SEQ[2:3], length=LEN[2:3])
     assert found.generator == 0
     assert found.discriminator > 0
-    assert model.monitor["guessed"] == 0
+    assert model.monitored()["guessed"] == 0
 
 
 # ---------------------------------------------------------------- discriminator
@@ -315,7 +315,7 @@ def test_right_guesses_count_as_original(small: Any, monkeypatch: pytest.MonkeyP
     ((replaced, _, _), logit) = seen[-1]
     assert torch.equal(replaced, ITEMS)
     torch.testing.assert_close(found, -torch.log(1 - torch.sigmoid(logit)).mean())
-    assert model.monitor["guessed"] == 1
+    assert model.monitored()["guessed"] == 1
 
 
 def test_an_empty_read_out_knows_nothing(small: Any) -> None:
@@ -622,13 +622,13 @@ def test_generator_and_discriminator_rest_in_the_second_stage(build: Any, tmp_pa
     changes = {"share_discriminator": False, "condition": "concatenate"}
     config, train, _, _, model = build("ECLSR", stages=2, epochs=1, **changes)
     trainer = PlanTrainer(config, model, tmp_path / "run")
-    begun, enter = {}, trainer._enter_stage
+    begun, begin = {}, model.begin_epoch
 
-    def mark(name: str) -> None:
-        begun[name] = {k: v.clone() for k, v in model.state_dict().items()}
-        enter(name)
+    def mark(phase: str, epoch: int) -> None:
+        begun[phase] = {k: v.clone() for k, v in model.state_dict().items()}
+        begin(phase, epoch)
 
-    trainer._enter_stage = mark
+    model.begin_epoch = mark
     trainer.fit(train)
 
     def moved(before: Any, after: Any) -> set[str]:

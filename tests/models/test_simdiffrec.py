@@ -853,12 +853,12 @@ def test_monitor_is_of_the_last_step_and_empty_without_views(small):
     seeded_loss(model)
     of_views = {"restored", "restored_selected", "confidence"}
     of_views |= {"positive_is_original", "negative_is_original"}
-    assert set(model.monitor) == of_views | {"item_norm"}
+    assert set(model.monitored()) == of_views | {"item_norm"}
     norms = model.item_embedding.weight[1:].norm(dim=1)
-    assert model.monitor["item_norm"].item() == pytest.approx(norms.mean().item())
+    assert model.monitored()["item_norm"].item() == pytest.approx(norms.mean().item())
     model.cl_weight = 0.0
     seeded_loss(model)
-    assert set(model.monitor) == {"item_norm"}
+    assert set(model.monitored()) == {"item_norm"}
 
 
 # ---------------------------------------------------------------- contrast, Eq. 17
@@ -1147,9 +1147,9 @@ def test_contrastive_weight_grows_over_the_warm_up(small, monkeypatch):
     full = seeded_loss(small()).contrastive
     model = small(cl_warmup_epochs=4)
     for epoch, share in [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0), (9, 1.0)]:
-        model.epoch = epoch
+        model.begin_epoch("train", epoch)
         torch.testing.assert_close(seeded_loss(model).contrastive, share * full)
-    model.epoch = 0
+    model.begin_epoch("train", 0)
     forbid(monkeypatch, model, "make_views")
     assert seeded_loss(model).contrastive == 0
 

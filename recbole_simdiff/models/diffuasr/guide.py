@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.modules.base import SequentialModel
 
 KINDS = ("softmax", "bce")
 
@@ -21,34 +22,31 @@ class Guide:
     with dummy ids and its output is replaced, so masks, positions and lengths stay its own.
 
     Args:
-        model (SequentialRecommender): a trained recommender; it is moved to ``device`` and frozen.
+        model (SequentialModel): a trained recommender; it is moved to ``device`` and frozen.
         device (torch.device): where to compute.
+
+    Raises:
+        UserError: if the recommender has no table of items.
     """
 
-    def __init__(self, model: Any, device: torch.device | str) -> None:
+    def __init__(self, model: SequentialModel, device: torch.device | str) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
-        # Models with a mask token give it the row behind the items; some count it in n_items.
-        self.n_items: int = getattr(model, "mask_token", model.n_items)
-        # BERT4Rec appends its mask and then drops the oldest item: one more goes in front.
-        self.dropped = int(hasattr(model, "reconstruct_test_data"))
+        self.n_items = len(self.table())
+        self.dropped = model.n_dropped_items  # as many more go in front
 
     def __deepcopy__(self, memo: Any) -> "Guide":
         return self  # frozen; an average of a model's weights may share it
 
     def table(self) -> Tensor:
-        """A copy of the item embeddings, padding in row 0, [n_items, d].
-
-        Raises:
-            UserError: if the recommender has no such table.
-        """
-        embedding = getattr(self.model, "item_embedding", None)
-        if not isinstance(embedding, nn.Embedding) or len(embedding.weight) < self.n_items:
+        """A copy of the item embeddings, padding in row 0, [n_items, d]."""
+        table = self.model.item_table
+        if table is None:
             raise UserError(
                 f"backbone={type(self.model).__name__} has no item_embedding with a row an item; "
                 "SASRec, GRU4Rec, BERT4Rec, S3Rec and this package's models have one"
             )
-        return embedding.weight.detach()[: self.n_items].clone()
+        return table.detach().clone()
 
     def log_prob(self, x: Tensor, label: Tensor, kind: str) -> Tensor:
         """log p(label | x), differentiable in x.

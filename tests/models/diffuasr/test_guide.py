@@ -159,19 +159,17 @@ def test_one_pseudo_item(name):
 
 
 def test_models_without_an_item_table_are_refused():
-    model = SimpleNamespace(n_items=N_ITEMS)
-    guide = Guide.__new__(Guide)
-    guide.model, guide.n_items = model, N_ITEMS
-    with pytest.raises(UserError, match=r"backbone=SimpleNamespace has no item_embedding.*SASRec"):
-        guide.table()
+    model = recommender("SASRec")
+    del model.item_embedding
+    with pytest.raises(UserError, match=r"backbone=SASRec has no item_embedding.*SASRec"):
+        Guide(model, "cpu")
 
 
 def test_tables_that_are_too_short_are_refused():
     model = recommender("SASRec")
-    guide = Guide(model, "cpu")
-    guide.n_items = N_ITEMS + 1
+    model.n_items = N_ITEMS + 1
     with pytest.raises(UserError, match="no item_embedding with a row an item"):
-        guide.table()
+        Guide(model, "cpu")
 
 
 def test_models_that_need_more_than_items_are_refused():
