@@ -52,6 +52,7 @@ WITHOUT_RECBOLE = (
     "modules.losses",
     "modules.plan",
     "modules.random_state",
+    "modules.rules",
     "config.limits",
     "cli",
 )

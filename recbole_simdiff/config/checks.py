@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from recbole_simdiff.config.limits import is_number
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.modules.rules import is_number
 
 _EVAL_ARGS = ("split", "group_by", "order", "mode")
 

@@ -35,11 +35,12 @@ from recbole_simdiff.config.layers import (
     properties_dir,
     read_yaml,
 )
-from recbole_simdiff.config.limits import check, is_number
+from recbole_simdiff.config.limits import check
 from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.diffuasr import generator as diffuasr
 from recbole_simdiff.models.registry import get_model, plugin_models
+from recbole_simdiff.modules.rules import is_number
 
 COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
 
