@@ -137,7 +137,8 @@ class FlatDataset(HostFixes, SequentialDataset):
             raise UserError(
                 f"benchmark_filename={self.benchmark_filename_list!r}: the column of histories, "
                 f"{history}:token_seq, {found}; ITEM_ID_FIELD and LIST_SUFFIX make its name, and "
-                "load_col loads it"
+                "load_col loads it",
+                keys=("benchmark_filename",),
             )
         self._leave_out_prefixes(history)
         self.set_field_property(
@@ -225,7 +226,8 @@ class FlatDataset(HostFixes, SequentialDataset):
         if len(rows) == 0:
             raise UserError(
                 f"dataset={self.dataset_name!r} has no training rows after filtering and "
-                f"splitting: {self.statistics}"
+                f"splitting: {self.statistics}",
+                keys=("dataset",),
             )
         if self.config["train_fraction"] < 1:
             train.inter_feat = rows = train._rows(self._drawn_users()[rows[self.uid_field]])
@@ -235,7 +237,8 @@ class FlatDataset(HostFixes, SequentialDataset):
             if not self.list_fields:
                 raise UserError(
                     "train_sampling=user_all needs one interaction a line; benchmark_filename "
-                    "gives ready-made prefixes, which train_sampling=prefix_last can use"
+                    "gives ready-made prefixes, which train_sampling=prefix_last can use",
+                    keys=("train_sampling",),
                 )
             train.inter_feat = FlatInteraction(train._windows(), train)
         train._count_per_batch()
@@ -311,7 +314,8 @@ class FlatDataset(HostFixes, SequentialDataset):
         if not torch.equal(target[n_targets.cumsum(0) - 1], newest):
             raise UserError(
                 "train_sampling=user_all needs every user's training part to be the beginning of "
-                "the history; this eval_args split is not. Use train_sampling=prefix_last"
+                "the history; this eval_args split is not. Use train_sampling=prefix_last",
+                keys=("train_sampling",),
             )
         size = self.max_item_list_len
         n_windows = (n_targets + size - 1) // size
@@ -413,7 +417,10 @@ class FlatDataset(HostFixes, SequentialDataset):
             return {}
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         if obstacle := _obstacle(path):
-            raise UserError(f"item_title_field={field!r} needs {path}, which {obstacle}")
+            raise UserError(
+                f"item_title_field={field!r} needs {path}, which {obstacle}",
+                keys=("item_title_field",),
+            )
         headers = self._header(str(path))
         names = {header.partition(":")[0]: header for header in headers}
         if field not in names or self.iid_field not in names:
@@ -467,7 +474,8 @@ def create_dataset(config: Any) -> FlatDataset:
     special = needed_data_set(config["model"])
     if special is not None:
         raise UserError(
-            f"model={config['model']} needs RecBole's {special}, which is not supported"
+            f"model={config['model']} needs RecBole's {special}, which is not supported",
+            keys=("model",),
         )
     try:
         return FlatDataset(config)
@@ -475,7 +483,9 @@ def create_dataset(config: Any) -> FlatDataset:
         raise
     except (ValueError, KeyError, yaml.YAMLError) as error:
         place = os.path.join(config["data_path"], f"{config['dataset']}.inter")
-        raise UserError(f"dataset={config['dataset']!r} ({place}): {error}") from error
+        raise UserError(
+            f"dataset={config['dataset']!r} ({place}): {error}", keys=("dataset",)
+        ) from error
 
 
 def item_ids(dataset: FlatDataset) -> list[str]:

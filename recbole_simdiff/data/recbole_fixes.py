@@ -64,7 +64,9 @@ class HostFixes(Dataset):
         searched = Path(self.dataset_path) / f"{self.dataset_name}.inter"
         obstacle = _obstacle(searched)
         if obstacle not in (None, _ABSENT):
-            raise UserError(f"dataset={self.dataset_name!r}: {searched} {obstacle}")
+            raise UserError(
+                f"dataset={self.dataset_name!r}: {searched} {obstacle}", keys=("dataset",)
+            )
         known = self._get_download_url("url", allow_none=True)
         if known is None:
             name = self.dataset_name
@@ -74,18 +76,21 @@ class HostFixes(Dataset):
                 f"dataset={name!r} is not there: {searched} does not exist, and RecBole knows no "
                 f"download of that name. {hint}Put RecBole atomic files there, or point "
                 "--data_path at the folder that holds "
-                f"{name}/{name}.inter"
+                f"{name}/{name}.inter",
+                keys=("dataset",),
             )
         if self.config.from_checkpoint:
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist, and a checkpoint "
                 "downloads nothing. Point --data_path at the folder that holds "
-                f"{self.dataset_name}/{self.dataset_name}.inter"
+                f"{self.dataset_name}/{self.dataset_name}.inter",
+                keys=("dataset",),
             )
         if n_processes() > 1:
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist, and several processes "
-                f"do not download. Start once with one process, or fetch {known} by hand"
+                f"do not download. Start once with one process, or fetch {known} by hand",
+                keys=("dataset",),
             )
         try:
             super()._download()
@@ -94,7 +99,8 @@ class HostFixes(Dataset):
                 return
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist and downloading {known} "
-                f"failed ({error}). Fetch it by hand, unpack it there, or set --data_path"
+                f"failed ({error}). Fetch it by hand, unpack it there, or set --data_path",
+                keys=("dataset",),
             ) from error
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
@@ -104,7 +110,8 @@ class HostFixes(Dataset):
             if not isinstance(parts, list) or len(parts) != 3:
                 raise UserError(
                     f"benchmark_filename={parts!r} must name three files: training, validation and "
-                    "test, in this order. Without a validation, give a file of the header alone"
+                    "test, in this order. Without a validation, give a file of the header alone",
+                    keys=("benchmark_filename",),
                 )
             names = [f".{name}" for name in parts]
         for name in names:
@@ -112,7 +119,8 @@ class HostFixes(Dataset):
             if obstacle := _obstacle(path):
                 raise UserError(
                     f"dataset={token!r}: {path} {obstacle}. Put RecBole atomic files there, or "
-                    f"point --data_path at the folder that holds {token}/{path.name}"
+                    f"point --data_path at the folder that holds {token}/{path.name}",
+                    keys=("dataset",),
                 )
         super()._load_inter_feat(token, dataset_path)
 
@@ -123,7 +131,7 @@ class HostFixes(Dataset):
         path = Path(dataset_path) / f"{token}.{source.value}"
         obstacle = _obstacle(path)
         if obstacle not in (None, _ABSENT) and self._get_load_and_unload_col(source)[0] != set():
-            raise UserError(f"dataset={token!r}: {path} {obstacle}")
+            raise UserError(f"dataset={token!r}: {path} {obstacle}", keys=("dataset",))
         feat: pd.DataFrame | None = super()._load_user_or_item_feat(
             token, dataset_path, source, field_name
         )
@@ -140,7 +148,8 @@ class HostFixes(Dataset):
         if inter and load_col is not None and not {self.uid_field, self.iid_field} <= load_col:
             raise UserError(
                 f"load_col={self.config['load_col']} must have {self.uid_field} and "
-                f"{self.iid_field} under inter"
+                f"{self.iid_field} under inter",
+                keys=("load_col",),
             )
         if load_col == set():
             return None
@@ -152,7 +161,8 @@ class HostFixes(Dataset):
                 raise UserError(
                     f"{filepath}: column {header!r} must be 'name:type' with a type of "
                     f"{', '.join(t.value for t in FeatureType)}; columns are separated by "
-                    f"field_separator={self.config['field_separator']!r}"
+                    f"field_separator={self.config['field_separator']!r}",
+                    keys=("field_separator",),
                 )
             if field in (self.uid_field, self.iid_field) and kind != "token":
                 raise UserError(
@@ -295,7 +305,8 @@ class HostFixes(Dataset):
                 raise UserError(
                     f"{filepath}, line {number}: {fields} fields, but the header has {n_columns} "
                     f"columns. Columns are separated by field_separator={separator!r}, which no "
-                    "cell may hold"
+                    "cell may hold",
+                    keys=("field_separator",),
                 )
             if copy is not None:
                 copy.write(line.replace(separator, _UNIT_SEPARATOR) + "\n")
@@ -393,7 +404,8 @@ class HostFixes(Dataset):
             raise UserError(
                 f"alias_of_user_id={self.config['alias_of_user_id']!r}, "
                 f"alias_of_item_id={self.config['alias_of_item_id']!r}: "
-                f"{', '.join(sorted(both))} cannot be users and items at once"
+                f"{', '.join(sorted(both))} cannot be users and items at once",
+                keys=("alias_of_user_id", "alias_of_item_id"),
             )
         self.alias = {name: list(dict.fromkeys(group)) for name, group in groups.items()}
         taken = {field for group in self.alias.values() for field in group}
@@ -428,7 +440,8 @@ class HostFixes(Dataset):
         intervals = self.config["val_interval"]
         if not isinstance(intervals, dict | None):
             raise UserError(
-                f'val_interval={intervals!r} must be like {{field: "[5,inf)"}}, or None'
+                f'val_interval={intervals!r} must be like {{field: "[5,inf)"}}, or None',
+                keys=("val_interval",),
             )
         for field, wanted in (intervals or {}).items():
             if self.field2type.get(field) in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
@@ -443,7 +456,9 @@ class HostFixes(Dataset):
                 good = isinstance(wanted, list) and all(isinstance(v, str) for v in wanted)
             self._check_loaded("val_interval", field)
             if not good:
-                raise UserError(f"val_interval: {field}={wanted!r} must be {allowed}")
+                raise UserError(
+                    f"val_interval: {field}={wanted!r} must be {allowed}", keys=("val_interval",)
+                )
         super()._filter_by_field_value()
 
     def _filter_inter_by_user_or_item(self) -> None:
@@ -468,7 +483,8 @@ class HostFixes(Dataset):
                 raise UserError(
                     f"dataset={self.dataset_name!r} ({self.dataset_path}): no event has its {kind} "
                     f"in {file}. The first {field} of the events is {ids.iloc[0]!r}, {example}; "
-                    "filter_inter_by_user_or_item=False keeps such events"
+                    "filter_inter_by_user_or_item=False keeps such events",
+                    keys=("dataset", "filter_inter_by_user_or_item"),
                 )
             self.logger.warning(
                 f"{self.dataset_name}: {(~known).sum():,} of {n:,} events have {kind}s without a "
@@ -484,7 +500,8 @@ class HostFixes(Dataset):
             raise UserError(
                 f"{key}={self.config[key]!r}: the column {field!r} is not loaded"
                 + (f"; did you mean {near[0]}?" if near else ".")
-                + f" load_col={self.config['load_col']} says what is, by file: inter, user, item"
+                + f" load_col={self.config['load_col']} says what is, by file: inter, user, item",
+                keys=(key, "load_col"),
             )
 
     def _reset_index(self) -> None:
@@ -500,7 +517,8 @@ class HostFixes(Dataset):
                 what = "interactions" if name == "inter_feat" else f"lines of {name}"
                 raise UserError(
                     f"dataset={self.dataset_name!r} ({self.dataset_path}) has no {what}"
-                    + (f", or {filters} leave none" if filters else "")
+                    + (f", or {filters} leave none" if filters else ""),
+                    keys=("dataset", *given),
                 )
         super()._reset_index()
 
@@ -555,13 +573,17 @@ class HostFixes(Dataset):
         """
         names, everything = self.config["normalize_field"], self.config["normalize_all"]
         if names and everything:
-            raise UserError(f"normalize_field={names} has no place beside normalize_all=True")
+            raise UserError(
+                f"normalize_field={names} has no place beside normalize_all=True",
+                keys=("normalize_field", "normalize_all"),
+            )
         for field in names or (self.float_like_fields if everything else ()):
             self._check_loaded("normalize_field", field)
             if "float" not in self.field2type[field].value:
                 raise UserError(
                     f"normalize_field={names}: {field} is {self.field2type[field].value}; only "
-                    "columns of float and float_seq are numbers"
+                    "columns of float and float_seq are numbers",
+                    keys=("normalize_field",),
                 )
             for feat in self.field2feats(field):
                 values, ends = self._numbers(feat, field)
@@ -587,14 +609,16 @@ class HostFixes(Dataset):
         for field in buckets:
             if field not in names:
                 raise UserError(
-                    f"discretization={buckets}: {field} must be among numerical_features={names}"
+                    f"discretization={buckets}: {field} must be among numerical_features={names}",
+                    keys=("discretization", "numerical_features"),
                 )
         for field in names:
             self._check_loaded("numerical_features", field)
             if "float" not in self.field2type[field].value:
                 raise UserError(
                     f"numerical_features={names}: {field} is {self.field2type[field].value}; only "
-                    "columns of float and float_seq are numbers"
+                    "columns of float and float_seq are numbers",
+                    keys=("numerical_features",),
                 )
             for feat in self.field2feats(field):
                 weight, ends = self._numbers(feat, field)
@@ -638,7 +662,8 @@ class HostFixes(Dataset):
             if getattr(self, f"{name}_feat", None) is None:
                 raise UserError(
                     f"unused_col={self.config['unused_col']}: no column of .{name} is loaded; "
-                    f"load_col={self.config['load_col']}"
+                    f"load_col={self.config['load_col']}",
+                    keys=("unused_col", "load_col"),
                 )
         super()._drop_unused_col()
 

@@ -159,7 +159,8 @@ class CaDiRec(EncoderRecommender):
             less = ", one less with cand_exclude_original" if self.cand_exclude_original else ""
             raise UserError(
                 f"cand_topk={self.cand_topk} must not exceed the number of items, "
-                f"{self.n_items - 1}{less}"
+                f"{self.n_items - 1}{less}",
+                keys=("cand_topk",),
             )
 
         n_steps = config["diffusion_steps"]
@@ -228,7 +229,10 @@ class CaDiRec(EncoderRecommender):
         require_at_most(config, "reverse_steps", "diffusion_steps")
         require_multiple(config, "hidden_size", "denoiser_heads")
         if config["x0_noise_context"] and not config["x0_noise"]:
-            raise UserError("x0_noise_context=True has no effect with x0_noise=False")
+            raise UserError(
+                "x0_noise_context=True has no effect with x0_noise=False",
+                keys=("x0_noise_context", "x0_noise"),
+            )
 
     # ------------------------------------------------------------------ total loss
 

@@ -322,17 +322,20 @@ class DreamRec(SequentialRecommender):
         if config["encoder"] == "official_block" and config["n_layers"] != 1:
             raise UserError(
                 f"n_layers={config['n_layers']} must be 1 with encoder=official_block, which is "
-                "one block; encoder=recbole can have more"
+                "one block; encoder=recbole can have more",
+                keys=("n_layers", "encoder"),
             )
         if config["guidance"] > 0 and config["p_uncond"] == 0:
             raise UserError(
                 f"guidance={config['guidance']} must be 0 with p_uncond=0, which never trains the "
-                "null guidance"
+                "null guidance",
+                keys=("guidance", "p_uncond"),
             )
         if config["sampler"] == "closed_form" and config["denoiser"] != "linear":
             raise UserError(
                 f"sampler=closed_form must go with denoiser=linear; the chain of "
-                f"denoiser={config['denoiser']} has no closed form"
+                f"denoiser={config['denoiser']} has no closed form",
+                keys=("sampler", "denoiser"),
             )
         if config["sampler"] == "ddim":
             require_at_most(config, "sample_steps", "diffusion_steps")

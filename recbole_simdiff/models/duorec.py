@@ -87,7 +87,8 @@ class SameTargetIndex(nn.Module):
         if not dataset.list_fields:
             raise UserError(
                 "DuoRec draws rows with the same target from a data set with one interaction a "
-                "line; with the ready-made prefixes of benchmark_filename use contrast=un"
+                "line; with the ready-made prefixes of benchmark_filename use contrast=un",
+                keys=("contrast",),
             )
         rows = dataset.inter_feat
         length = rows[dataset.item_list_length_field]
@@ -175,7 +176,8 @@ class DuoRec(EncoderRecommender):
             raise UserError(
                 f"contrast={config['contrast']} compares rows by their one target, so "
                 "train_sampling=user_all, a target at every position, must be prefix_last or "
-                "prefix_all; contrast=un can be trained on either"
+                "prefix_all; contrast=un can be trained on either",
+                keys=("contrast", "train_sampling"),
             )
 
     def calculate_loss(self, interaction: Interaction) -> DuoRecLoss:

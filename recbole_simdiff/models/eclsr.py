@@ -169,7 +169,8 @@ class ECLSR(EncoderRecommender):
             needs = ", ".join(f"{key}={value}" for key, value in PAD_IN_LOSS.items())
             raise UserError(
                 f"pad_in_loss=True, the released loss of left-padded rows with a target at every "
-                f"position, needs {needs}; got {', '.join(wrong)}"
+                f"position, needs {needs}; got {', '.join(wrong)}",
+                keys=("pad_in_loss", *PAD_IN_LOSS),
             )
 
     def training_plan(self) -> list[Phase]:

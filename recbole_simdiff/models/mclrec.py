@@ -138,9 +138,15 @@ class MCLRec(EncoderRecommender):
         require_choice(config, OPTIONS)
         require(config, RANGES)
         if config["mask_id"] == "pad" and config["mask_ratio"] == 1:
-            raise UserError("mask_ratio=1 hides whole rows; with mask_id=pad it must be below 1")
+            raise UserError(
+                "mask_ratio=1 hides whole rows; with mask_id=pad it must be below 1",
+                keys=("mask_ratio", "mask_id"),
+            )
         if config["joint"] and config["encoder_steps"] == 2:
-            raise UserError("joint=True makes one step a batch; it needs encoder_steps=1")
+            raise UserError(
+                "joint=True makes one step a batch; it needs encoder_steps=1",
+                keys=("joint", "encoder_steps"),
+            )
 
     # ------------------------------------------------------------------ two steps a batch
 

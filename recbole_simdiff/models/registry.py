@@ -75,7 +75,8 @@ def get_model(name: str) -> Any:
     hint = f" Did you mean {' or '.join(by_lower[n] for n in near)}?" if near else ""
     raise UserError(
         f"model={name!r} is not a sequential model of recbole_simdiff or RecBole.{hint} "
-        "The command 'list' names all of them."
+        "The command 'list' names all of them.",
+        keys=("model",),
     )
 
 
@@ -93,12 +94,14 @@ def build_model(config: Any, dataset: Any) -> Any:
                 return config.model_class(config, dataset)
             return _build_recbole(config, dataset)
     except _TooLarge as error:
-        sizes = ("hidden_size", "embedding_size", "inner_size", "n_layers", "MAX_ITEM_LIST_LENGTH")
-        named = ", ".join(f"{key}={config[key]}" for key in sizes if key in config)
+        widths = ("hidden_size", "embedding_size", "inner_size", "n_layers")
+        sizes = [key for key in (*widths, "MAX_ITEM_LIST_LENGTH") if key in config]
+        named = ", ".join(f"{key}={config[key]}" for key in sizes)
         raise UserError(
             f"model={config['model']} for dataset={config['dataset']!r} needs {error} GiB or more "
             f"for its weights; this machine has {_memory() / 2**30:.1f}. Choose smaller sizes: "
-            f"{named}"
+            f"{named}",
+            keys=("model", "dataset", *sizes),
         ) from None
 
 
@@ -108,7 +111,8 @@ def _build_recbole(config: Any, dataset: Any) -> Any:
     if config["reranker_CAN_NUM"] and config["reranker_CAN_NUM"] > n_items:
         raise UserError(
             f"reranker_CAN_NUM={config['reranker_CAN_NUM']} candidates must not exceed the "
-            f"{n_items} items there are"
+            f"{n_items} items there are",
+            keys=("reranker_CAN_NUM",),
         )
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # FEARec prints its frequencies
@@ -117,7 +121,8 @@ def _build_recbole(config: Any, dataset: Any) -> Any:
         raise UserError(
             f"model={config['model']} cannot be built for dataset={config['dataset']!r}: {error}. "
             f"Columns that it reads, if they are missing, are added to "
-            f"load_col={config['load_col']}, those of items under item"
+            f"load_col={config['load_col']}, those of items under item",
+            keys=("model", "dataset", "load_col"),
         ) from error
     except (
         ArithmeticError,
@@ -131,7 +136,8 @@ def _build_recbole(config: Any, dataset: Any) -> Any:
         reason = str(error) or f"a condition of {Path(place.filename).name}, line {place.lineno}"
         raise UserError(
             f"model={config['model']} cannot be built of its settings: {reason}. "
-            f"'list --explain --model={config['model']}' shows them"
+            f"'list --explain --model={config['model']}' shows them",
+            keys=("model",),
         ) from error
 
 
@@ -149,36 +155,41 @@ def _check_features(config: Any, dataset: Any) -> None:
             continue
         names = config[key] if isinstance(config[key], list) else [config[key]]
         if not names:
-            raise UserError(f"{key}={names} must name a column of the .item file")
+            raise UserError(f"{key}={names} must name a column of the .item file", keys=(key,))
         for name in names:
-            reason = _no_feature(config, dataset, name)
+            reason, *others = _no_feature(config, dataset, name)
             if reason:
-                raise UserError(f"{key}={config[key]}: {name} would take no part: {reason}")
+                raise UserError(
+                    f"{key}={config[key]}: {name} would take no part: {reason}",
+                    keys=(key, *others),
+                )
 
 
-def _no_feature(config: Any, dataset: Any, name: str) -> str | None:
-    """Why a column cannot be a feature of items; None if it can."""
+def _no_feature(config: Any, dataset: Any, name: str) -> tuple[str, ...]:
+    """Why a column cannot be a feature of items, '' if it can; and the keys that this names."""
     model = config["model"]
     if name not in dataset.field2type or dataset.item_feat is None:
-        return f"it is not loaded. Add it to load_col={config['load_col']}, under item"
+        return f"it is not loaded. Add it to load_col={config['load_col']}, under item", "load_col"
     if name not in dataset.item_feat:
         return (
             "it is no column of the .item file, which alone has features of items; "
-            f"load_col={config['load_col']}"
+            f"load_col={config['load_col']}",
+            "load_col",
         )
     kind = dataset.field2type[name].value
     if "float" not in kind:
-        return None
+        return ("",)
     if model == "S3Rec":
-        return f"it is {kind}, and attributes are token or token_seq"
+        return (f"it is {kind}, and attributes are token or token_seq",)
     if name not in config["numerical_features"]:
         return (
             f"it is {kind}, and numbers are features only if "
-            f"numerical_features={config['numerical_features']} names them, too"
+            f"numerical_features={config['numerical_features']} names them, too",
+            "numerical_features",
         )
     if model == "SASRecF" and kind == "float_seq":
-        return f"RecBole's SASRecF cannot take {kind}; GRU4RecF and FDSA can"
-    return None
+        return (f"RecBole's SASRecF cannot take {kind}; GRU4RecF and FDSA can",)
+    return ("",)
 
 
 class _TooLarge(Exception):

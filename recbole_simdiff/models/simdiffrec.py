@@ -212,35 +212,41 @@ class SimDiffRec(EncoderRecommender):
         ):
             raise UserError(
                 f"diff_weight={config['diff_weight']} weighs nothing: diff_mse_weight=0 and "
-                "diff_round_weight=0. To train without the diffusion loss, give diff_weight=0"
+                "diff_round_weight=0. To train without the diffusion loss, give diff_weight=0",
+                keys=("diff_weight", "diff_mse_weight", "diff_round_weight"),
             )
         if not 0 < config["beta_start"] <= config["beta_end"] < 1:
             raise UserError(
                 f"beta_start={config['beta_start']} and beta_end={config['beta_end']} must satisfy "
-                "0 < beta_start <= beta_end < 1"
+                "0 < beta_start <= beta_end < 1",
+                keys=("beta_start", "beta_end"),
             )
         if config["aug_count"] == "fixed" and not config["pad_in_diffusion_loss"]:
             raise UserError(
                 "aug_count=fixed is the released behaviour, which replaces padding cells too; it "
-                "needs pad_in_diffusion_loss=True (or take preset=official)"
+                "needs pad_in_diffusion_loss=True (or take preset=official)",
+                keys=("aug_count", "pad_in_diffusion_loss", "preset"),
             )
         exclude = config["pos_exclude_original"] or config["neg_exclude_original"]
         if config["aug_items"] == "random" and exclude:
             raise UserError(
                 "pos_exclude_original and neg_exclude_original rank the denoiser's choices; with "
-                "aug_items=random there is nothing to rank"
+                "aug_items=random there is nothing to rank",
+                keys=("aug_items",),
             )
         if config["contrast_at"] == "every" and (
             config["train_sampling"] != "user_all" or config["aug_count"] == "fixed"
         ):
             raise UserError(
                 f"contrast_at=every needs train_sampling=user_all, is {config['train_sampling']}, "
-                f"and aug_count=ratio_of_length, is {config['aug_count']}"
+                f"and aug_count=ratio_of_length, is {config['aug_count']}",
+                keys=("contrast_at", "train_sampling", "aug_count"),
             )
         if config["cl_positives"] == "same_target" and config["contrast_at"] != "every":
             raise UserError(
                 "cl_positives=same_target needs contrast_at=every: the newest states alone are "
-                "contrasted view by view"
+                "contrasted view by view",
+                keys=("cl_positives", "contrast_at"),
             )
 
     def _check_against_items(self) -> None:
@@ -248,14 +254,16 @@ class SimDiffRec(EncoderRecommender):
         if self.k_noise > n_candidates:
             raise UserError(
                 f"k_noise={self.k_noise} must be smaller than the number of items: the data set "
-                f"has {self.n_items - 1}, which leaves {n_candidates} neighbours for each"
+                f"has {self.n_items - 1}, which leaves {n_candidates} neighbours for each",
+                keys=("k_noise",),
             )
         n_ranked = self.n_items - 1 - self.neg_exclude_original
         if self.k_sample > n_ranked:
             less = ", one less with neg_exclude_original" if self.neg_exclude_original else ""
             raise UserError(
                 f"k_sample={self.k_sample} must not exceed the number of items, "
-                f"{self.n_items - 1}{less}"
+                f"{self.n_items - 1}{less}",
+                keys=("k_sample",),
             )
 
     # ------------------------------------------------------------------ total loss, Eq. 18

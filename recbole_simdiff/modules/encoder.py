@@ -86,7 +86,8 @@ class EncoderRecommender(SequentialRecommender):
         """
         if config["loss_type"] != "CE":
             raise UserError(
-                f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss"
+                f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss",
+                keys=("loss_type",),
             )
         require_choice(config, {"sr_loss": ("CE", "BCE")})
         require(config, RANGES)

@@ -184,7 +184,8 @@ def check_config(config: Any) -> None:
     if not largest < 1:
         raise UserError(
             f"diffuasr_diffusion_steps={steps} is too few for diffuasr_schedule="
-            f"{config['diffuasr_schedule']}: its largest beta, {largest:g}, must be below 1"
+            f"{config['diffuasr_schedule']}: its largest beta, {largest:g}, must be below 1",
+            keys=("diffuasr_diffusion_steps", "diffuasr_schedule"),
         )
     multipliers = config["sunet_channel_mult"]
     for multiplier in {1, *multipliers}:
@@ -193,20 +194,23 @@ def check_config(config: Any) -> None:
             raise UserError(
                 f"sunet_groups={config['sunet_groups']} must divide the channels of every level: "
                 f"sunet_base_channels={config['sunet_base_channels']} times {multiplier} is "
-                f"{channels}"
+                f"{channels}",
+                keys=("sunet_groups", "sunet_base_channels"),
             )
     check_width(item_width(config), len(multipliers))
     if config["diffuasr_guidance"] == "classifier":
         if config["diffuasr_embeddings"] == "scratch_trainable":
             raise UserError(
                 "diffuasr_guidance=classifier needs embeddings that the recommender knows: "
-                "diffuasr_embeddings must be pretrained_frozen or pretrained_trainable"
+                "diffuasr_embeddings must be pretrained_frozen or pretrained_trainable",
+                keys=("diffuasr_guidance",),
             )
         if config["n_pseudo"] >= config["MAX_ITEM_LIST_LENGTH"]:
             raise UserError(
                 f"n_pseudo={config['n_pseudo']} must be smaller than MAX_ITEM_LIST_LENGTH="
                 f"{config['MAX_ITEM_LIST_LENGTH']}: with diffuasr_guidance=classifier the "
-                "recommender reads the pseudo-items as one history"
+                "recommender reads the pseudo-items as one history",
+                keys=("n_pseudo", "MAX_ITEM_LIST_LENGTH", "diffuasr_guidance"),
             )
 
 
@@ -380,7 +384,8 @@ class DiffuASR(nn.Module):
                 raise UserError(
                     f"diffuasr_embeddings={source} with diffuasr_guidance={self.guidance} needs a "
                     "recommender trained on the raw data; diffuasr_embeddings=scratch_trainable "
-                    "without the classifier does not"
+                    "without the classifier does not",
+                    keys=("diffuasr_embeddings", "diffuasr_guidance"),
                 )
             return torch.randn(self.n_items, width)
         if self.guidance == "classifier":

@@ -46,7 +46,8 @@ class Guide:
         if not isinstance(embedding, nn.Embedding) or len(embedding.weight) < self.n_items:
             raise UserError(
                 f"backbone={type(self.model).__name__} has no item_embedding with a row an item; "
-                "SASRec, GRU4Rec, BERT4Rec, S3Rec and this package's models have one"
+                "SASRec, GRU4Rec, BERT4Rec, S3Rec and this package's models have one",
+                keys=("backbone",),
             )
         return embedding.weight.detach()[: self.n_items].clone()
 
@@ -96,7 +97,8 @@ class Guide:
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"backbone={name} cannot score {length} items given alone ({error}), so it cannot "
-                "be the classifier of diffuasr_guidance=classifier"
+                "be the classifier of diffuasr_guidance=classifier",
+                keys=("backbone", "diffuasr_guidance"),
             ) from error
         within = 1e-3 * by_id.std()
         same = all((s - by_id).abs().max() <= within for s in (padded, by_embedding))
@@ -104,7 +106,8 @@ class Guide:
             raise UserError(
                 f"the scores of backbone={name} do not follow from the embeddings of the items "
                 "alone, so it cannot be the classifier of diffuasr_guidance=classifier; SASRec, "
-                "GRU4Rec, BERT4Rec, S3Rec and this package's models with SASRec's scores can"
+                "GRU4Rec, BERT4Rec, S3Rec and this package's models with SASRec's scores can",
+                keys=("backbone", "diffuasr_guidance"),
             )
 
     def _score(self, item_seq: Tensor) -> Tensor:
