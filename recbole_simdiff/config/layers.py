@@ -1,6 +1,7 @@
 """Values and files that a configuration is made of, read as plain YAML."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
 
 
 def properties_dir() -> Path:
@@ -189,6 +198,21 @@ def preset_files(names: Sequence[str]) -> dict[str, Path]:
     """
     folders = [properties_dir() / "preset" / name for name in names]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def short_name(file: str | Path, ours: Path) -> str:
+    """What messages call a file of defaults: ``properties/...``, or ``recbole/properties/...``.
+
+    Args:
+        file (str | Path): the file.
+        ours (Path): see ``properties_dir``.
+    """
+    parts = Path(os.path.normpath(file)).parts
+    if "properties" not in parts:
+        return str(file)
+    start = len(parts) - 1 - parts[::-1].index("properties")
+    own = Path(os.path.normpath(file)).is_relative_to(ours)
+    return "/".join(parts[start:] if own else ("recbole", *parts[start:]))
 
 
 def _plain(value: Any) -> Any:

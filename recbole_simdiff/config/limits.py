@@ -166,6 +166,27 @@ RULES: dict[str, Rule] = _table(
 )
 
 
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "train_sampling": ("user_all", "prefix_last", "prefix_all"),
+    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),
+    "rm_dup_inter": (None, "first", "last"),  # pandas reads false as: keep neither
+    "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
+    "loss_type": ("BPR", "CE", "NLL"),  # NLL: SINE alone
+    "pooling_mode": ("mean", "max", "sum"),
+    "pooling_type": ("average", "max"),
+    "pooling_type_layer_1": ("average", "max"),
+    "pooling_type_layer_2": ("average", "max"),
+    "dnn_type": ("trm", "ave"),
+    "contrast": ("us_x", "un", "su", "us", None),
+    "sim": ("dot", "cos"),
+    "fredom_type": ("us_x", "un", "su", "us", "None", None),
+    "weight_mode": ("", "dynamic", "static", "max_logits"),
+    "reranker_merging_mode": ("replace", "add"),
+    "partition_merging_mode": ("replace", "add", "half"),
+}
+
+
 def check(values: Mapping[str, Any]) -> None:
     """Refuse what no model can use.
 
