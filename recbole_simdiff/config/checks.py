@@ -97,7 +97,16 @@ def check_eval_args(args: Mapping[str, Any]) -> None:
                 f"eval_args: mode={mode!r} must be full, uni100 or pop100, of any number",
                 keys=("eval_args",),
             )
-    split = args["split"] if isinstance(args["split"], dict) and len(args["split"]) == 1 else {}
+    _check_split(args["split"])
+    if group_by != "user" and str(group_by).lower() != "none":
+        raise UserError(
+            f"eval_args: group_by={group_by!r} must be user or none", keys=("eval_args",)
+        )
+
+
+def _check_split(given: Any) -> None:
+    """Refuse a ``split`` that is neither leave-one-out nor three shares."""
+    split = given if isinstance(given, dict) and len(given) == 1 else {}
     shares = split.get("RS", split.get("TS"))
     by_shares = (
         isinstance(shares, list)
@@ -107,14 +116,10 @@ def check_eval_args(args: Mapping[str, Any]) -> None:
     )
     if not by_shares and split.get("LS") not in _LEAVE_OUT:
         raise UserError(
-            f"eval_args: split={args['split']!r} must be {{LS: one of {', '.join(_LEAVE_OUT)}}}, "
+            f"eval_args: split={given!r} must be {{LS: one of {', '.join(_LEAVE_OUT)}}}, "
             "or shares of training, validation and test such as {RS: [0.8, 0.1, 0.1]} or "
             "{TS: [0.8, 0.1, 0.1]}",
             keys=("eval_args",),
-        )
-    if group_by != "user" and str(group_by).lower() != "none":
-        raise UserError(
-            f"eval_args: group_by={group_by!r} must be user or none", keys=("eval_args",)
         )
 
 

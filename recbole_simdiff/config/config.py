@@ -30,9 +30,9 @@ from recbole_simdiff.config.checks import (
 )
 from recbole_simdiff.config.keys import DERIVED, LABELS, WRITTEN, naming, reads
 from recbole_simdiff.config.layers import (
-    _SEPARATORS,
-    _Loader,
-    _plain,
+    SEPARATORS,
+    PlainLoader,
+    plain_value,
     preset_files,
     properties_dir,
     read_yaml,
@@ -139,7 +139,7 @@ class Config(RecBoleConfig):
         restore_numpy_aliases()
 
     def _build_yaml_loader(self) -> type:
-        return _Loader
+        return PlainLoader
 
     def _load_config_files(self, file_list: Sequence[str | Path] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
@@ -153,7 +153,7 @@ class Config(RecBoleConfig):
         origin = self._override_origin
         named = dict.fromkeys(config_dict or {}, origin) if isinstance(origin, str) else origin
         self.given.update(named)
-        return {key: _plain(value) for key, value in (config_dict or {}).items()}
+        return {key: plain_value(value) for key, value in (config_dict or {}).items()}
 
     def _load_cmd_line(self) -> dict[str, Any]:
         return {}
@@ -228,7 +228,7 @@ class Config(RecBoleConfig):
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = super()._get_final_config_dict()
         self.origin.update(self.given)
-        for key in _SEPARATORS:
+        for key in SEPARATORS:
             final[key] = separator(key, final[key])
         if isinstance(final["eval_args"], dict):  # given in part, it keeps the rest of the default
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
