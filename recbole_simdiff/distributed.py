@@ -117,7 +117,8 @@ def own_gpu() -> torch.device:
     if number >= found:
         raise UserError(
             f"{os.environ['LOCAL_WORLD_SIZE']} processes on a host with {found} GPUs: each needs "
-            "one of its own. Start fewer, or give --use_gpu=false"
+            "one of its own. Start fewer, or give --use_gpu=false",
+            keys=("use_gpu",),
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)

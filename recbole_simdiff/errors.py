@@ -1,9 +1,8 @@
-"""Mistakes that the user can mend, with checks that find them, and memory that runs out."""
+"""Mistakes that the user can mend, and memory that runs out."""
 
-import math
 import re
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,15 @@ class UserError(ValueError):
 
     The message says what was received, what is allowed and where to change it; of a long one the
     middle is left out. The command line prints it without a traceback and exits with code 2.
+
+    Args:
+        message (str): the message.
+        keys (Sequence): keys of the configuration that it is about, in order of appearance. Where
+            their values came from is added by ``Config.naming_origins``.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, keys: Sequence[str] = ()) -> None:
+        self.keys = tuple(keys)
         if len(message) > LONGEST_MESSAGE:
             end = LONGEST_MESSAGE // 2
             message = f"{message[:end]} ... {message[-end:]}"
@@ -81,66 +86,6 @@ def _available() -> str:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         free = min(free, limit - pages * resource.getpagesize())
     return f"{free} bytes"
-
-
-def require_choice(config: Any, options: Mapping[str, Sequence[str]]) -> None:
-    """Refuse values that are not among the named ones.
-
-    Args:
-        config (Config): resolved configuration.
-        options (Mapping): key -> allowed values.
-
-    Raises:
-        UserError: naming the key, its value and what is allowed.
-    """
-    for key, allowed in options.items():
-        if config[key] not in allowed:
-            raise UserError(f"{key}={config[key]!r} is not one of {', '.join(allowed)}")
-
-
-def require_at_least(config: Any, least: Mapping[str, float]) -> None:
-    """Refuse values below a bound, infinite ones and NaN.
-
-    Args:
-        config (Config): resolved configuration.
-        least (Mapping): key -> smallest allowed value.
-
-    Raises:
-        UserError: naming the key, its value and the bound.
-    """
-    for key, bound in least.items():
-        if not bound <= config[key] < math.inf:
-            raise UserError(f"{key}={config[key]} must be at least {bound}")
-
-
-def require_share(config: Any, *keys: str) -> None:
-    """Refuse values outside [0, 1] and NaN.
-
-    Args:
-        config (Config): resolved configuration.
-        *keys (str): keys to check.
-
-    Raises:
-        UserError: naming the key and its value.
-    """
-    for key in keys:
-        if not 0 <= config[key] <= 1:
-            raise UserError(f"{key}={config[key]} must lie in [0, 1]")
-
-
-def require_positive(config: Any, *keys: str) -> None:
-    """Refuse values that are not positive and finite.
-
-    Args:
-        config (Config): resolved configuration.
-        *keys (str): keys to check.
-
-    Raises:
-        UserError: naming the key and its value.
-    """
-    for key in keys:
-        if not 0 < config[key] < math.inf:
-            raise UserError(f"{key}={config[key]} must be positive")
 
 
 class ProcessLost(RuntimeError):

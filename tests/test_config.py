@@ -21,6 +21,7 @@ from recbole.trainer import Trainer
 
 from recbole_simdiff import models as package
 from recbole_simdiff.config import config as config_module
+from recbole_simdiff.config import keys
 from recbole_simdiff.config.config import CHECKPOINT, COMMAND_LINE, Config
 from recbole_simdiff.config.layers import parse_overrides, parse_value, properties_dir, read_yaml
 from recbole_simdiff.data.dataset import create_dataset
@@ -198,6 +199,73 @@ def read_in(source: str) -> set[str]:
     for call in re.findall(r"(?:require_\w+|\.get)\((.*?)\)\n", source, re.DOTALL):
         found |= set(re.findall(r"[\"'](\w+)[\"']", call))
     return found
+
+
+SHIPPED = [properties_dir() / "overall.yaml"]
+SHIPPED += sorted(properties_dir().glob("dataset/*.yaml"))
+SHIPPED += sorted(properties_dir().glob("preset/*/*.yaml"))
+SHIPPED += sorted(properties_dir().glob("tuned/*/*.yaml"))
+
+
+def of_models() -> set[str]:
+    """Keys of the files of models, RecBole's and this package's: each is that model's own."""
+    files = [*properties_dir().glob("model/*.yaml"), *(HOST / "properties/model").glob("*.yaml")]
+    return set().union(*map(read_yaml, files))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_key_has_a_row_or_is_a_models_own(file: Path) -> None:
+    assert set(read_yaml(file)) <= keys.KEYS.keys() | of_models()
+
+
+def test_what_every_model_shares_has_a_row() -> None:
+    shared = read_yaml(properties_dir() / "overall.yaml").keys()
+    for file in ("overall.yaml", "dataset/sample.yaml"):
+        shared |= read_yaml(HOST / "properties" / file).keys()
+    assert shared <= keys.KEYS.keys()
+    # The other way round, every row is read: by all models or by one.
+    named = {"augmentation_cache", "save_step", *keys.UNLISTED, "enable_amp"}
+    assert keys.KEYS.keys() - shared <= named
+    assert all(not (key.refused and key.unread) for key in keys.KEYS.values())
+
+
+def test_lists_of_keys_follow_from_the_rows() -> None:
+    """Of a run that goes on, what decides its numbers stays."""
+    here = {"data_path", "use_gpu", "gpu_id", "show_progress"}
+    assert here <= set(keys.RESUMABLE_KEYS) & set(keys.EVALUATION_KEYS) & keys.ELSEWHERE_KEYS
+    ending = {"epochs", "stopping_step", "stopping_updates"}
+    assert set(keys.RESUMABLE_KEYS) - keys.ELSEWHERE_KEYS == ending
+    measures = {"metrics", "topk", "tail_ratio", "valid_metric", "length_groups"}
+    assert set(keys.EVALUATION_KEYS) - keys.ELSEWHERE_KEYS == measures
+    assert not keys.ELSEWHERE_KEYS & (keys.REFUSED.keys() | keys.UNREAD.keys())
+
+
+def test_what_a_result_is_named_after() -> None:
+    config = Config(MODEL, "toy", overrides={"tau": 0.2})
+    named = config.identity()
+    assert (named["model"], named["dataset"], named["values"]["tau"]) == (MODEL, "toy", 0.2)
+    assert named["values"].keys() == config.plain()["values"].keys() - keys.ELSEWHERE_KEYS
+    elsewhere = Config(MODEL, "toy", overrides={"tau": 0.2, "data_path": "/data", "worker": 2})
+    assert elsewhere.identity() == named != Config(MODEL, "toy").identity()
+    assert elsewhere.data_root == "/data"
+
+
+def test_the_table_of_what_recboles_models_read_is_that_of_their_sources() -> None:
+    """In RecBole's package no list says it."""
+    labels, preloaded, beside = set(), set(), {}
+    for name, model in models.recbole_models().items():
+        source = inspect.getsource(model)
+        labels |= {name} if "LABEL_FIELD" in source else set()
+        preloaded |= {name} if "get_preload_weight" in source else set()
+        if models.needed_data_set(name):
+            continue
+        config = Config(name, "toy")
+        listed = {key for listed in config.parameters.values() for key in listed}
+        listed |= {*config.internal_config_dict, *keys.DERIVED, *keys.WRITTEN}
+        if unlisted := set(re.findall(r"config\[\"(\w+)\"\]", source)) - listed:
+            beside[name] = unlisted
+    assert (labels, preloaded) == (keys.LABELS, keys.PRELOADED)
+    assert beside == keys.UNLISTED_OF_MODEL
 
 
 def common_readers() -> set[str]:
@@ -523,8 +591,18 @@ def test_an_impossible_value_names_its_origin(
 
 def test_a_message_about_no_value_is_left_alone() -> None:
     config = Config(MODEL, "toy", overrides={"tau": 0.2})
-    with pytest.raises(UserError, match=r"^the items of tau are gone$"), config.naming_origins():
-        raise UserError("the items of tau are gone")
+    with (
+        pytest.raises(UserError, match=r"^the items of tau=0\.2 are gone$"),
+        config.naming_origins(),
+    ):
+        raise UserError("the items of tau=0.2 are gone")
+
+
+def test_a_message_says_once_where_the_values_of_its_keys_come_from() -> None:
+    config = Config(MODEL, "toy", overrides={"tau": 0.2})
+    message = r"^too warm \(tau from overrides, k_noise from properties/model/SimDiffRec\.yaml\)$"
+    with pytest.raises(UserError, match=message), config.naming_origins(), config.naming_origins():
+        raise UserError("too warm", keys=("tau", "k_noise", "tau", "zzz"))
 
 
 @pytest.mark.parametrize("metric", ["NDCG@7", "Precision@10", "NDCG", "@10", "10"])

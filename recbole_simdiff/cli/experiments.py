@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recbole_simdiff.config.keys import ELSEWHERE_KEYS
 from recbole_simdiff.config.layers import parse_value, read_yaml
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import kept
@@ -14,7 +15,7 @@ from recbole_simdiff.experiments import analysis, execute, plots, report, spec
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.results import Cell, Measured, measured
 from recbole_simdiff.experiments.tables import as_csv, plain
-from recbole_simdiff.runs.identity import ELSEWHERE_KEYS, short_key
+from recbole_simdiff.runs.identity import short_key
 from recbole_simdiff.runs.result import RESULT, read_result
 
 COMMANDS = {

@@ -22,6 +22,7 @@ from recbole_simdiff import checkpoint, distributed, errors
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.cli import experiments as command
 from recbole_simdiff.config.config import AUGMENTED, COMMAND_LINE, Config
+from recbole_simdiff.config.keys import EVALUATION_KEYS
 from recbole_simdiff.config.layers import parse_overrides, preset_files, properties_dir, read_yaml
 from recbole_simdiff.data import prepare, raw_formats
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
@@ -29,7 +30,6 @@ from recbole_simdiff.models.registry import needed_data_set, plugin_models, recb
 from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import report
 from recbole_simdiff.runs.folder import start_logging
-from recbole_simdiff.runs.identity import EVALUATION_KEYS
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.restore import evaluate, resumed_config
 from recbole_simdiff.runs.result import RunResult, format_table

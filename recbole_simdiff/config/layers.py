@@ -1,6 +1,7 @@
 """Values and files that a configuration is made of, read as plain YAML."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from recbole_simdiff.errors import UserError
 
-_SEPARATORS = ("field_separator", "seq_separator")
+SEPARATORS = ("field_separator", "seq_separator")
 
 # Of a YAML text: how deep its lists may lie in each other, and how many values it may stand for
 # once its aliases are written out.
@@ -18,10 +19,15 @@ _DEEPEST, _MOST_VALUES = 50, 100_000
 
 
 # libyaml's parser is eight times faster; it is part of PyYAML's wheels.
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Safe YAML that reads 1e-3 as a float and dates as text, and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The keys and values of a node.
+
+        Raises:
+            ConstructorError: if a key is given twice.
+        """
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
@@ -41,10 +47,18 @@ def _whole_number(loader: Any, node: yaml.ScalarNode) -> int | str:
     return value if abs(value) < 2**1024 else str(node.value)
 
 
-_Loader.yaml_implicit_resolvers = {
+PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+PlainLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
 
 
 def properties_dir() -> Path:
@@ -71,7 +85,7 @@ def _check_size(text: str) -> None:
     sizes: dict[str, int] = {}  # anchor -> values that it stands for
     depth = total = 0
     begun: list[tuple[str | None, int]] = []  # anchor of each open list, values before it
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=PlainLoader):
         if isinstance(event, yaml.AliasEvent):
             # Within itself an alias has no end.
             total += sizes.get(str(event.anchor), _MOST_VALUES + 1)
@@ -100,7 +114,7 @@ def _load(text: str) -> Any:
         YAMLError: if it is not YAML.
     """
     _check_size(text)
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(text, Loader=PlainLoader)
 
 
 def parse_value(text: str) -> Any:
@@ -148,7 +162,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         if not text:
             raise UserError(f"--{key}= is empty; give a value, or {key}=None for none")
         try:
-            value = _typed_separator(text) if key in _SEPARATORS else parse_value(text)
+            value = _typed_separator(text) if key in SEPARATORS else parse_value(text)
         except UserError as error:
             raise UserError(f"--{key}: {error}") from None
         if key in result and result[key] != value:
@@ -191,14 +205,29 @@ def preset_files(names: Sequence[str]) -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
-def _plain(value: Any) -> Any:
+def short_name(file: str | Path, ours: Path) -> str:
+    """What messages call a file of defaults: ``properties/...``, or ``recbole/properties/...``.
+
+    Args:
+        file (str | Path): the file.
+        ours (Path): see ``properties_dir``.
+    """
+    parts = Path(os.path.normpath(file)).parts
+    if "properties" not in parts:
+        return str(file)
+    start = len(parts) - 1 - parts[::-1].index("properties")
+    own = Path(os.path.normpath(file)).is_relative_to(ours)
+    return "/".join(parts[start:] if own else ("recbole", *parts[start:]))
+
+
+def plain_value(value: Any) -> Any:
     """A value of Python code as YAML would give it: no NumPy numbers, tuples or paths."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain_value(part) for part in value]
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(part) for key, part in value.items()}
+        return {plain_value(key): plain_value(part) for key, part in value.items()}
     return value

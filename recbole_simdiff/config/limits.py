@@ -7,32 +7,20 @@ several keys of one model is left to the model's ``check_config``.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from recbole_simdiff.errors import UserError
-
-MOST = 2**31 - 1  # of any whole number that is not bounded below
+from recbole_simdiff.modules.rules import (
+    Rule,
+    at_least,
+    is_number,
+    positive,
+    ratio,
+    ratio_above_0,
+    whole,
+)
 
 LAYERS, WIDTH, STEPS = 1_000, 2**20, 1_000_000
-
-
-class Rule(NamedTuple):
-    """A test of a value and, for the message, what the value must do."""
-
-    holds: Callable[[Any], bool]
-    wanted: str
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _whole(least: int, most: int = MOST) -> Rule:
-    return Rule(
-        lambda value: is_number(value) and least <= value <= most,
-        f"be at least {least}, at most {most:,}",
-    )
 
 
 def _text(value: Any) -> bool:
@@ -60,17 +48,9 @@ def _buckets(value: Any) -> bool:
     """One entry of ``discretization``."""
     if not isinstance(value, dict) or not value.keys() <= {"method", "bucket"}:
         return False
-    equal = value.get("method") == "ED" and _whole(1, WIDTH).holds(value.get("bucket"))
+    equal = value.get("method") == "ED" and whole(1, WIDTH).holds(value.get("bucket"))
     return equal or value.get("method") == "LD"
 
-
-_positive = Rule(lambda value: is_number(value) and value > 0, "be positive")
-
-_from_0 = Rule(lambda value: is_number(value) and value >= 0, "be at least 0")
-
-_share = Rule(lambda value: is_number(value) and 0 <= value <= 1, "lie in [0, 1]")
-
-_part = Rule(lambda value: is_number(value) and 0 < value <= 1, "lie in (0, 1]")
 
 _a_name = Rule(_text, "be text, and not empty")
 
@@ -88,7 +68,9 @@ _columns = Rule(
 )
 
 _weights = Rule(
-    lambda value: _from_0.holds(value) or (_numbers(value, _from_0.holds) and len(value) == 2),
+    lambda value: (
+        at_least(0).holds(value) or (_numbers(value, at_least(0).holds) and len(value) == 2)
+    ),
     "be at least 0, or a list of two such numbers",
 )
 
@@ -100,13 +82,13 @@ def _table(groups: Iterable[tuple[Rule, str]]) -> dict[str, Rule]:
 RULES: dict[str, Rule] = _table(
     [
         # ---- training and evaluation
-        (_whole(1), "epochs train_batch_size eval_batch_size eval_step stopping_step"),
-        (_whole(0), "show_users worker older_windows pretrain_epochs stopping_updates"),
-        (_whole(0, 2**32 - 1), "seed"),
-        (_whole(0, 15), "metric_decimal_place"),
-        (_positive, "learning_rate tau tau_ratio temperature loss_memory_mb"),
-        (_from_0, "weight_decay"),
-        (_part, "train_fraction"),
+        (whole(1), "epochs train_batch_size eval_batch_size eval_step stopping_step"),
+        (whole(0), "show_users worker older_windows pretrain_epochs stopping_updates"),
+        (whole(0, 2**32 - 1), "seed"),
+        (whole(0, 15), "metric_decimal_place"),
+        (positive, "learning_rate tau tau_ratio temperature loss_memory_mb"),
+        (at_least(0), "weight_decay"),
+        (ratio_above_0, "train_fraction"),
         # ---- columns and files
         (_a_name, "data_path checkpoint_dir valid_metric"),
         (_a_label, "wandb_project mlflow_experiment"),
@@ -119,7 +101,7 @@ RULES: dict[str, Rule] = _table(
         (_or_none(_a_flag), "normalize_all"),
         (_or_none(_columns), "load_col unload_col unused_col"),
         (
-            _or_none(Rule(lambda v: _mapping(v, _whole(1).holds), "be like {column: 10}")),
+            _or_none(Rule(lambda v: _mapping(v, whole(1).holds), "be like {column: 10}")),
             "seq_len",
         ),
         (
@@ -147,18 +129,18 @@ RULES: dict[str, Rule] = _table(
             "discretization",
         ),
         # ---- sizes of models
-        (_whole(1, STEPS), "MAX_ITEM_LIST_LENGTH diffusion_steps diffuasr_diffusion_steps"),
-        (_whole(1, LAYERS), "n_layers num_layers block_num denoiser_layers sunet_res_blocks"),
-        (_whole(0, LAYERS), "step n_facet n_facet_context n_facet_reranker n_facet_emb"),
-        (_whole(1, LAYERS), "n_facet_all n_facet_hidden"),
-        (_whole(-LAYERS, 0), "n_facet_window n_facet_MLP"),
-        (_whole(0, 1), "context_norm use_proj_bias post_remove_context"),
-        (_whole(1), "reranker_CAN_NUM"),
-        (_whole(1, 10_000), "n_samples sampling_seeds"),
-        (_whole(1, WIDTH), "hidden_size embedding_size inner_size denoiser_inner n_pseudo"),
-        (_whole(1, WIDTH), "n_heads denoiser_heads sunet_base_channels sunet_groups"),
-        (_whole(1, WIDTH), "nv nh kernel_size interest_size prototype_size k_interests"),
-        (_whole(1, WIDTH), "high_order order_len short_item_length topk_factor"),
+        (whole(1, STEPS), "MAX_ITEM_LIST_LENGTH diffusion_steps diffuasr_diffusion_steps"),
+        (whole(1, LAYERS), "n_layers num_layers block_num denoiser_layers sunet_res_blocks"),
+        (whole(0, LAYERS), "step n_facet n_facet_context n_facet_reranker n_facet_emb"),
+        (whole(1, LAYERS), "n_facet_all n_facet_hidden"),
+        (whole(-LAYERS, 0), "n_facet_window n_facet_MLP"),
+        (whole(0, 1), "context_norm use_proj_bias post_remove_context"),
+        (whole(1), "reranker_CAN_NUM"),
+        (whole(1, 10_000), "n_samples sampling_seeds"),
+        (whole(1, WIDTH), "hidden_size embedding_size inner_size denoiser_inner n_pseudo"),
+        (whole(1, WIDTH), "n_heads denoiser_heads sunet_base_channels sunet_groups"),
+        (whole(1, WIDTH), "nv nh kernel_size interest_size prototype_size k_interests"),
+        (whole(1, WIDTH), "high_order order_len short_item_length topk_factor"),
         (
             Rule(
                 lambda v: _numbers(v, lambda n: type(n) is int and 1 <= n <= WIDTH),
@@ -167,21 +149,42 @@ RULES: dict[str, Rule] = _table(
             "mlp_hidden_size dilations",
         ),
         # ---- shares and weights in RecBole's models
-        (_share, "hidden_dropout_prob attn_dropout_prob dropout_prob sess_dropout item_dropout"),
-        (_share, "mask_ratio ft_ratio spatial_ratio weight"),
-        (_part, "global_ratio"),
+        (ratio, "hidden_dropout_prob attn_dropout_prob dropout_prob sess_dropout item_dropout"),
+        (ratio, "mask_ratio ft_ratio spatial_ratio weight"),
+        (ratio_above_0, "global_ratio"),
         (
             Rule(
-                lambda v: _numbers(v, _share.holds) and len(v) == 2,
+                lambda v: _numbers(v, ratio.holds) and len(v) == 2,
                 "be a list of two numbers in [0, 1]",
             ),
             "dropout_probs",
         ),
-        (_from_0, "initializer_range layer_norm_eps reg_loss_ratio lmd lmd_sem"),
-        (_from_0, "aap_weight mip_weight map_weight sp_weight"),
+        (at_least(0), "initializer_range layer_norm_eps reg_loss_ratio lmd lmd_sem"),
+        (at_least(0), "aap_weight mip_weight map_weight sp_weight"),
         (_or_none(_weights), "reg_weight"),
     ]
 )
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "train_sampling": ("user_all", "prefix_last", "prefix_all"),
+    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),
+    "rm_dup_inter": (None, "first", "last"),  # pandas reads false as: keep neither
+    "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
+    "loss_type": ("BPR", "CE", "NLL"),  # NLL: SINE alone
+    "pooling_mode": ("mean", "max", "sum"),
+    "pooling_type": ("average", "max"),
+    "pooling_type_layer_1": ("average", "max"),
+    "pooling_type_layer_2": ("average", "max"),
+    "dnn_type": ("trm", "ave"),
+    "contrast": ("us_x", "un", "su", "us", None),
+    "sim": ("dot", "cos"),
+    "fredom_type": ("us_x", "un", "su", "us", "None", None),
+    "weight_mode": ("", "dynamic", "static", "max_logits"),
+    "reranker_merging_mode": ("replace", "add"),
+    "partition_merging_mode": ("replace", "add", "half"),
+}
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -196,6 +199,6 @@ def check(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         rule = RULES.get(key)
         if rule is not None and not rule.holds(value):
-            raise UserError(f"{key}={value!r} must {rule.wanted}")
+            raise UserError(f"{key}={value!r} must {rule.wanted}", keys=(key,))
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value} must be finite")
+            raise UserError(f"{key}={value} must be finite", keys=(key,))

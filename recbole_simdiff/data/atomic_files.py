@@ -161,7 +161,8 @@ class AtomicFile:
                 raise UserError(
                     f"{self.path}, line {number}: {fields} fields, but the header has {n_columns} "
                     f"columns. Columns are separated by field_separator={separator!r}, which no "
-                    "cell may hold"
+                    "cell may hold",
+                    keys=("field_separator",),
                 )
             if copy is not None:
                 copy.write(line.replace(separator, _UNIT_SEPARATOR) + "\n")

@@ -156,7 +156,8 @@ class FlatDataset(ReadyPrefixes):
         if len(rows) == 0:
             raise UserError(
                 f"dataset={self.dataset_name!r} has no training rows after filtering and "
-                f"splitting: {self.statistics}"
+                f"splitting: {self.statistics}",
+                keys=("dataset",),
             )
         if self.config["train_fraction"] < 1:
             train.inter_feat = rows = train._rows(self._drawn_users()[rows[self.uid_field]])
@@ -166,7 +167,8 @@ class FlatDataset(ReadyPrefixes):
             if not self.list_fields:
                 raise UserError(
                     "train_sampling=user_all needs one interaction a line; benchmark_filename "
-                    "gives ready-made prefixes, which train_sampling=prefix_last can use"
+                    "gives ready-made prefixes, which train_sampling=prefix_last can use",
+                    keys=("train_sampling",),
                 )
             train.inter_feat = FlatInteraction(train._windows(), train)
         train._count_per_batch()
@@ -239,7 +241,8 @@ class FlatDataset(ReadyPrefixes):
         if not torch.equal(target[n_targets.cumsum(0) - 1], begin + n_targets):
             raise UserError(
                 "train_sampling=user_all needs every user's training part to be the beginning of "
-                "the history; this eval_args split is not. Use train_sampling=prefix_last"
+                "the history; this eval_args split is not. Use train_sampling=prefix_last",
+                keys=("train_sampling",),
             )
         user, start, end = windows(
             begin, n_targets, self.max_item_list_len, self.config["older_windows"]
@@ -333,7 +336,10 @@ class FlatDataset(ReadyPrefixes):
             return {}
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         if reason := obstacle(path):
-            raise UserError(f"item_title_field={field!r} needs {path}, which {reason}")
+            raise UserError(
+                f"item_title_field={field!r} needs {path}, which {reason}",
+                keys=("item_title_field",),
+            )
         file = AtomicFile.of(str(path), self.config)
         names = {header.partition(":")[0]: header for header in file.headers}
         if field not in names or self.iid_field not in names:
@@ -354,7 +360,8 @@ def create_dataset(config: Any) -> FlatDataset:
     special = needed_data_set(config["model"])
     if special is not None:
         raise UserError(
-            f"model={config['model']} needs RecBole's {special}, which is not supported"
+            f"model={config['model']} needs RecBole's {special}, which is not supported",
+            keys=("model",),
         )
     try:
         return FlatDataset(config)
@@ -362,4 +369,7 @@ def create_dataset(config: Any) -> FlatDataset:
         raise
     except (ValueError, KeyError, yaml.YAMLError) as error:
         place = os.path.join(config["data_path"], f"{config['dataset']}.inter")
-        raise UserError(f"dataset={config['dataset']!r} ({place}): {error}") from error
+        raise UserError(
+            f"dataset={config['dataset']!r} ({place}): {error}",
+            keys=("dataset",),
+        ) from error

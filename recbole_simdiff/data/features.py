@@ -48,7 +48,8 @@ class FeatureFixes(LoadingFixes):
             raise UserError(
                 f"alias_of_user_id={self.config['alias_of_user_id']!r}, "
                 f"alias_of_item_id={self.config['alias_of_item_id']!r}: "
-                f"{', '.join(sorted(both))} cannot be users and items at once"
+                f"{', '.join(sorted(both))} cannot be users and items at once",
+                keys=("alias_of_user_id", "alias_of_item_id"),
             )
         self.alias = {name: list(dict.fromkeys(group)) for name, group in groups.items()}
         taken = {field for group in self.alias.values() for field in group}
@@ -84,13 +85,17 @@ class FeatureFixes(LoadingFixes):
         """
         names, everything = self.config["normalize_field"], self.config["normalize_all"]
         if names and everything:
-            raise UserError(f"normalize_field={names} has no place beside normalize_all=True")
+            raise UserError(
+                f"normalize_field={names} has no place beside normalize_all=True",
+                keys=("normalize_field", "normalize_all"),
+            )
         for field in names or (self.float_like_fields if everything else ()):
             self.check_loaded("normalize_field", field)
             if "float" not in self.field2type[field].value:
                 raise UserError(
                     f"normalize_field={names}: {field} is {self.field2type[field].value}; only "
-                    "columns of float and float_seq are numbers"
+                    "columns of float and float_seq are numbers",
+                    keys=("normalize_field",),
                 )
             for feat in self.field2feats(field):
                 values, ends = self._numbers(feat, field)
@@ -116,14 +121,16 @@ class FeatureFixes(LoadingFixes):
         for field in buckets:
             if field not in names:
                 raise UserError(
-                    f"discretization={buckets}: {field} must be among numerical_features={names}"
+                    f"discretization={buckets}: {field} must be among numerical_features={names}",
+                    keys=("discretization", "numerical_features"),
                 )
         for field in names:
             self.check_loaded("numerical_features", field)
             if "float" not in self.field2type[field].value:
                 raise UserError(
                     f"numerical_features={names}: {field} is {self.field2type[field].value}; only "
-                    "columns of float and float_seq are numbers"
+                    "columns of float and float_seq are numbers",
+                    keys=("numerical_features",),
                 )
             for feat in self.field2feats(field):
                 weight, ends = self._numbers(feat, field)
@@ -167,7 +174,8 @@ class FeatureFixes(LoadingFixes):
             if getattr(self, f"{name}_feat", None) is None:
                 raise UserError(
                     f"unused_col={self.config['unused_col']}: no column of .{name} is loaded; "
-                    f"load_col={self.config['load_col']}"
+                    f"load_col={self.config['load_col']}",
+                    keys=("unused_col", "load_col"),
                 )
         super()._drop_unused_col()
 

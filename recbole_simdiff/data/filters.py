@@ -39,7 +39,8 @@ class FilterFixes(LoadingFixes):
         intervals = self.config["val_interval"]
         if not isinstance(intervals, dict | None):
             raise UserError(
-                f'val_interval={intervals!r} must be like {{field: "[5,inf)"}}, or None'
+                f'val_interval={intervals!r} must be like {{field: "[5,inf)"}}, or None',
+                keys=("val_interval",),
             )
         for field, chosen in (intervals or {}).items():
             if self.field2type.get(field) in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
@@ -54,7 +55,10 @@ class FilterFixes(LoadingFixes):
                 good = isinstance(chosen, list) and all(isinstance(v, str) for v in chosen)
             self.check_loaded("val_interval", field)
             if not good:
-                raise UserError(f"val_interval: {field}={chosen!r} must be {allowed}")
+                raise UserError(
+                    f"val_interval: {field}={chosen!r} must be {allowed}",
+                    keys=("val_interval",),
+                )
         super()._filter_by_field_value()
 
     def _filter_inter_by_user_or_item(self) -> None:
@@ -79,7 +83,8 @@ class FilterFixes(LoadingFixes):
                 raise UserError(
                     f"dataset={self.dataset_name!r} ({self.dataset_path}): no event has its {kind} "
                     f"in {file}. The first {field} of the events is {ids.iloc[0]!r}, {example}; "
-                    "filter_inter_by_user_or_item=False keeps such events"
+                    "filter_inter_by_user_or_item=False keeps such events",
+                    keys=("dataset", "filter_inter_by_user_or_item"),
                 )
             self.logger.warning(
                 f"{self.dataset_name}: {(~known).sum():,} of {n:,} events have {kind}s without a "
@@ -116,6 +121,7 @@ class FilterFixes(LoadingFixes):
                 what = "interactions" if name == "inter_feat" else f"lines of {name}"
                 raise UserError(
                     f"dataset={self.dataset_name!r} ({self.dataset_path}) has no {what}"
-                    + (f", or {filters} leave none" if filters else "")
+                    + (f", or {filters} leave none" if filters else ""),
+                    keys=("dataset", *given),
                 )
         super()._reset_index()

@@ -207,11 +207,12 @@ def _parts(config: Any, dataset: FlatDataset, pseudo: Tensor | None) -> list[Fla
     except (NotImplementedError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"eval_args={config['eval_args']}: {error}") from error
+        raise UserError(f"eval_args={config['eval_args']}: {error}", keys=("eval_args",)) from error
     if config.held_out and not len(parts[1]) and not len(parts[2]):
         raise UserError(
             f"dataset={dataset.dataset_name!r} ({dataset.statistics}): no user has enough "
-            "interactions for validation or test under the split of eval_args"
+            "interactions for validation or test under the split of eval_args",
+            keys=("dataset",),
         )
     if pseudo is not None:
         if len(pseudo) != dataset.user_num:
@@ -249,7 +250,8 @@ def _check_negatives(config: Any, parts: Sequence[FlatDataset], samplers: Sequen
                     f"{who} draws items outside a row, but with MAX_ITEM_LIST_LENGTH="
                     f"{part.max_item_list_len} a row of user {user!r} holds all "
                     f"{part.item_num - 1} items there are; a smaller MAX_ITEM_LIST_LENGTH or more "
-                    "items leave some to draw"
+                    "items leave some to draw",
+                    keys=("MAX_ITEM_LIST_LENGTH",),
                 )
     # RecBole makes samplers for full rankings, too, which nobody asks.
     asked = [True, *(config["eval_args"]["mode"][part] != "full" for part in ("valid", "test"))]
@@ -261,7 +263,8 @@ def _check_negatives(config: Any, parts: Sequence[FlatDataset], samplers: Sequen
             raise UserError(
                 f"dataset={parts[0].dataset_name!r} ({parts[0].statistics}) has one item to draw "
                 "negatives from, which is the target itself; the loss of the model, or a sampled "
-                "ranking, needs two"
+                "ranking, needs two",
+                keys=("dataset",),
             )
 
 

@@ -35,7 +35,10 @@ class LoadingFixes(Dataset):
         searched = Path(self.dataset_path) / f"{self.dataset_name}.inter"
         reason = obstacle(searched)
         if reason not in (None, ABSENT):
-            raise UserError(f"dataset={self.dataset_name!r}: {searched} {reason}")
+            raise UserError(
+                f"dataset={self.dataset_name!r}: {searched} {reason}",
+                keys=("dataset",),
+            )
         known = self._get_download_url("url", allow_none=True)
         if known is None:
             name = self.dataset_name
@@ -45,18 +48,21 @@ class LoadingFixes(Dataset):
                 f"dataset={name!r} is not there: {searched} does not exist, and RecBole knows no "
                 f"download of that name. {hint}Put RecBole atomic files there, or point "
                 "--data_path at the folder that holds "
-                f"{name}/{name}.inter"
+                f"{name}/{name}.inter",
+                keys=("dataset",),
             )
         if self.config.from_checkpoint:
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist, and a checkpoint "
                 "downloads nothing. Point --data_path at the folder that holds "
-                f"{self.dataset_name}/{self.dataset_name}.inter"
+                f"{self.dataset_name}/{self.dataset_name}.inter",
+                keys=("dataset",),
             )
         if n_processes() > 1:
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist, and several processes "
-                f"do not download. Start once with one process, or fetch {known} by hand"
+                f"do not download. Start once with one process, or fetch {known} by hand",
+                keys=("dataset",),
             )
         try:
             super()._download()
@@ -65,7 +71,8 @@ class LoadingFixes(Dataset):
                 return
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist and downloading {known} "
-                f"failed ({error}). Fetch it by hand, unpack it there, or set --data_path"
+                f"failed ({error}). Fetch it by hand, unpack it there, or set --data_path",
+                keys=("dataset",),
             ) from error
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
@@ -75,7 +82,8 @@ class LoadingFixes(Dataset):
             if not isinstance(parts, list) or len(parts) != 3:
                 raise UserError(
                     f"benchmark_filename={parts!r} must name three files: training, validation and "
-                    "test, in this order. Without a validation, give a file of the header alone"
+                    "test, in this order. Without a validation, give a file of the header alone",
+                    keys=("benchmark_filename",),
                 )
             names = [f".{name}" for name in parts]
         for name in names:
@@ -83,7 +91,8 @@ class LoadingFixes(Dataset):
             if reason := obstacle(path):
                 raise UserError(
                     f"dataset={token!r}: {path} {reason}. Put RecBole atomic files there, or "
-                    f"point --data_path at the folder that holds {token}/{path.name}"
+                    f"point --data_path at the folder that holds {token}/{path.name}",
+                    keys=("dataset",),
                 )
         super()._load_inter_feat(token, dataset_path)
 
@@ -94,7 +103,10 @@ class LoadingFixes(Dataset):
         path = Path(dataset_path) / f"{token}.{source.value}"
         reason = obstacle(path)
         if reason not in (None, ABSENT) and self._get_load_and_unload_col(source)[0] != set():
-            raise UserError(f"dataset={token!r}: {path} {reason}")
+            raise UserError(
+                f"dataset={token!r}: {path} {reason}",
+                keys=("dataset",),
+            )
         feat: pd.DataFrame | None = super()._load_user_or_item_feat(
             token, dataset_path, source, field_name
         )
@@ -111,7 +123,8 @@ class LoadingFixes(Dataset):
         if inter and load_col is not None and not {self.uid_field, self.iid_field} <= load_col:
             raise UserError(
                 f"load_col={self.config['load_col']} must have {self.uid_field} and "
-                f"{self.iid_field} under inter"
+                f"{self.iid_field} under inter",
+                keys=("load_col",),
             )
         if load_col == set():
             return None
@@ -147,7 +160,8 @@ class LoadingFixes(Dataset):
             raise UserError(
                 f"{file.path}: column {header!r} must be 'name:type' with a type of "
                 f"{', '.join(t.value for t in FeatureType)}; columns are separated by "
-                f"field_separator={file.separator!r}"
+                f"field_separator={file.separator!r}",
+                keys=("field_separator",),
             )
         if field in (self.uid_field, self.iid_field) and kind != "token":
             raise UserError(f"{file.path}: column {header!r} holds ids; it must be {field}:token")
@@ -224,5 +238,6 @@ class LoadingFixes(Dataset):
             raise UserError(
                 f"{key}={self.config[key]!r}: the column {field!r} is not loaded"
                 + (f"; did you mean {near[0]}?" if near else ".")
-                + f" load_col={self.config['load_col']} says what is, by file: inter, user, item"
+                + f" load_col={self.config['load_col']} says what is, by file: inter, user, item",
+                keys=(key, "load_col"),
             )

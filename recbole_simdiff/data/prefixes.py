@@ -35,7 +35,8 @@ class ReadyPrefixes(RecBoleFixes, SequentialDataset):
             raise UserError(
                 f"benchmark_filename={self.benchmark_filename_list!r}: the column of histories, "
                 f"{history}:token_seq, {state}; ITEM_ID_FIELD and LIST_SUFFIX make its name, and "
-                "load_col loads it"
+                "load_col loads it",
+                keys=("benchmark_filename",),
             )
         self._leave_out_prefixes(history)
         self.set_field_property(length, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)

@@ -27,13 +27,14 @@ from tqdm import tqdm
 from recbole_simdiff import files
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.keys import naming
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.spec import Experiment, RunSpec, check
 from recbole_simdiff.pipelines.diffuasr import run_augmented
 from recbole_simdiff.runs.folder import start_logging
-from recbole_simdiff.runs.identity import ELSEWHERE_KEYS, fingerprint, short_key
+from recbole_simdiff.runs.identity import fingerprint, short_key
 from recbole_simdiff.runs.result import RESULT, versions
 from recbole_simdiff.runs.run import run, run_once
 from recbole_simdiff.training.interrupt import StopRequest
@@ -392,5 +393,4 @@ def _settings(config: Config) -> str:
 
 def _settings_key(plain: Mapping[str, Any]) -> str:
     """What names a run but for code and data, see ``fingerprint``."""
-    values = {k: v for k, v in plain["values"].items() if k not in ELSEWHERE_KEYS}
-    return short_key({**plain, "values": values})
+    return short_key(naming(plain))

@@ -52,9 +52,19 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.distributed import share
-from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
+from recbole_simdiff.modules.rules import (
+    at_least,
+    positive,
+    ratio,
+    ratio_below_1,
+    require,
+    require_at_most,
+    require_choice,
+    require_multiple,
+)
 from recbole_simdiff.modules.transformer import PackedTransformer, RelativeTransformer, TokenLayout
 
 OPTIONS = {
@@ -64,6 +74,23 @@ OPTIONS = {
     "noise_schedule": ("sqrt", "linear"),
     "denoiser_pos": ("absolute", "relative"),
     "cl_similarity": SIMILARITIES,
+}
+
+RANGES = {
+    "cl_weight": at_least(0),
+    "diff_weight": at_least(0),
+    "diff_nll_weight": at_least(0),
+    "diff_mse_weight": at_least(0),
+    "diffusion_steps": at_least(2),
+    "reverse_steps": at_least(0),
+    "denoiser_layers": at_least(1),
+    "denoiser_heads": at_least(1),
+    "denoiser_inner": at_least(1),
+    "cand_topk": at_least(1),
+    "aug_ratio": ratio,
+    "denoiser_dropout": ratio_below_1,
+    "tau": positive,
+    "z0_scale": positive,
 }
 
 
@@ -132,7 +159,8 @@ class CaDiRec(EncoderRecommender):
             less = ", one less with cand_exclude_original" if self.cand_exclude_original else ""
             raise UserError(
                 f"cand_topk={self.cand_topk} must not exceed the number of items, "
-                f"{self.n_items - 1}{less}"
+                f"{self.n_items - 1}{less}",
+                keys=("cand_topk",),
             )
 
         n_steps = config["diffusion_steps"]
@@ -197,38 +225,14 @@ class CaDiRec(EncoderRecommender):
         """
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
-        require_at_least(
-            config,
-            {
-                "cl_weight": 0,
-                "diff_weight": 0,
-                "diff_nll_weight": 0,
-                "diff_mse_weight": 0,
-                "diffusion_steps": 2,
-                "reverse_steps": 0,
-                "denoiser_layers": 1,
-                "denoiser_heads": 1,
-                "denoiser_inner": 1,
-                "cand_topk": 1,
-            },
-        )
-        if not 0 <= config["aug_ratio"] <= 1:
-            raise UserError(f"aug_ratio={config['aug_ratio']} must lie in [0, 1]")
-        if not 0 <= config["denoiser_dropout"] < 1:
-            raise UserError(f"denoiser_dropout={config['denoiser_dropout']} must lie in [0, 1)")
-        require_positive(config, "tau", "z0_scale")
-        if config["reverse_steps"] > config["diffusion_steps"]:
-            raise UserError(
-                f"reverse_steps={config['reverse_steps']} must not exceed "
-                f"diffusion_steps={config['diffusion_steps']}"
-            )
-        if config["hidden_size"] % config["denoiser_heads"]:
-            raise UserError(
-                f"hidden_size={config['hidden_size']} must be a multiple of "
-                f"denoiser_heads={config['denoiser_heads']}"
-            )
+        require(config, RANGES)
+        require_at_most(config, "reverse_steps", "diffusion_steps")
+        require_multiple(config, "hidden_size", "denoiser_heads")
         if config["x0_noise_context"] and not config["x0_noise"]:
-            raise UserError("x0_noise_context=True has no effect with x0_noise=False")
+            raise UserError(
+                "x0_noise_context=True has no effect with x0_noise=False",
+                keys=("x0_noise_context", "x0_noise"),
+            )
 
     # ------------------------------------------------------------------ total loss
 

@@ -39,21 +39,26 @@ from typing import Any, NamedTuple
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_simdiff.errors import (
-    require_at_least,
-    require_choice,
-    require_positive,
-    require_share,
-)
 from recbole_simdiff.modules.augmentations import two_views
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
+from recbole_simdiff.modules.rules import at_least, positive, ratio, require, require_choice
 from recbole_simdiff.modules.transformer import TokenLayout
 
 OPTIONS = {
     "operators": ("distinct", "independent"),
     "cl_similarity": SIMILARITIES,
     "fn_mask": ("none", "user", "target"),
+}
+
+RANGES = {
+    "cl_weight": at_least(0),
+    "min_count": at_least(0),
+    "min_window": at_least(0),
+    "crop_ratio": ratio,
+    "mask_ratio": ratio,
+    "reorder_ratio": ratio,
+    "tau": positive,
 }
 
 
@@ -102,9 +107,7 @@ class CL4SRec(EncoderRecommender):
         """
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
-        require_at_least(config, {"cl_weight": 0, "min_count": 0, "min_window": 0})
-        require_share(config, "crop_ratio", "mask_ratio", "reorder_ratio")
-        require_positive(config, "tau")
+        require(config, RANGES)
 
     def calculate_loss(self, interaction: Interaction) -> CL4SRecLoss:
         """The next-item loss and the weighted contrastive loss, which is skipped at weight 0."""

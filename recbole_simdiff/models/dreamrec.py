@@ -48,10 +48,20 @@ from torch.nn import functional as F
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import sinusoid
 from recbole_simdiff.diffusion.process import AffineProcess
-from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.losses import full_softmax_loss
+from recbole_simdiff.modules.rules import (
+    at_least,
+    positive,
+    ratio,
+    ratio_below_1,
+    require,
+    require_at_most,
+    require_choice,
+    require_multiple,
+)
 from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
@@ -66,6 +76,24 @@ OPTIONS = {
     "denoiser": ("linear", "mlp2"),
     "sampler": ("auto", "closed_form", "ddpm", "ddim"),
     "score": ("ip", "cos", "l2"),
+}
+
+RANGES = {
+    "hidden_size": at_least(1),
+    "n_layers": at_least(1),
+    "n_heads": at_least(1),
+    "inner_size": at_least(1),
+    "diffusion_steps": at_least(1),
+    "sample_steps": at_least(1),
+    "n_samples": at_least(1),
+    "sampling_seed": at_least(0),
+    "sampling_seeds": at_least(1),
+    "guidance": at_least(0),
+    "ce_weight": at_least(0),
+    "loss_memory_mb": positive,
+    "hidden_dropout_prob": ratio_below_1,
+    "attn_dropout_prob": ratio_below_1,
+    "p_uncond": ratio,
 }
 
 
@@ -289,43 +317,28 @@ class DreamRec(SequentialModel):
             UserError: naming the key, its value and what is allowed.
         """
         require_choice(config, OPTIONS)
-        least = dict.fromkeys(
-            ("hidden_size", "n_layers", "n_heads", "inner_size", "diffusion_steps"), 1
-        )
-        least |= {"sample_steps": 1, "n_samples": 1, "sampling_seed": 0}
-        least |= {"guidance": 0, "ce_weight": 0, "sampling_seeds": 1}
-        require_positive(config, "loss_memory_mb")
-        require_at_least(config, least)
-        if config["hidden_size"] % config["n_heads"]:
-            raise UserError(
-                f"hidden_size={config['hidden_size']} must be a multiple of "
-                f"n_heads={config['n_heads']}"
-            )
+        require(config, RANGES)
+        require_multiple(config, "hidden_size", "n_heads")
         if config["encoder"] == "official_block" and config["n_layers"] != 1:
             raise UserError(
                 f"n_layers={config['n_layers']} must be 1 with encoder=official_block, which is "
-                "one block; encoder=recbole can have more"
+                "one block; encoder=recbole can have more",
+                keys=("n_layers", "encoder"),
             )
-        for key in ("hidden_dropout_prob", "attn_dropout_prob"):
-            if not 0 <= config[key] < 1:
-                raise UserError(f"{key}={config[key]} must lie in [0, 1)")
-        if not 0 <= config["p_uncond"] <= 1:
-            raise UserError(f"p_uncond={config['p_uncond']} must lie in [0, 1]")
         if config["guidance"] > 0 and config["p_uncond"] == 0:
             raise UserError(
                 f"guidance={config['guidance']} must be 0 with p_uncond=0, which never trains the "
-                "null guidance"
+                "null guidance",
+                keys=("guidance", "p_uncond"),
             )
         if config["sampler"] == "closed_form" and config["denoiser"] != "linear":
             raise UserError(
                 f"sampler=closed_form must go with denoiser=linear; the chain of "
-                f"denoiser={config['denoiser']} has no closed form"
+                f"denoiser={config['denoiser']} has no closed form",
+                keys=("sampler", "denoiser"),
             )
-        if config["sampler"] == "ddim" and config["sample_steps"] > config["diffusion_steps"]:
-            raise UserError(
-                f"sample_steps={config['sample_steps']} must not exceed "
-                f"diffusion_steps={config['diffusion_steps']}"
-            )
+        if config["sampler"] == "ddim":
+            require_at_most(config, "sample_steps", "diffusion_steps")
 
     # ------------------------------------------------------------------ training, Algorithm 1
 

@@ -37,13 +37,16 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
+from recbole_simdiff.modules.rules import at_least, positive, require, require_choice
 from recbole_simdiff.modules.transformer import TokenLayout
 
 OPTIONS = {"contrast": ("us_x", "us", "su", "un"), "cl_similarity": SIMILARITIES}
+
+RANGES = {"unsupervised_weight": at_least(0), "supervised_weight": at_least(0), "tau": positive}
 
 
 class DuoRecLoss(NamedTuple):
@@ -84,7 +87,8 @@ class SameTargetIndex(nn.Module):
         if not dataset.list_fields:
             raise UserError(
                 "DuoRec draws rows with the same target from a data set with one interaction a "
-                "line; with the ready-made prefixes of benchmark_filename use contrast=un"
+                "line; with the ready-made prefixes of benchmark_filename use contrast=un",
+                keys=("contrast",),
             )
         rows = dataset.inter_feat
         length = rows[dataset.item_list_length_field]
@@ -167,13 +171,13 @@ class DuoRec(EncoderRecommender):
         """
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
-        require_at_least(config, {"unsupervised_weight": 0, "supervised_weight": 0})
-        require_positive(config, "tau")
+        require(config, RANGES)
         if config["contrast"] != "un" and config["train_sampling"] == "user_all":
             raise UserError(
                 f"contrast={config['contrast']} compares rows by their one target, so "
                 "train_sampling=user_all, a target at every position, must be prefix_last or "
-                "prefix_all; contrast=un can be trained on either"
+                "prefix_all; contrast=un can be trained on either",
+                keys=("contrast", "train_sampling"),
             )
 
     def calculate_loss(self, interaction: Interaction) -> DuoRecLoss:

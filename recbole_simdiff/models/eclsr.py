@@ -44,16 +44,11 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_simdiff.errors import (
-    UserError,
-    require_at_least,
-    require_choice,
-    require_positive,
-    require_share,
-)
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import full_softmax_loss, info_nce, logit_blocks
 from recbole_simdiff.modules.plan import Phase
+from recbole_simdiff.modules.rules import among, at_least, positive, ratio, require, require_choice
 from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
 
 OPTIONS = {
@@ -61,6 +56,16 @@ OPTIONS = {
     "masking": ("probability", "count"),
     "condition": ("sequence", "position", "concatenate"),
     "guess": ("argmax", "sample"),
+}
+
+RANGES = {
+    "tau": positive,
+    "cl_weight": at_least(0),
+    "disc_weight": at_least(0),
+    "gen_weight": at_least(0),
+    "last_k": at_least(1),
+    "mask_ratio": ratio,
+    "stages": among(1, 2),
 }
 # What the released loss over padding belongs to.
 PAD_IN_LOSS = {
@@ -157,17 +162,14 @@ class ECLSR(EncoderRecommender):
         """
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
-        require_positive(config, "tau")
-        require_at_least(config, {"cl_weight": 0, "disc_weight": 0, "gen_weight": 0, "last_k": 1})
-        require_share(config, "mask_ratio")
-        if config["stages"] not in (1, 2):
-            raise UserError(f"stages={config['stages']} must be 1 or 2")
+        require(config, RANGES)
         wrong = [f"{k}={config[k]}" for k, needed in PAD_IN_LOSS.items() if config[k] != needed]
         if config["pad_in_loss"] and wrong:
             needs = ", ".join(f"{key}={value}" for key, value in PAD_IN_LOSS.items())
             raise UserError(
                 f"pad_in_loss=True, the released loss of left-padded rows with a target at every "
-                f"position, needs {needs}; got {', '.join(wrong)}"
+                f"position, needs {needs}; got {', '.join(wrong)}",
+                keys=("pad_in_loss", *PAD_IN_LOSS),
             )
 
     def training_plan(self) -> list[Phase]:

@@ -43,23 +43,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.distributed import of_all_rows
-from recbole_simdiff.errors import (
-    UserError,
-    require_at_least,
-    require_choice,
-    require_positive,
-    require_share,
-)
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.augmentations import View, two_views
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.modules.plan import Phase, Update
+from recbole_simdiff.modules.rules import among, at_least, positive, ratio, require, require_choice
 from recbole_simdiff.modules.transformer import TokenLayout
 
 OPTIONS = {
     "regularizer": ("batch", "row"),
     "cl_similarity": SIMILARITIES,
     "mask_id": ("new", "pad"),
+}
+
+RANGES = {
+    "cl_weight": at_least(0),
+    "meta_weight": at_least(0),
+    "regularizer_weight": at_least(0),
+    "hidden_size": at_least(4),
+    "crop_ratio": ratio,
+    "mask_ratio": ratio,
+    "reorder_ratio": ratio,
+    "tau": positive,
+    "encoder_steps": among(1, 2),
 }
 
 
@@ -128,17 +135,17 @@ class MCLRec(EncoderRecommender):
         """
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
-        require_at_least(
-            config, {"cl_weight": 0, "meta_weight": 0, "regularizer_weight": 0, "hidden_size": 4}
-        )
-        require_share(config, "crop_ratio", "mask_ratio", "reorder_ratio")
-        require_positive(config, "tau")
+        require(config, RANGES)
         if config["mask_id"] == "pad" and config["mask_ratio"] == 1:
-            raise UserError("mask_ratio=1 hides whole rows; with mask_id=pad it must be below 1")
-        if config["encoder_steps"] not in (1, 2):
-            raise UserError(f"encoder_steps={config['encoder_steps']} must be 1 or 2")
+            raise UserError(
+                "mask_ratio=1 hides whole rows; with mask_id=pad it must be below 1",
+                keys=("mask_ratio", "mask_id"),
+            )
         if config["joint"] and config["encoder_steps"] == 2:
-            raise UserError("joint=True makes one step a batch; it needs encoder_steps=1")
+            raise UserError(
+                "joint=True makes one step a batch; it needs encoder_steps=1",
+                keys=("joint", "encoder_steps"),
+            )
 
     # ------------------------------------------------------------------ two steps a batch
 

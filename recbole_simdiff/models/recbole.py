@@ -96,7 +96,8 @@ def build_recbole(config: Any, dataset: Any) -> RecBoleModel:
     if config["reranker_CAN_NUM"] and config["reranker_CAN_NUM"] > n_items:
         raise UserError(
             f"reranker_CAN_NUM={config['reranker_CAN_NUM']} candidates must not exceed the "
-            f"{n_items} items there are"
+            f"{n_items} items there are",
+            keys=("reranker_CAN_NUM",),
         )
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # FEARec prints its frequencies
@@ -106,7 +107,8 @@ def build_recbole(config: Any, dataset: Any) -> RecBoleModel:
         raise UserError(
             f"model={config['model']} cannot be built for dataset={config['dataset']!r}: {error}. "
             f"Columns that it reads, if they are missing, are added to "
-            f"load_col={config['load_col']}, those of items under item"
+            f"load_col={config['load_col']}, those of items under item",
+            keys=("model", "dataset", "load_col"),
         ) from error
     except (
         ArithmeticError,
@@ -120,7 +122,8 @@ def build_recbole(config: Any, dataset: Any) -> RecBoleModel:
         reason = str(error) or f"a condition of {Path(place.filename).name}, line {place.lineno}"
         raise UserError(
             f"model={config['model']} cannot be built of its settings: {reason}. "
-            f"'list --explain --model={config['model']}' shows them"
+            f"'list --explain --model={config['model']}' shows them",
+            keys=("model",),
         ) from error
 
 
@@ -138,33 +141,41 @@ def check_features(config: Any, dataset: Any) -> None:
             continue
         names = config[key] if isinstance(config[key], list) else [config[key]]
         if not names:
-            raise UserError(f"{key}={names} must name a column of the .item file")
+            raise UserError(
+                f"{key}={names} must name a column of the .item file",
+                keys=(key,),
+            )
         for name in names:
-            reason = _no_feature(config, dataset, name)
+            reason, *others = _no_feature(config, dataset, name)
             if reason:
-                raise UserError(f"{key}={config[key]}: {name} would take no part: {reason}")
+                raise UserError(
+                    f"{key}={config[key]}: {name} would take no part: {reason}",
+                    keys=(key, *others),
+                )
 
 
-def _no_feature(config: Any, dataset: Any, name: str) -> str | None:
-    """Why a column cannot be a feature of items; None if it can."""
+def _no_feature(config: Any, dataset: Any, name: str) -> tuple[str, ...]:
+    """Why a column cannot be a feature of items, '' if it can; and the keys that this names."""
     model = config["model"]
     if name not in dataset.field2type or dataset.item_feat is None:
-        return f"it is not loaded. Add it to load_col={config['load_col']}, under item"
+        return f"it is not loaded. Add it to load_col={config['load_col']}, under item", "load_col"
     if name not in dataset.item_feat:
         return (
             "it is no column of the .item file, which alone has features of items; "
-            f"load_col={config['load_col']}"
+            f"load_col={config['load_col']}",
+            "load_col",
         )
     kind = dataset.field2type[name].value
     if "float" not in kind:
-        return None
+        return ("",)
     if model == "S3Rec":
-        return f"it is {kind}, and attributes are token or token_seq"
+        return (f"it is {kind}, and attributes are token or token_seq",)
     if name not in config["numerical_features"]:
         return (
             f"it is {kind}, and numbers are features only if "
-            f"numerical_features={config['numerical_features']} names them, too"
+            f"numerical_features={config['numerical_features']} names them, too",
+            "numerical_features",
         )
     if model == "SASRecF" and kind == "float_seq":
-        return f"RecBole's SASRecF cannot take {kind}; GRU4RecF and FDSA can"
-    return None
+        return (f"RecBole's SASRecF cannot take {kind}; GRU4RecF and FDSA can",)
+    return ("",)

@@ -73,7 +73,8 @@ def get_model(name: str) -> type[SequentialModel]:
     hint = f" Did you mean {' or '.join(by_lower[n] for n in near)}?" if near else ""
     raise UserError(
         f"model={name!r} is not a sequential model of recbole_simdiff or RecBole.{hint} "
-        "The command 'list' names all of them."
+        "The command 'list' names all of them.",
+        keys=("model",),
     )
 
 
@@ -91,12 +92,14 @@ def build_model(config: Any, dataset: Any) -> SequentialModel:
             model: SequentialModel = config.model_class(config, dataset)
             return model
     except _TooLarge as error:
-        sizes = ("hidden_size", "embedding_size", "inner_size", "n_layers", "MAX_ITEM_LIST_LENGTH")
-        named = ", ".join(f"{key}={config[key]}" for key in sizes if key in config)
+        widths = ("hidden_size", "embedding_size", "inner_size", "n_layers")
+        sizes = [key for key in (*widths, "MAX_ITEM_LIST_LENGTH") if key in config]
+        named = ", ".join(f"{key}={config[key]}" for key in sizes)
         raise UserError(
             f"model={config['model']} for dataset={config['dataset']!r} needs {error} GiB or more "
             f"for its weights; this machine has {_memory() / 2**30:.1f}. Choose smaller sizes: "
-            f"{named}"
+            f"{named}",
+            keys=("model", "dataset", *sizes),
         ) from None
 
 

@@ -45,7 +45,7 @@ from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.distributed import share
-from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import (
@@ -54,6 +54,15 @@ from recbole_simdiff.modules.losses import (
     info_nce,
     logit_blocks,
     state_info_nce,
+)
+from recbole_simdiff.modules.rules import (
+    at_least,
+    positive,
+    ratio_above_0,
+    require,
+    require_at_most,
+    require_choice,
+    require_multiple,
 )
 from recbole_simdiff.modules.transformer import TokenLayout
 
@@ -72,6 +81,23 @@ OPTIONS = {
     "cl_similarity": SIMILARITIES,
     "cl_positives": ("view", "same_target"),
     "contrast_at": ("newest", "every"),
+}
+
+RANGES = {
+    "k_noise": at_least(1),
+    "k_sample": at_least(1),
+    "diffusion_steps": at_least(2),
+    "reverse_steps": at_least(1),
+    "contrast_states": at_least(2),
+    "denoiser_layers": at_least(1),
+    "denoiser_heads": at_least(1),
+    "cl_weight": at_least(0),
+    "diff_weight": at_least(0),
+    "diff_mse_weight": at_least(0),
+    "diff_round_weight": at_least(0),
+    "cl_warmup_epochs": at_least(0),
+    "aug_ratio": ratio_above_0,
+    "tau": positive,
 }
 
 
@@ -177,71 +203,50 @@ class SimDiffRec(EncoderRecommender):
         """
         EncoderRecommender.check_config(config)
         require_choice(config, OPTIONS)
-        require_at_least(
-            config,
-            {
-                "k_noise": 1,
-                "k_sample": 1,
-                "diffusion_steps": 2,
-                "reverse_steps": 1,
-                "contrast_states": 2,
-                "denoiser_layers": 1,
-                "denoiser_heads": 1,
-                "cl_weight": 0,
-                "diff_weight": 0,
-                "diff_mse_weight": 0,
-                "diff_round_weight": 0,
-                "cl_warmup_epochs": 0,
-            },
-        )
-        if not 0 < config["aug_ratio"] <= 1:
-            raise UserError(f"aug_ratio={config['aug_ratio']} must lie in (0, 1]")
-        require_positive(config, "tau")
+        require(config, RANGES)
+        require_multiple(config, "hidden_size", "denoiser_heads")
+        require_at_most(config, "reverse_steps", "diffusion_steps")
         if (
             config["diff_weight"] > 0
             and config["diff_mse_weight"] == config["diff_round_weight"] == 0
         ):
             raise UserError(
                 f"diff_weight={config['diff_weight']} weighs nothing: diff_mse_weight=0 and "
-                "diff_round_weight=0. To train without the diffusion loss, give diff_weight=0"
+                "diff_round_weight=0. To train without the diffusion loss, give diff_weight=0",
+                keys=("diff_weight", "diff_mse_weight", "diff_round_weight"),
             )
         if not 0 < config["beta_start"] <= config["beta_end"] < 1:
             raise UserError(
                 f"beta_start={config['beta_start']} and beta_end={config['beta_end']} must satisfy "
-                "0 < beta_start <= beta_end < 1"
-            )
-        if config["reverse_steps"] > config["diffusion_steps"]:
-            raise UserError(
-                f"reverse_steps={config['reverse_steps']} must not exceed "
-                f"diffusion_steps={config['diffusion_steps']}"
+                "0 < beta_start <= beta_end < 1",
+                keys=("beta_start", "beta_end"),
             )
         if config["aug_count"] == "fixed" and not config["pad_in_diffusion_loss"]:
             raise UserError(
                 "aug_count=fixed is the released behaviour, which replaces padding cells too; it "
-                "needs pad_in_diffusion_loss=True (or take preset=official)"
+                "needs pad_in_diffusion_loss=True (or take preset=official)",
+                keys=("aug_count", "pad_in_diffusion_loss", "preset"),
             )
         exclude = config["pos_exclude_original"] or config["neg_exclude_original"]
         if config["aug_items"] == "random" and exclude:
             raise UserError(
                 "pos_exclude_original and neg_exclude_original rank the denoiser's choices; with "
-                "aug_items=random there is nothing to rank"
+                "aug_items=random there is nothing to rank",
+                keys=("aug_items",),
             )
         if config["contrast_at"] == "every" and (
             config["train_sampling"] != "user_all" or config["aug_count"] == "fixed"
         ):
             raise UserError(
                 f"contrast_at=every needs train_sampling=user_all, is {config['train_sampling']}, "
-                f"and aug_count=ratio_of_length, is {config['aug_count']}"
+                f"and aug_count=ratio_of_length, is {config['aug_count']}",
+                keys=("contrast_at", "train_sampling", "aug_count"),
             )
         if config["cl_positives"] == "same_target" and config["contrast_at"] != "every":
             raise UserError(
                 "cl_positives=same_target needs contrast_at=every: the newest states alone are "
-                "contrasted view by view"
-            )
-        if config["hidden_size"] % config["denoiser_heads"]:
-            raise UserError(
-                f"hidden_size={config['hidden_size']} must be a multiple of "
-                f"denoiser_heads={config['denoiser_heads']}"
+                "contrasted view by view",
+                keys=("cl_positives", "contrast_at"),
             )
 
     def _check_against_items(self) -> None:
@@ -249,14 +254,16 @@ class SimDiffRec(EncoderRecommender):
         if self.k_noise > n_candidates:
             raise UserError(
                 f"k_noise={self.k_noise} must be smaller than the number of items: the data set "
-                f"has {self.n_items - 1}, which leaves {n_candidates} neighbours for each"
+                f"has {self.n_items - 1}, which leaves {n_candidates} neighbours for each",
+                keys=("k_noise",),
             )
         n_ranked = self.n_items - 1 - self.neg_exclude_original
         if self.k_sample > n_ranked:
             less = ", one less with neg_exclude_original" if self.neg_exclude_original else ""
             raise UserError(
                 f"k_sample={self.k_sample} must not exceed the number of items, "
-                f"{self.n_items - 1}{less}"
+                f"{self.n_items - 1}{less}",
+                keys=("k_sample",),
             )
 
     # ------------------------------------------------------------------ total loss, Eq. 18

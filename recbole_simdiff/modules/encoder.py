@@ -11,11 +11,29 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_simdiff.errors import UserError, require_at_least, require_choice, require_positive
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.losses import full_softmax_loss, sampled_bce_loss
+from recbole_simdiff.modules.rules import (
+    at_least,
+    positive,
+    ratio_below_1,
+    require,
+    require_choice,
+    require_multiple,
+)
 from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
+
+RANGES = {
+    "n_layers": at_least(1),
+    "n_heads": at_least(1),
+    "hidden_size": at_least(1),
+    "inner_size": at_least(1),
+    "hidden_dropout_prob": ratio_below_1,
+    "attn_dropout_prob": ratio_below_1,
+    "loss_memory_mb": positive,
+}
 
 
 class EncoderRecommender(SequentialModel):
@@ -59,21 +77,12 @@ class EncoderRecommender(SequentialModel):
         """
         if config["loss_type"] != "CE":
             raise UserError(
-                f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss"
+                f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss",
+                keys=("loss_type",),
             )
         require_choice(config, {"sr_loss": ("CE", "BCE")})
-        require_at_least(
-            config, dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size"), 1)
-        )
-        if config["hidden_size"] % config["n_heads"]:
-            raise UserError(
-                f"hidden_size={config['hidden_size']} must be a multiple of "
-                f"n_heads={config['n_heads']}"
-            )
-        for key in ("hidden_dropout_prob", "attn_dropout_prob"):
-            if not 0 <= config[key] < 1:
-                raise UserError(f"{key}={config[key]} must lie in [0, 1)")
-        require_positive(config, "loss_memory_mb")
+        require(config, RANGES)
+        require_multiple(config, "hidden_size", "n_heads")
 
     @staticmethod
     def expected_per_batch(

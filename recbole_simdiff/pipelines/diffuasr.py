@@ -262,7 +262,7 @@ def train_baseline(
             )
         values = {k: config[k] for k in ("metrics", "topk", "valid_metric", "length_groups")}
         values |= {"use_gpu": config["use_gpu"], "show_progress": config["show_progress"]}
-        values["data_path"] = config.plain()["values"]["data_path"]
+        values["data_path"] = config.data_root
         return evaluate(place, values, test)
     alone = config.backbone()
     fields = (dataset.uid_field, dataset.iid_field)
@@ -276,7 +276,7 @@ def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResul
     """The trained baseline model, built from its own configuration."""
     stored = result.config
     if stored["model"] != config.name or stored["values"] != config.plain()["values"]:
-        values = {**stored["values"], "data_path": config.plain()["values"]["data_path"]}
+        values = {**stored["values"], "data_path": config.data_root}
         values["use_gpu"] = config["use_gpu"]
         config = Config(stored["model"], stored["dataset"], overrides=values, origin=CHECKPOINT)
     model = prepare(config)[-1]

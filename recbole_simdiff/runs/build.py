@@ -31,7 +31,9 @@ def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, 
         train_data, valid_data, test_data = create_loaders(config, dataset, pseudo)
         n_items = dataset.item_num - 1
         if max(config["topk"]) > n_items:
-            raise UserError(f"topk={config['topk']} exceeds the {n_items} items there are")
+            raise UserError(
+                f"topk={config['topk']} exceeds the {n_items} items there are", keys=("topk",)
+            )
         init_seed(config["seed"], config["reproducibility"])
         model = build_model(config, train_data._dataset).to(config["device"])
     return dataset, train_data, valid_data, test_data, model

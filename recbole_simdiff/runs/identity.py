@@ -20,57 +20,6 @@ READERS = (  # of results
     "training/tracking.py",
 )
 
-# What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
-RESUMABLE_KEYS = (
-    "epochs",
-    "stopping_step",
-    "stopping_updates",
-    "data_path",
-    "use_gpu",
-    "gpu_id",
-    "show_progress",
-    "show_users",
-    "log_wandb",
-    "wandb_project",
-    "log_mlflow",
-    "mlflow_experiment",
-)
-
-EVALUATION_KEYS = (
-    "data_path",
-    "use_gpu",
-    "gpu_id",
-    "show_progress",
-    "eval_batch_size",
-    "metrics",
-    "topk",
-    "tail_ratio",
-    "valid_metric",
-    "length_groups",
-    "save_rankings",
-)
-
-# Keys that change where a run happens or what is shown, not what it computes.
-ELSEWHERE_KEYS = {
-    "data_path",
-    "use_gpu",
-    "gpu_id",
-    "show_progress",
-    "eval_batch_size",
-    "checkpoint_dir",
-    "augmentation_cache",
-    "show_users",
-    "save_rankings",
-    "state",
-    "metric_decimal_place",
-    "item_title_field",
-    "worker",
-    "log_wandb",
-    "wandb_project",
-    "log_mlflow",
-    "mlflow_experiment",
-}
-
 
 def fingerprint(config: Config, data: str) -> str:
     """A short name of a run's result: of all settings that shape it, the data and the code.
@@ -79,9 +28,7 @@ def fingerprint(config: Config, data: str) -> str:
         config (Config): resolved configuration.
         data (str): checksum of the data.
     """
-    plain = config.plain()
-    values = {k: v for k, v in plain["values"].items() if k not in ELSEWHERE_KEYS}
-    return short_key(plain | {"values": values, "data": data, "code": code()})
+    return short_key(config.identity() | {"data": data, "code": code()})
 
 
 @cache

@@ -10,13 +10,13 @@ from torch import Tensor
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, load_model_state
 from recbole_simdiff.config.config import CHECKPOINT, OVERRIDES, Config
+from recbole_simdiff.config.keys import EVALUATION_KEYS, RESUMABLE_KEYS
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.rankings import save_rankings
 from recbole_simdiff.log import logger
 from recbole_simdiff.runs.build import PSEUDO, evaluate_splits, prepare
 from recbole_simdiff.runs.folder import start_logging
-from recbole_simdiff.runs.identity import EVALUATION_KEYS, RESUMABLE_KEYS
 from recbole_simdiff.runs.result import RunResult, _result
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking

@@ -164,7 +164,7 @@ def run_once(
                 logger.info(f"finished before: {run_dir}")
                 if test and config["save_rankings"] and not (run_dir / RANKS).is_file():
                     here = {k: config[k] for k in ("use_gpu", "show_progress", "save_rankings")}
-                    evaluate(run_dir, here | {"data_path": config.plain()["values"]["data_path"]})
+                    evaluate(run_dir, here | {"data_path": config.data_root})
                 return result
         elif last:
             begin = run

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from recbole_simdiff import files
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.keys import ELSEWHERE_KEYS
 from recbole_simdiff.config.layers import read_yaml
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
@@ -44,7 +45,7 @@ from recbole_simdiff.experiments import tables
 from recbole_simdiff.experiments.execute import data_checksum
 from recbole_simdiff.pipelines.diffuasr import run_augmented
 from recbole_simdiff.runs.folder import start_logging
-from recbole_simdiff.runs.identity import ELSEWHERE_KEYS, code, fingerprint
+from recbole_simdiff.runs.identity import code, fingerprint
 from recbole_simdiff.runs.result import RunResult, aligned, versions
 from recbole_simdiff.runs.run import run, run_once
 from recbole_simdiff.training.interrupt import StopRequest
@@ -248,7 +249,7 @@ def plan(
         raise UserError("there is nothing to search: the command line fixes every parameter")
     folder = (output / f"tune-{config.name}-{config['dataset']}").absolute()
     # Workers of Ray are elsewhere.
-    settings["data_path"] = os.path.abspath(config.plain()["values"]["data_path"])
+    settings["data_path"] = os.path.abspath(config.data_root)
     if config.name == AUGMENTED:
         for key in ("augmentation_cache", "baseline_checkpoint"):
             if config[key] is not None:
@@ -556,9 +557,9 @@ def _open_study(search: Search) -> Any:
 
 def _made_with(search: Search) -> dict[str, Any]:
     """What all trials of a study have in common, as JSON gives it back."""
-    values = search.config({}).plain()["values"]
+    values = search.config({}).identity()["values"]
     searched = {dimension.key: f"search over {dimension}" for dimension in search.space}
-    common = {k: v for k, v in values.items() if k not in ELSEWHERE_KEYS | searched.keys()}
+    common = {k: v for k, v in values.items() if k not in searched}
     common |= searched | {"data": search.data, "code of recbole_simdiff": code()}
     found: dict[str, Any] = json.loads(json.dumps(common, default=str))
     return found

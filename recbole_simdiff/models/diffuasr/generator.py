@@ -47,10 +47,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.process import AffineProcess
-from recbole_simdiff.errors import UserError, require_at_least, require_choice
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.diffuasr.guide import KINDS, Guide
 from recbole_simdiff.models.diffuasr.sunet import SUNet
 from recbole_simdiff.modules.losses import logit_blocks
+from recbole_simdiff.modules.rules import (
+    at_least,
+    folder,
+    folder_or_none,
+    positive,
+    ratio_below_1,
+    require,
+    require_at_most,
+    require_choice,
+    whole_numbers,
+)
 
 LEAST_CONDITION = 3  # items that must follow a training target [Code]
 
@@ -76,6 +87,32 @@ OPTIONS = {
     "diffuasr_exclude": ("none", "history"),
     "diffuasr_windows": ("first", "all"),
     "diffuasr_monitor": ("heldout", "train_loss"),
+}
+
+RANGES = {
+    "n_pseudo": at_least(1),
+    "pseudo_max_history": at_least(0),
+    "diffuasr_strength": at_least(0),
+    "diffuasr_diffusion_steps": at_least(2),
+    "diffuasr_sample_steps": at_least(1),
+    "diffuasr_epochs": at_least(1),
+    "diffuasr_patience": at_least(1),
+    "diffuasr_batch_size": at_least(1),
+    "sunet_base_channels": at_least(1),
+    "sunet_res_blocks": at_least(1),
+    "sunet_groups": at_least(1),
+    "diffuasr_p_uncond": ratio_below_1,
+    "diffuasr_ema_decay": ratio_below_1,
+    "sunet_dropout": ratio_below_1,
+    "diffuasr_learning_rate": positive,
+    "augmentation_cache": folder,
+    "baseline_checkpoint": folder_or_none,
+}
+
+# Of the generator alone: random items are drawn without it.
+NETWORK_RANGES = {
+    "sunet_attn_resolutions": whole_numbers(empty=True),
+    "sunet_channel_mult": whole_numbers(1),
 }
 
 # Settings that shape the generator and what it generates.
@@ -137,76 +174,43 @@ def check_config(config: Any) -> None:
         UserError: naming the key, its value and what is allowed.
     """
     require_choice(config, OPTIONS)
-    require_at_least(
-        config,
-        {
-            "n_pseudo": 1,
-            "pseudo_max_history": 0,
-            "diffuasr_strength": 0,
-            "diffuasr_diffusion_steps": 2,
-            "diffuasr_sample_steps": 1,
-            "diffuasr_epochs": 1,
-            "diffuasr_patience": 1,
-            "diffuasr_batch_size": 1,
-            "sunet_base_channels": 1,
-            "sunet_res_blocks": 1,
-            "sunet_groups": 1,
-        },
-    )
-    for key in ("diffuasr_p_uncond", "diffuasr_ema_decay", "sunet_dropout"):
-        if not 0 <= config[key] < 1:
-            raise UserError(f"{key}={config[key]} must lie in [0, 1)")
-    if not 0 < config["diffuasr_learning_rate"] < math.inf:
-        raise UserError(
-            f"diffuasr_learning_rate={config['diffuasr_learning_rate']} must be positive and finite"
-        )
-    if not isinstance(config["augmentation_cache"], str):
-        raise UserError(f"augmentation_cache={config['augmentation_cache']!r} must be a folder")
-    if not isinstance(config["baseline_checkpoint"], str | None):
-        raise UserError(f"baseline_checkpoint={config['baseline_checkpoint']!r} must be a folder")
+    require(config, RANGES)
     if config["augmenter"] != "diffuasr":
         return
-    sides = config["sunet_attn_resolutions"]
-    if not isinstance(sides, list) or any(type(side) is not int for side in sides):
-        raise UserError(f"sunet_attn_resolutions={sides} must be a list of whole numbers")
+    require(config, NETWORK_RANGES)
+    require_at_most(config, "diffuasr_sample_steps", "diffuasr_diffusion_steps")
     steps = config["diffuasr_diffusion_steps"]
-    if config["diffuasr_sample_steps"] > steps:
-        raise UserError(
-            f"diffuasr_sample_steps={config['diffuasr_sample_steps']} must not exceed "
-            f"diffuasr_diffusion_steps={steps}"
-        )
     largest = float(noise_schedule(config["diffuasr_schedule"], steps).max())
     if not largest < 1:
         raise UserError(
             f"diffuasr_diffusion_steps={steps} is too few for diffuasr_schedule="
-            f"{config['diffuasr_schedule']}: its largest beta, {largest:g}, must be below 1"
+            f"{config['diffuasr_schedule']}: its largest beta, {largest:g}, must be below 1",
+            keys=("diffuasr_diffusion_steps", "diffuasr_schedule"),
         )
     multipliers = config["sunet_channel_mult"]
-    whole = isinstance(multipliers, list) and all(type(m) is int and m >= 1 for m in multipliers)
-    if not whole or not multipliers:
-        raise UserError(
-            f"sunet_channel_mult={multipliers} must be a list of whole numbers of at least 1"
-        )
     for multiplier in {1, *multipliers}:
         channels = config["sunet_base_channels"] * multiplier
         if channels % config["sunet_groups"]:
             raise UserError(
                 f"sunet_groups={config['sunet_groups']} must divide the channels of every level: "
                 f"sunet_base_channels={config['sunet_base_channels']} times {multiplier} is "
-                f"{channels}"
+                f"{channels}",
+                keys=("sunet_groups", "sunet_base_channels"),
             )
     check_width(item_width(config), len(multipliers))
     if config["diffuasr_guidance"] == "classifier":
         if config["diffuasr_embeddings"] == "scratch_trainable":
             raise UserError(
                 "diffuasr_guidance=classifier needs embeddings that the recommender knows: "
-                "diffuasr_embeddings must be pretrained_frozen or pretrained_trainable"
+                "diffuasr_embeddings must be pretrained_frozen or pretrained_trainable",
+                keys=("diffuasr_guidance",),
             )
         if config["n_pseudo"] >= config["MAX_ITEM_LIST_LENGTH"]:
             raise UserError(
                 f"n_pseudo={config['n_pseudo']} must be smaller than MAX_ITEM_LIST_LENGTH="
                 f"{config['MAX_ITEM_LIST_LENGTH']}: with diffuasr_guidance=classifier the "
-                "recommender reads the pseudo-items as one history"
+                "recommender reads the pseudo-items as one history",
+                keys=("n_pseudo", "MAX_ITEM_LIST_LENGTH", "diffuasr_guidance"),
             )
 
 
@@ -380,7 +384,8 @@ class DiffuASR(nn.Module):
                 raise UserError(
                     f"diffuasr_embeddings={source} with diffuasr_guidance={self.guidance} needs a "
                     "recommender trained on the raw data; diffuasr_embeddings=scratch_trainable "
-                    "without the classifier does not"
+                    "without the classifier does not",
+                    keys=("diffuasr_embeddings", "diffuasr_guidance"),
                 )
             return torch.randn(self.n_items, width)
         if self.guidance == "classifier":

@@ -44,7 +44,8 @@ class Guide:
         if table is None:
             raise UserError(
                 f"backbone={type(self.model).__name__} has no item_embedding with a row an item; "
-                "SASRec, GRU4Rec, BERT4Rec, S3Rec and this package's models have one"
+                "SASRec, GRU4Rec, BERT4Rec, S3Rec and this package's models have one",
+                keys=("backbone",),
             )
         return table.detach().clone()
 
@@ -94,7 +95,8 @@ class Guide:
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"backbone={name} cannot score {length} items given alone ({error}), so it cannot "
-                "be the classifier of diffuasr_guidance=classifier"
+                "be the classifier of diffuasr_guidance=classifier",
+                keys=("backbone", "diffuasr_guidance"),
             ) from error
         within = 1e-3 * by_id.std()
         same = all((s - by_id).abs().max() <= within for s in (padded, by_embedding))
@@ -102,7 +104,8 @@ class Guide:
             raise UserError(
                 f"the scores of backbone={name} do not follow from the embeddings of the items "
                 "alone, so it cannot be the classifier of diffuasr_guidance=classifier; SASRec, "
-                "GRU4Rec, BERT4Rec, S3Rec and this package's models with SASRec's scores can"
+                "GRU4Rec, BERT4Rec, S3Rec and this package's models with SASRec's scores can",
+                keys=("backbone", "diffuasr_guidance"),
             )
 
     def _score(self, item_seq: Tensor) -> Tensor:
