@@ -1047,7 +1047,7 @@ def test_benchmark_files_load_train_and_evaluate(
     assert sum(map(len, batches)) == 3
     losses = network.calculate_loss(batches[0])
     assert torch.isfinite(sum(losses) if isinstance(losses, tuple) else losses)
-    result = PlanTrainer(config, network, tmp_path).evaluate_protocols(test)
+    result = PlanTrainer(config, network, tmp_path).evaluator.evaluate(test)
     assert result[KEPT]["hit@5"] == 1.0  # there are five items
 
 
@@ -1440,7 +1440,7 @@ def test_sampled_evaluation_still_works(build: Any, tmp_path: Path) -> None:
     for mode in ("full", "uni2"):
         config, _, valid, test, model = build(eval_args={**split, "mode": mode})
         trainer = PlanTrainer(config, model, tmp_path)
-        results[mode] = [trainer.evaluate_protocols(part) for part in (valid, test)]
+        results[mode] = [trainer.evaluator.evaluate(part) for part in (valid, test)]
     for result in results["uni2"]:
         assert list(result) == [KEPT]
         assert result[KEPT]["hit@5"] == 1.0  # the target and two others are ranked

@@ -120,7 +120,7 @@ def train(
         "groups": json.dumps(optimizer["param_groups"]),
         "rng": {k: v for k, v in states.items() if not torch.is_floating_point(v)},
         "progress": (progress.best_score, progress.best_epoch, progress.misses, log),
-        "test": trainer.evaluate_protocols(test_data),
+        "test": trainer.evaluator.evaluate(test_data),
     }
 
 
