@@ -27,7 +27,7 @@ from recbole_simdiff.modules.random_state import _get_rng
 from recbole_simdiff.runs.build import prepare
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run
-from recbole_simdiff.training import trainer as trainer_module
+from recbole_simdiff.training import progress as progress_module
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, write_inter
 
@@ -200,7 +200,7 @@ def test_seconds_of_all_parts_count(
         tick(call)
         at(STEPS + 2, interrupt)(call)
 
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     config = make_config(**SMALL_STEPS)
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", stop_in_the_second_epoch)
@@ -577,8 +577,8 @@ def test_stopped_by_a_signal_and_resumed(
 # Signals the process itself when the test part is about to be scored, after the last epoch.
 LATE = """
 import os, signal, sys
-from recbole_simdiff.cli import main
-run = sys.modules["recbole_simdiff.run"]
+from recbole_simdiff.cli.main import main
+run = sys.modules["recbole_simdiff.runs.run"]
 stock = run.evaluate_splits
 def late(*arguments):
     os.kill(os.getpid(), signal.{name})

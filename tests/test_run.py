@@ -91,7 +91,7 @@ def test_a_name_that_was_drawn_before_is_drawn_anew(
     go: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two starts in one second that draw the same: neither writes into the other's folder."""
-    module = sys.modules["recbole_simdiff.run"]
+    module = sys.modules["recbole_simdiff.runs.folder"]
     monkeypatch.setattr(module, "time", SimpleNamespace(strftime=lambda *_: "now"))
     drawn = iter(["beef", "beef", "beef", "f00d"])
     monkeypatch.setattr(module, "secrets", SimpleNamespace(token_hex=lambda _: next(drawn)))

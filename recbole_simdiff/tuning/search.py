@@ -424,6 +424,7 @@ class _Screen(io.TextIOBase):
 
     def __init__(self, search: Search, trials: Sequence[Trial]) -> None:
         self.search, self.shown = search, {trial.number for trial in trials}
+        self.terminal = sys.stderr
         self.bar = tqdm(
             total=search.trials,
             initial=len(trials),
@@ -453,7 +454,8 @@ class _Screen(io.TextIOBase):
                 self.shown.add(trial.number)
                 setting = ", ".join(f"{k}={_short(v)}" for k, v in trial.values.items())
                 score = "" if trial.score is None else f" {self.search.metric} {trial.score:.5f}"
-                with tqdm.external_write_mode():
+                # Hyperopt puts a stream of its own in the place of standard error.
+                with contextlib.redirect_stderr(self.terminal), tqdm.external_write_mode():
                     logger.info(
                         f"trial {trial.number} {trial.state}{score}, {trial.epochs} epochs: "
                         f"{setting}" + (f" ({trial.error})" if trial.error else "")
