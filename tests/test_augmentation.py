@@ -27,7 +27,7 @@ from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.data.recbole_fixes import HostFixes
 from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.protocols import KEPT
-from recbole_simdiff.models.diffuasr.generator import GENERATION_KEYS, DiffuASR
+from recbole_simdiff.models.diffuasr.generator import GENERATION_KEYS, DiffuASR, training_pairs
 from recbole_simdiff.models.diffuasr.guide import Guide
 from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
 from recbole_simdiff.pipelines import diffuasr as augmentation
@@ -421,7 +421,7 @@ def test_no_stage_reads_what_is_held_out(
     watch(DiffuASR, "generate", lambda condition, users, labels, seed: [condition, labels])
     watch(Guide, "log_prob", lambda x, label, kind: [label])
     watch(PlanTrainer, "_step", lambda batch, *rest: [batch["item_id"], batch["item_id_list"]])
-    monkeypatch.setattr(augmentation, "HELD_OUT", 3)
+    monkeypatch.setattr(pairs, "HELD_OUT", 3)
     written = set(augment(config).pseudo.unique().tolist())
     assert len(written) > 3
     assert written <= allowed | {0}
@@ -743,9 +743,9 @@ def test_one_process_at_a_time_is_in_a_stage(tmp_path: Path) -> None:
     """Another one waits; it does not write into the same folder."""
     path = tmp_path / "cache" / "stage"
     code = (
-        "import sys; from pathlib import Path; from recbole_simdiff import checkpoint\n"
+        "import sys; from pathlib import Path; from recbole_simdiff import files\n"
         "print('ready', flush=True)\n"
-        "with checkpoint.turn(Path(sys.argv[1])): print('in', flush=True)"
+        "with files.turn(Path(sys.argv[1])): print('in', flush=True)"
     )
     with files.turn(path):
         other = subprocess.Popen(
@@ -1182,7 +1182,7 @@ def test_one_user_in_twenty_is_held_out(configure: Configure, windows: str) -> N
     assert len(held) == 2
     assert learnt | held == set(range(6, 46))
     assert not learnt & held
-    every = augmentation.training_pairs(items, ends, 2, config["MAX_ITEM_LIST_LENGTH"], windows)
+    every = training_pairs(items, ends, 2, config["MAX_ITEM_LIST_LENGTH"], windows)
     assert len(found[0]) + len(held_out[0]) == len(every[0]) == (40 if windows == "first" else 100)
     watched = configure("SASRec", n_pseudo=2, diffuasr_monitor="train_loss")
     assert len(pairs.learning_pairs(watched, items, ends)[1][0]) == 0

@@ -43,7 +43,7 @@ def test_importing_the_package_leaves_the_process_as_it_was() -> None:
         "assert np.float is float\n"
         # sine.py, which comes with every sequential model, turns anomaly detection on.
         "import torch, recbole.model.sequential_recommender\n"
-        "from recbole_simdiff.models import available_models\n"
+        "from recbole_simdiff.models.registry import available_models\n"
         "assert 'SINE' in available_models() and 'SimDiffRec' in available_models()\n"
         "assert 'recbole.model.sequential_recommender.sine' in __import__('sys').modules\n"
         "assert not torch.is_anomaly_enabled(), 'anomaly detection is on'\n"

@@ -19,6 +19,7 @@ import yaml
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import Trainer
 
+from recbole_simdiff import models as package
 from recbole_simdiff.config import config as config_module
 from recbole_simdiff.config.config import CHECKPOINT, COMMAND_LINE, Config
 from recbole_simdiff.config.layers import parse_overrides, parse_value, properties_dir, read_yaml
@@ -208,9 +209,9 @@ def common_readers() -> set[str]:
     sources = [(HOST / file).read_text() for file in files]
     sources += [inspect.getsource(SequentialRecommender), inspect.getsource(Trainer.__init__)]
     package = Path(config_module.__file__).parents[1]
-    names = ("data", "run", "trainer", "cli", "inference", "augmentation", "tracking", "models/*")
-    ours = [path for name in names for path in package.glob(f"{name}.py") if path.stem != "prepare"]
-    sources += [path.read_text() for path in ours if path.parent == package]
+    rooms = ("cli", "data", "evaluation", "pipelines", "runs", "serving", "training")
+    ours = [path for room in rooms for path in package.glob(f"{room}/*.py")]
+    sources += [path.read_text() for path in ours if path.stem != "prepare"]
     keys = set().union(*map(read_in, sources))
     return keys | {"alias_of_user_id", "alias_of_item_id", "log_wandb", "log_mlflow"}  # f-strings
 
@@ -1150,14 +1151,14 @@ def test_every_recommender_that_a_file_defines_is_a_model(
     """What it imports, and its other classes, are none."""
     (tmp_path / "pair.py").write_text(
         "from recbole.model.sequential_recommender import GRU4Rec\n"
-        "from recbole_simdiff.encoder import EncoderRecommender\n"
+        "from recbole_simdiff.modules.encoder import EncoderRecommender\n"
         "class Helper: pass\n"
         "class First(EncoderRecommender): pass\n"
         "class Second(First): pass\n"
     )
     before = models.plugin_models()
     assert MODEL in before
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     found = models.plugin_models()
     monkeypatch.delitem(sys.modules, "recbole_simdiff.models.pair")
     assert set(found) - set(before) == {"First", "Second"}

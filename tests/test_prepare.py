@@ -798,7 +798,7 @@ def test_progress_is_in_bytes_of_all_files(
     prepare("movielens", [plain, packed], tmp_path / "quiet", k=0)
     assert capfd.readouterr() == ("", "")  # not a terminal
     monkeypatch.setattr(Bar, "made", [], raising=False)
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr("recbole_simdiff.data.raw_formats.tqdm", Bar)
     prepare("movielens", [plain, packed], tmp_path / "toy", k=0)
     (bar,) = Bar.made
     assert bar.options["total"] == bar.n == plain.stat().st_size + packed.stat().st_size

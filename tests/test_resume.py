@@ -618,7 +618,7 @@ def test_the_message_names_this_run_and_not_a_newer_one(
     (other / LAST).write_bytes(b"")
     os.utime(other / LAST, (4e9, 4e9))
     config = make_config(**SMALL_STEPS)
-    monkeypatch.setattr("recbole_simdiff.cli.Config", lambda *_: config)
+    monkeypatch.setattr("recbole_simdiff.cli.main.Config", lambda *_: config)
     stock = config.model_class.calculate_loss
 
     def calculate_loss(self: Any, batch: Any) -> Any:

@@ -682,5 +682,5 @@ def test_the_checksum_of_the_code_is_blind_to_layout(tmp_path: Path) -> None:
     assert checksum(a="K = 4", f=f, c=c) != before
     assert checksum(a=a, f="def f(x):\n    return K + x", c=c) != before
     assert checksum(a=a, f=f, c="@f\nclass C:\n    z: int = 1") != before
-    readers = {"experiments__plots": "def plot(): ...", "cli": "def main(): ..."}
+    readers = {"experiments__plots": "def plot(): ...", "cli__main": "def main(): ..."}
     assert checksum(a=a, f=f, c=c, **readers) == before

@@ -23,6 +23,9 @@ from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import Progress
 
+# What the code did before a setting was there, where that is not the setting's default.
+FORMER = {"SimDiffRec": {"rounding": "tied", "reverse_clamp": "none"}}
+
 
 class Restored(NamedTuple):
     """A trained model with its data.
@@ -133,7 +136,7 @@ def stored_config(
                 f"{', '.join(allowed)}"
             )
     stored = content["config"]
-    values = {**stored["values"], **overrides}
+    values = {**FORMER.get(stored["model"], {}), **stored["values"], **overrides}
     origins = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, origin)
     return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
 

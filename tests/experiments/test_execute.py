@@ -34,7 +34,7 @@ from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run
 from tests.experiments.conftest import CONTENT, tiny
 
-run_module = importlib.import_module("recbole_simdiff.run")
+identity = importlib.import_module("recbole_simdiff.runs.identity")
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_lines_of_other_code_or_data_count_where_there_are_none_of_todays(
     assert found[2][0].run_dir.name == "SimDiffRec-toy-newest"
     assert f"{path}: 1 of these 3 runs were made by other code of this package" in caplog.text
     # All of them, once the code has changed.
-    monkeypatch.setattr(run_module, "code", lambda: "of tomorrow")
+    monkeypatch.setattr(identity, "code", lambda: "of tomorrow")
     assert [line["fingerprint"] for _, line in execute.finished(made, path)] == [
         *("later", planned[1].fingerprint, "newest")
     ]
@@ -237,7 +237,7 @@ def test_what_other_code_made_is_made_again_and_said(
 ) -> None:
     _, path, _ = done(seeds=[1], rows={"SimDiffRec": {}})
     assert "0 runs there, 1 to do\n" in capsys.readouterr().err
-    monkeypatch.setattr(run_module, "code", lambda: "of tomorrow")
+    monkeypatch.setattr(identity, "code", lambda: "of tomorrow")
     done(seeds=[1], rows={"SimDiffRec": {}})
     assert (
         "0 runs there, 1 to do, 1 of them again, made before by other code"

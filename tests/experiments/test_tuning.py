@@ -31,6 +31,7 @@ from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT
 from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import report
+from recbole_simdiff.runs import build
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.training.trainer import PlanTrainer
 from recbole_simdiff.tuning import search as tuning
@@ -134,15 +135,13 @@ class Untouchable:
 @pytest.fixture
 def no_test_part(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Until it is undone, every test loader is untouchable."""
-    for module in (run_module, augmentation, tuning):
+    for module in (build, augmentation, tuning):
         stock = module.create_loaders
         monkeypatch.setattr(
             module, "create_loaders", lambda *given, s=stock: (*s(*given)[:2], Untouchable())
         )
     return monkeypatch
 
-
-run_module = importlib.import_module("recbole_simdiff.run")
 
 # ---------------------------------------------------------------- the test part
 

@@ -770,7 +770,7 @@ def test_the_classifier_sees_its_own_scale_and_label():
 
 def test_a_real_classifier_guides_and_stays_as_it_is():
     """T14: training and generation leave it, and the frozen table, bit for bit; results repeat."""
-    from tests.augmenters.test_guide import recommender
+    from tests.models.diffuasr.test_guide import recommender
 
     rec = recommender("SASRec", hidden_dropout_prob=0.5, attn_dropout_prob=0.5).train()
     before = copy.deepcopy(rec.state_dict())
