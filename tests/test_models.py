@@ -107,7 +107,7 @@ def test_every_user_counts_and_a_ranking_without_the_history_is_no_worse(
     known = set(Config(name, "ml-100k").final_config_dict)
     values |= {"k_noise": 3, "k_sample": 2} if "k_noise" in known else {}
     config, _, _, test, model = build(name, "once", **values)
-    found = PlanTrainer(config, model, Path("run")).evaluate_protocols(test)
+    found = PlanTrainer(config, model, Path("run")).evaluator.evaluate(test)
     for metric, value in found[KEPT].items():
         assert found[REMOVED][metric] >= value
     assert found[REMOVED] != found[KEPT]
@@ -219,7 +219,7 @@ def test_padding_is_never_recommended(
         return scores
 
     monkeypatch.setattr(model, "full_sort_predict", prefer_padding)
-    PlanTrainer(config, model, tmp_path).evaluate_protocols(test)
+    PlanTrainer(config, model, tmp_path).evaluator.evaluate(test)
     assert shown
     assert all((items > 0).all() for items in shown)
     assert all((items < model.n_items).all() for items in shown)

@@ -99,7 +99,7 @@ def scored(trainer: Any, scores: list[float]) -> list[Tensor]:
         seen.append(trainer.model.first.weight.detach().clone())
         return {KEPT: {"ndcg@5": scores[len(seen) - 1]}}
 
-    trainer.evaluate_protocols = evaluate
+    trainer.evaluator.evaluate = evaluate
     return seen
 
 

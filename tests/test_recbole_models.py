@@ -143,7 +143,7 @@ def test_every_other_model_keeps_the_contract(tmp_path: Path, model: str) -> Non
         torch.testing.assert_close(network.predict(batch).view(-1), column)
     assert network.augmented_views(batch) == {}
     assert not network.data_parallel
-    found = PlanTrainer(config, network, tmp_path / "run").evaluate_protocols(valid_data)
+    found = PlanTrainer(config, network, tmp_path / "run").evaluator.evaluate(valid_data)
     assert tuple(found) == PROTOCOLS
 
 
@@ -161,9 +161,9 @@ def test_candidates_cost_a_pass_each_only_where_it_matters(
     torch.manual_seed(0)
     trainer = PlanTrainer(config, build_model(config, train_data._dataset), tmp_path / "run")
     passes = []
-    stock = trainer._predicted_scores
-    trainer._predicted_scores = lambda *given: passes.append(given) or stock(*given)  # type: ignore
-    (found,) = trainer.evaluate_protocols(valid_data).values()
+    stock = trainer.evaluator._predicted_scores
+    trainer.evaluator._predicted_scores = lambda *given: passes.append(given) or stock(*given)  # type: ignore
+    (found,) = trainer.evaluator.evaluate(valid_data).values()
     assert 0 < found["mrr@10"] < 1
     # To try one pass takes one call; DIN fails before.
     assert len(passes) == 1 + (0 if one_pass else len(valid_data) - (model == "DIN"))
@@ -389,8 +389,8 @@ def test_the_baseline_trains_as_in_recbole(tmp_path: Path, make: Any, model: str
     our_data = create_loaders(config, create_dataset(config))[0]
     init_seed(config["seed"], config["reproducibility"])
     plan = PlanTrainer(config, config.model_class(config, our_data._dataset), tmp_path / "run")
-    means = plan._train_epoch(our_data, 0)
-    assert means["loss"] * len(our_data) == pytest.approx(wanted, rel=1e-12)
+    plan._train_epoch(our_data, 0)
+    assert plan.progress.loss_sums["loss"] == pytest.approx(wanted, rel=1e-12)
     for name, tensor in stock.model.state_dict().items():
         assert torch.equal(plan.model.state_dict()[name], tensor), name
 

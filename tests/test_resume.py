@@ -27,7 +27,7 @@ from recbole_simdiff.modules.random_state import _get_rng
 from recbole_simdiff.runs.build import prepare
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run
-from recbole_simdiff.training import trainer as trainer_module
+from recbole_simdiff.training import progress as progress_module
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, write_inter
 
@@ -120,7 +120,7 @@ def train(
         "groups": json.dumps(optimizer["param_groups"]),
         "rng": {k: v for k, v in states.items() if not torch.is_floating_point(v)},
         "progress": (progress.best_score, progress.best_epoch, progress.misses, log),
-        "test": trainer.evaluate_protocols(test_data),
+        "test": trainer.evaluator.evaluate(test_data),
     }
 
 
@@ -200,7 +200,7 @@ def test_seconds_of_all_parts_count(
         tick(call)
         at(STEPS + 2, interrupt)(call)
 
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     config = make_config(**SMALL_STEPS)
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", stop_in_the_second_epoch)

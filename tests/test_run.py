@@ -19,6 +19,7 @@ from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config import config as config_module
 from recbole_simdiff.config import layers
 from recbole_simdiff.errors import OutOfMemory, UserError
+from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, REMOVED
 from recbole_simdiff.models.simdiffrec import SimDiffRec
 from recbole_simdiff.runs.build import evaluate_splits
@@ -26,6 +27,7 @@ from recbole_simdiff.runs.folder import claimed
 from recbole_simdiff.runs.identity import code
 from recbole_simdiff.runs.result import RESULT, format_table, read_result
 from recbole_simdiff.runs.run import run_once
+from recbole_simdiff.training.progress import OnValidation
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SMALL
 
@@ -112,7 +114,7 @@ def test_one_process_trains_in_a_folder(go: Any, make_config: Any) -> None:
 
     link = Path("link")  # the folder by another name
     link.symlink_to(run_dir)
-    run(make_config(epochs=3), resume=link / LAST, report=second)
+    run(make_config(epochs=3), resume=link / LAST, listeners=[OnValidation(second)])
     run(make_config(epochs=4), resume=run_dir / LAST)
     assert begun
     with claimed(run_dir):  # another folder is not concerned
@@ -145,14 +147,14 @@ def test_the_seed_decides(go: Any, model: str) -> None:
 def test_the_test_part_is_read_once_and_last(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise an epoch could be chosen by it."""
     order: list[str] = []
-    collect = PlanTrainer._collect
+    collect = Evaluator._collect
 
     def record(self: Any, data: Any, *rest: Any) -> Any:
         lengths = data._dataset.inter_feat["item_length"]
         order.append(f"{len(lengths)} rows")  # toy: 4 users have a validation item, 5 a test item
         return collect(self, data, *rest)
 
-    monkeypatch.setattr(PlanTrainer, "_collect", record)
+    monkeypatch.setattr(Evaluator, "_collect", record)
     go(epochs=3, stopping_step=99)
     assert order == ["4 rows"] * 4 + ["5 rows"]
 
@@ -164,7 +166,10 @@ def test_a_run_without_its_test_is_tested_later_and_not_trained_again(
     wanted = run(config)
     reports: list[Path] = []
     untested = run_once(
-        config, tmp_path / "one", report=lambda _: reports.append(tmp_path), test=False
+        config,
+        tmp_path / "one",
+        listeners=[OnValidation(lambda _: reports.append(tmp_path))],
+        test=False,
     )
     assert len(reports) == 2
     assert (untested.tested, untested.test, untested.by_length) == (False, {}, {})
@@ -199,9 +204,9 @@ def test_each_evaluation_is_reported_once_its_state_is_saved(
             raise LookupError("enough")
 
     with pytest.raises(LookupError, match="enough"):
-        run_once(config, tmp_path / "one", report=report)
+        run_once(config, tmp_path / "one", listeners=[OnValidation(report)])
     assert [epoch for epoch, _ in seen] == [2]
-    result = run_once(config, tmp_path / "one", report=report)
+    result = run_once(config, tmp_path / "one", listeners=[OnValidation(report)])
     assert [epoch for epoch, _ in seen] == [2, 4]
     assert result.valid == run(config).valid
 
@@ -356,9 +361,7 @@ def test_evaluate_repeats_the_numbers_and_writes_nothing(go: Any, tmp_path: Path
     result, stored = go(epochs=2)
 
     def files() -> dict[Path, int]:
-        """RecBole's trainer opens a tensorboard folder whenever it is made."""
-        found = [path for path in tmp_path.rglob("*") if path.is_file()]
-        return {p: p.stat().st_mtime_ns for p in found if "log_tensorboard" not in p.parts}
+        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
 
     before = files()
     assert Path(result.run_dir) / RESULT in before
@@ -442,7 +445,7 @@ def test_without_a_test_part_there_are_no_groups(go: Any) -> None:
 
 
 class Drawing:
-    """A trainer of a model whose scores depend on its sampling seed, and nothing else of one."""
+    """An evaluator of a model whose scores depend on its sampling seed, and nothing else of one."""
 
     def __init__(self, seeds: int) -> None:
         self.model, self.seed = self, 7
@@ -458,7 +461,7 @@ class Drawing:
         self.asked.append((data, self.seed))
         return {"hit@5": 0.1 * self.seed, "ndcg@5": self.seed**-2}
 
-    def evaluate_protocols(self, data: str, protocols: Any, show: bool) -> Any:
+    def evaluate(self, data: str, protocols: Any, show: bool) -> Any:
         found = self._found(data)
         return dict.fromkeys(protocols, found)
 

@@ -36,6 +36,7 @@ from recbole_simdiff.runs.restore import evaluate, restore
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run
 from recbole_simdiff.training import tracking
+from recbole_simdiff.training.progress import OnValidation
 from recbole_simdiff.training.tracking import FAILED, FINISHED, IDENTITY, KILLED, Tracker
 from recbole_simdiff.training.trainer import PlanTrainer
 from recbole_simdiff.tuning import search as tuning
@@ -179,7 +180,7 @@ def test_a_stopped_and_continued_run_is_one_tracked_run(
     result = run(
         make_config("CL4SRec", epochs=4, stopping_step=99, **BOTH),
         folder / LAST,
-        report=lambda _: states.add(mlflow_runs()[0].info.status),
+        listeners=[OnValidation(lambda _: states.add(mlflow_runs()[0].info.status))],
     )
     assert states == {"RUNNING"}
     log = json.loads((folder / RESULT).read_text())["log"]

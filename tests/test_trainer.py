@@ -69,7 +69,7 @@ def make(build: Any, tmp_path: Path) -> Any:
         config, train, valid, test, _ = build("SimDiffRec", **overrides)
         stub.epochs = config["epochs"]
         found = PlanTrainer(config, stub, tmp_path / "run")
-        found.eval_collector.data_collect(train)
+        found.evaluator.data_collect(train)
         return found, train, valid, test
 
     return trainer
@@ -146,7 +146,7 @@ def test_coverage_metrics_work(make: Any) -> None:
     trainer, train, valid, _ = make(stub, metrics=metrics, topk=[1, 5])
     counts = [int((train.dataset.train_items == i).sum()) for i in range(1, 6)]
     for _ in range(2):  # the training counts must survive the first evaluation
-        found = trainer.evaluate_protocols(valid, (KEPT,))[KEPT]
+        found = trainer.evaluator.evaluate(valid, (KEPT,))[KEPT]
         assert found["itemcoverage@1"] == pytest.approx(1 / 12)
         assert found["itemcoverage@5"] == pytest.approx(5 / 12)
         assert found["giniindex@1"] == pytest.approx(11 / 12)
@@ -157,13 +157,13 @@ def test_coverage_metrics_work(make: Any) -> None:
 
 def test_a_metric_without_a_ranking_list_is_measured_too(make: Any) -> None:
     trainer, _, valid, _ = make(Stub(target), metrics=["GAUC"], valid_metric="GAUC")
-    assert trainer.evaluate_protocols(valid, (KEPT,))[KEPT]["gauc"] == pytest.approx(1.0)
+    assert trainer.evaluator.evaluate(valid, (KEPT,))[KEPT]["gauc"] == pytest.approx(1.0)
 
 
 def test_an_oracle_is_perfect_on_both_protocols(make: Any) -> None:
     trainer, _, valid, test = make(Stub(target))
     for data in (valid, test):
-        for found in trainer.evaluate_protocols(data).values():
+        for found in trainer.evaluator.evaluate(data).values():
             assert all(found[f"{metric}@{k}"] == 1 for metric in ("hit", "ndcg") for k in (1, 5))
 
 
@@ -176,7 +176,7 @@ def test_metrics_are_not_rounded(make: Any) -> None:
         return target(batch) + 2 * better[0] + 3 * better[1]
 
     trainer, _, valid, _ = make(Stub(third))
-    found = trainer.evaluate_protocols(valid, (KEPT,))[KEPT]
+    found = trainer.evaluator.evaluate(valid, (KEPT,))[KEPT]
     assert found["mrr@5"] == pytest.approx(1 / 3, abs=1e-12)
 
 
@@ -214,11 +214,11 @@ def test_history_removed_takes_out_all_earlier_items_and_kept_none(
 ) -> None:
     """All of them, not only the MAX_ITEM_LIST_LENGTH = 4 newest that the model reads."""
     trainer, _, _, test = make(Stub())
-    trainer.evaluate_protocols(test, (REMOVED,))
+    trainer.evaluator.evaluate(test, (REMOVED,))
     tested = {u: items for u, items in SEQUENCES.items() if len(items) >= 3}
     assert excluded(rankings, test._dataset) == {u: set(s[:-1]) for u, s in tested.items()}
     rankings.clear()
-    trainer.evaluate_protocols(test, (KEPT,))
+    trainer.evaluator.evaluate(test, (KEPT,))
     assert excluded(rankings, test._dataset) == {u: set() for u in tested}
 
 
@@ -232,7 +232,7 @@ def test_a_repeated_target_stays_in_the_ranking(make: Any, data_path: Path, rank
         topk=[1, 2],
         valid_metric="NDCG@2",
     )
-    found = trainer.evaluate_protocols(test)
+    found = trainer.evaluator.evaluate(test)
     assert found[REMOVED]["hit@1"] == 1
     assert excluded(rankings[1::2], test._dataset) == {"u": {"y", "z", "w"}, "v": {"y", "x", "w"}}
 
@@ -249,7 +249,7 @@ def test_kept_history_can_win_the_ranking(make: Any) -> None:
         )
     )
     trainer, _, _, test = make(newest)
-    found = trainer.evaluate_protocols(test)
+    found = trainer.evaluator.evaluate(test)
     assert found[KEPT]["hit@1"] == 0
     assert found[KEPT]["hit@2"] == 1
     assert found[REMOVED]["hit@1"] == 1
@@ -259,10 +259,10 @@ def test_both_protocols_in_one_pass_equal_two_passes(make: Any) -> None:
     fixed = torch.rand(13, 13, generator=torch.Generator().manual_seed(3))
     stub = Stub(lambda batch: fixed[batch["item_id"]].clone())
     trainer, _, _, test = make(stub, eval_batch_size=2)
-    both = trainer.evaluate_protocols(test)
+    both = trainer.evaluator.evaluate(test)
     assert stub.rankings == len(test) > 1
     assert both[KEPT] != both[REMOVED]
-    assert both == {name: trainer.evaluate_protocols(test, (name,))[name] for name in PROTOCOLS}
+    assert both == {name: trainer.evaluator.evaluate(test, (name,))[name] for name in PROTOCOLS}
 
 
 def test_sampled_ranking_knows_one_protocol(build: Any, tmp_path: Path) -> None:
@@ -276,8 +276,8 @@ def test_sampled_ranking_knows_one_protocol(build: Any, tmp_path: Path) -> None:
         },
     )
     trainer = PlanTrainer(config, model, tmp_path / "run")
-    trainer.eval_collector.data_collect(train)
-    found = trainer.evaluate_protocols(valid)
+    trainer.evaluator.data_collect(train)
+    found = trainer.evaluator.evaluate(valid)
     assert list(found) == [KEPT]
     assert found[KEPT]["hit@5"] == 1  # the target and 3 others
 
@@ -317,7 +317,7 @@ def test_drawn_candidates_are_scored_in_one_pass_a_row(make: Any, part: dict[str
     found = {}
     for stub in (Predicting(), Predicting(ranks=False)):
         trainer, _, valid, _ = make(stub, **args)
-        found[stub.ranks] = trainer.evaluate_protocols(valid)
+        found[stub.ranks] = trainer.evaluator.evaluate(valid)
         n_rows, n_batches = len(valid._dataset), len(valid)
         if stub.ranks:
             assert n_batches > 1
@@ -335,7 +335,7 @@ def test_where_a_model_predicts_otherwise_its_predictions_count(make: Any) -> No
     trainer, _, _, test = make(Predicting(gap=100.0), **args)
     ranks = [int((row > row[0]).sum()) for _, rows, *_ in _draws(trainer, test) for row in rows]
     wanted = sum(1 / math.log2(rank + 2) for rank in ranks if rank < 5) / len(ranks)
-    assert trainer.evaluate_protocols(test)[KEPT]["ndcg@5"] == pytest.approx(wanted)
+    assert trainer.evaluator.evaluate(test)[KEPT]["ndcg@5"] == pytest.approx(wanted)
 
 
 def test_candidates_are_those_of_recboles_loader(make: Any) -> None:
@@ -419,7 +419,7 @@ def selected(make: Any, scores: list[float], bigger: bool = True, **overrides: A
         weights.append(stub.weight.detach().clone())
         return {KEPT: {"ndcg@5": next(remaining)}}
 
-    trainer.evaluate_protocols = evaluate
+    trainer.evaluator.evaluate = evaluate
     trainer.fit(train, valid)
     return trainer, weights
 
@@ -543,7 +543,7 @@ def test_nan_scores_are_refused(make: Any) -> None:
 
     trainer, _, valid, _ = make(Stub(scores))
     with pytest.raises(TrainingDiverged, match="scores contain NaN; nothing can be ranked"):
-        trainer.evaluate_protocols(valid)
+        trainer.evaluator.evaluate(valid)
 
 
 @pytest.mark.parametrize(
@@ -620,7 +620,7 @@ def by_length(make: Any, data_path: Path) -> Any:
     def measure(bounds: list[int], stub: Stub | None = None, **changes: Any) -> Any:
         values = {"MAX_ITEM_LIST_LENGTH": 9, "eval_batch_size": 2} | changes
         trainer, _, _, test = make(stub or Stub(), **values)
-        return (*trainer.evaluate_in_detail(test, bounds)[:2], trainer, test)
+        return (*trainer.evaluator.evaluate_in_detail(test, bounds)[:2], trainer, test)
 
     return measure
 
@@ -657,7 +657,7 @@ def test_the_metrics_of_a_group_are_those_of_its_rows(by_length: Any) -> None:
     results, groups, trainer, test = by_length([2, 3, 4], Stub(even))
     assert [part["hit@1"] for part in groups.values()] == [1, 0, 1, 1]
     assert results[KEPT]["hit@1"] == pytest.approx(4 / 5)
-    again = trainer.evaluate_protocols(test)
+    again = trainer.evaluator.evaluate(test)
     assert again == results
 
 

@@ -26,10 +26,10 @@ from recbole_simdiff.config.keys import EVALUATION_KEYS
 from recbole_simdiff.config.layers import parse_overrides, preset_files, properties_dir, read_yaml
 from recbole_simdiff.data import prepare, raw_formats
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
+from recbole_simdiff.log import terminal
 from recbole_simdiff.models.registry import needed_data_set, plugin_models, recbole_models
 from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import report
-from recbole_simdiff.runs.folder import start_logging
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.restore import evaluate, resumed_config
 from recbole_simdiff.runs.result import RunResult, format_table
@@ -320,7 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"standard output is closed, and {namespace.command} only prints")
         if several and namespace.command != "train":
             raise UserError(f"{namespace.command} is a command for one process; train is not")
-        code = handler[namespace.command](namespace, parse_overrides(rest))
+        with terminal():
+            code = handler[namespace.command](namespace, parse_overrides(rest))
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -629,7 +630,6 @@ def _request(line: str, name: str) -> _Request:
 
 
 def _tune(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    start_logging(None)
     config = _config(namespace, overrides)
     place = Path(namespace.space) if namespace.space else space.find_space(config.name)
     search = tuning.plan(

@@ -7,10 +7,8 @@ interrupted one goes on where it stopped, to the step. Tables and figures are ma
 import hashlib
 import io
 import json
-import logging
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import time
@@ -32,20 +30,21 @@ from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.spec import Experiment, RunSpec, check
+from recbole_simdiff.log import logger, terminal
 from recbole_simdiff.pipelines.diffuasr import run_augmented
-from recbole_simdiff.runs.folder import start_logging
 from recbole_simdiff.runs.identity import fingerprint, short_key
 from recbole_simdiff.runs.result import RESULT, versions
 from recbole_simdiff.runs.run import run, run_once
 from recbole_simdiff.training.interrupt import StopRequest
+from recbole_simdiff.training.progress import Listener, Progress, epoch_line
 
 LINES = "runs.jsonl"
 OTHER = "other code of this package or other data"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
+# What a run sends before it ends: how many epochs there are and what the last one brought; a text.
+EPOCH, LINE = "epoch", "line"
 # Of a run: its epochs; early stopping may end it before the time that is left.
 BAR = "{desc}{bar:10} {n}/{total} at most {remaining} {postfix}"
-
-logger = logging.getLogger()
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,6 @@ def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bo
         for p in planned
         if lines.get(p.fingerprint, {}).get("status") != DONE or not (p.run_dir / RANKS).is_file()
     }
-    start_logging(None)
     there = len({p.fingerprint for p in planned}) - len(missing)
     made = _by_settings(lines)
     again = sum(_settings(p.config) in made for f, p in missing.items() if f not in lines)
@@ -229,17 +227,16 @@ class _Pool:
     def _receive(self, receiver: Connection) -> None:
         planned, process, bar = self.running[receiver]
         try:
-            kind, content = receiver.recv()
+            kind, *contents = receiver.recv()
         except EOFError:  # the process is gone without a word
             process.join()
-            kind, content = FAILED, {"error": f"the process ended with code {process.exitcode}"}
+            kind, contents = FAILED, [{"error": f"the process ended with code {process.exitcode}"}]
             if self.stop.signum is not None:  # it had nothing to save yet
                 kind = STOPPED
-        if kind == "line":
-            epoch = re.match(r"\w+ epoch +(\d+)", content)
-            if epoch:
-                bar.n = int(epoch[1]) + 1
-            bar.set_postfix_str(content)
+        if kind == EPOCH:
+            bar.n = contents[0]
+        if kind in (EPOCH, LINE):
+            bar.set_postfix_str(contents[-1])
             return
         process.join()
         receiver.close()
@@ -258,6 +255,7 @@ class _Pool:
             "device": str(planned.config["device"]),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
+        content = contents[0]
         if kind == DONE:
             content = json.loads((planned.run_dir / RESULT).read_text())
             (planned.run_dir / LAST).unlink(missing_ok=True)  # a finished run is not resumed
@@ -292,11 +290,27 @@ class _Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in filter(None, lines):
-            try:
-                self.sender.send(("line", line))
-            except OSError:  # the experiment is gone: save and end
-                os.kill(os.getpid(), signal.SIGTERM)
+            _send(self.sender, (LINE, line))
         return len(text)
+
+
+class _Epochs(Listener):
+    """Each epoch of a run, sent to the experiment."""
+
+    def __init__(self, sender: Connection, config: Config) -> None:
+        self.sender, self.config = sender, config
+
+    def on_epoch(self, entry: Mapping[str, Any], progress: Progress) -> None:
+        """See ``Listener``."""
+        text = epoch_line(self.config, entry, progress)
+        _send(self.sender, (EPOCH, progress.epoch, text))
+
+
+def _send(sender: Connection, message: tuple[Any, ...]) -> None:
+    try:
+        sender.send(message)
+    except OSError:  # the experiment is gone: save and end
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _work(
@@ -316,7 +330,9 @@ def _work(
     try:
         # A signal that comes before training starts ends a run that has nothing to lose yet.
         config = Config(model, dataset, (), values, "experiment")
-        run_once(config, run_dir, run_augmented if model == AUGMENTED else run)
+        begin = run_augmented if model == AUGMENTED else run
+        with terminal():
+            run_once(config, run_dir, begin, [_Epochs(sender, config)])
     except (UserError, TrainingDiverged, OutOfMemory, OSError) as error:
         message = (FAILED, {"error": f"{type(error).__name__}: {error}"})
     except Interrupted:

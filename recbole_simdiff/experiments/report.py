@@ -1,6 +1,5 @@
 """What an experiment leaves: tables and figures of its records, and of its runs' rankings."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from recbole_simdiff.experiments.results import (
     measured,
 )
 from recbole_simdiff.experiments.spec import Experiment, label
+from recbole_simdiff.log import logger
 
 TABLE, LATEX, VALUES, SIGNIFICANCE = "table.md", "table.tex", "table.csv", "significance.csv"
 TESTS = {
@@ -32,8 +32,6 @@ TESTS = {
     best_against_second: "The same tests, not corrected, of two rows chosen by these means.",
 }
 USERS = 8  # whose sequences a t-SNE shows
-
-logger = logging.getLogger()
 
 
 def report(

@@ -12,10 +12,9 @@ only: they are handed over as flat arrays that hold nothing else. The baseline's
 chosen on validation, as in any run.
 """
 
-import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from recbole_simdiff.config.config import AUGMENTED, CHECKPOINT, Config
 from recbole_simdiff.data.dataset import FlatDataset, create_dataset
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError, telling_memory
+from recbole_simdiff.log import logger
 from recbole_simdiff.models.diffuasr.generator import (
     GENERATION_KEYS,
     SAMPLING_KEYS,
@@ -49,7 +49,7 @@ from recbole_simdiff.models.registry import build_model
 from recbole_simdiff.pipelines.pairs import Pairs, _long_enough, learning_pairs
 from recbole_simdiff.pipelines.report import _compared, format_quality
 from recbole_simdiff.runs.build import prepare
-from recbole_simdiff.runs.folder import start_logging
+from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.identity import code, fingerprint, short_key
 from recbole_simdiff.runs.restore import check_same_data, evaluate
 from recbole_simdiff.runs.result import RunResult
@@ -57,13 +57,11 @@ from recbole_simdiff.runs.run import run, run_once
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.interrupt import StopRequest
-from recbole_simdiff.training.progress import Progress
+from recbole_simdiff.training.progress import Listener
 
 SAVE_EVERY_SECONDS = 60
 
 USERS = 2048  # users whose items are written between two looks at signals
-
-logger = logging.getLogger()
 
 
 class Augmented(NamedTuple):
@@ -84,7 +82,7 @@ def run_augmented(
     config: Config,
     resume: Path | None = None,
     run_dir: Path | None = None,
-    report: Callable[[Progress], None] | None = None,
+    listeners: Sequence[Listener] = (),
     test: bool = True,
 ) -> RunResult:
     """All stages.
@@ -94,7 +92,7 @@ def run_augmented(
         resume (Path | None): a ``last`` checkpoint of the final stage to continue from.
         run_dir (Path | None): folder of the final stage; a fresh one under ``checkpoint_dir`` by
             default.
-        report (Callable | None): for the final stage, see ``PlanTrainer``.
+        listeners (Sequence): of the final stage, see ``run``.
         test (bool): whether the test part is read, by any stage.
 
     Returns:
@@ -104,9 +102,10 @@ def run_augmented(
         UserError: if data or settings cannot be used.
         Interrupted: after a signal; finished stages and the state of this one are kept.
     """
-    _, pseudo, notes = augment(config, test)
-    logger.info(f"final: {config.model} on augmented data")
-    return run(config, resume, run_dir, pseudo, notes, report, test)
+    with logged(config):
+        _, pseudo, notes = augment(config, test)
+        logger.info(f"final: {config.model} on augmented data")
+        return run(config, resume, run_dir, pseudo, notes, listeners, test)
 
 
 def augment(config: Config, test: bool = True) -> Augmented:
@@ -120,9 +119,8 @@ def augment(config: Config, test: bool = True) -> Augmented:
         UserError: if data or settings cannot be used.
         Interrupted: after a signal; the same command continues.
     """
-    start_logging(None, config["state"])
     try:
-        with telling_memory(config):
+        with logged(config), telling_memory(config):
             return _augment(config, test)
     except Interrupted as stop:
         stop.same_command = True
@@ -142,7 +140,6 @@ def _augment(config: Config, test: bool) -> Augmented:
 
     width = _check_backbone(config, train, ends)
     baseline = train_baseline(config, cache, dataset, test)
-    start_logging(None, config["state"])  # the baseline's log has ended
     weights, _ = checkpoint.load(checkpoint.find(baseline.run_dir, BEST))
     guide = files.digest(checkpoint.split(weights, "model"))
     shaped_by = {
@@ -474,7 +471,7 @@ def _train(
             stop.check(place)
         model.load_state_dict(fitting.best)
         fitting.save()
-        tracked.finish({"best_epoch": state["best_epoch"], "loss": state["best"]})
+        tracked.on_end({"best_epoch": state["best_epoch"], "loss": state["best"]})
     logger.info(
         f"diffuser: best epoch {state['best_epoch']} of {state['epoch']}, training loss "
         f"{state['train'][state['best_epoch'] - 1]:.4f}"

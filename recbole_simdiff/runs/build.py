@@ -10,9 +10,9 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import FlatDataset, create_dataset
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, Metrics
 from recbole_simdiff.models.registry import build_model
-from recbole_simdiff.training.trainer import PlanTrainer
 
 PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
 
@@ -48,32 +48,32 @@ class Found(NamedTuple):
     rankings: dict[Any, Tensor]
 
 
-def evaluate_splits(trainer: PlanTrainer, valid_data: Any, test_data: Any) -> Found:
+def evaluate_splits(evaluator: Evaluator, valid_data: Any, test_data: Any) -> Found:
     """Both splits under both protocols, and test by input length and over sampling seeds."""
-    config, splits = trainer.config, {}
+    config, splits = evaluator.config, {}
     by_length: dict[str, Metrics] = {}
     rankings: dict[Any, Tensor] = {}
     sampling: dict[str, Any] = {}
     show = config["show_progress"]
     if valid_data:
-        splits["valid"] = trainer.evaluate_protocols(valid_data, PROTOCOLS, show)
+        splits["valid"] = evaluator.evaluate(valid_data, PROTOCOLS, show)
     if test_data:
-        splits["test"], by_length, rankings = trainer.evaluate_in_detail(
+        splits["test"], by_length, rankings = evaluator.evaluate_in_detail(
             test_data, config["length_groups"], show
         )
         several = "sampling_seeds" in config and config["sampling_seeds"] > 1
-        if several and trainer.model.reseed_sampling(config["sampling_seed"]):
-            sampling = _over_sampling_seeds(trainer, test_data, splits["test"][KEPT])
+        if several and evaluator.model.reseed_sampling(config["sampling_seed"]):
+            sampling = _over_sampling_seeds(evaluator, test_data, splits["test"][KEPT])
     return Found(splits, by_length, sampling, rankings)
 
 
-def _over_sampling_seeds(trainer: PlanTrainer, test_data: Any, first: Metrics) -> dict[str, Any]:
+def _over_sampling_seeds(evaluator: Evaluator, test_data: Any, first: Metrics) -> dict[str, Any]:
     """Mean and standard deviation of the test metrics over the model's sampling seeds."""
-    model, config = trainer.model, trainer.config
+    model, config = evaluator.model, evaluator.config
     own, found = config["sampling_seed"], [first]
     for offset in range(1, config["sampling_seeds"]):
         model.reseed_sampling(own + offset)
-        found.append(trainer.evaluate_protocols(test_data, (KEPT,), config["show_progress"])[KEPT])
+        found.append(evaluator.evaluate(test_data, (KEPT,), config["show_progress"])[KEPT])
     model.reseed_sampling(own)
     spread = {
         name: {

@@ -2,13 +2,12 @@
 
 import logging
 import secrets
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from recbole_simdiff import distributed, files
+from recbole_simdiff import distributed, files, log
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
 
@@ -71,14 +70,26 @@ class _LogFile(logging.FileHandler):
         """No traceback."""
 
 
-def start_logging(run_dir: Path | None, level: str = "INFO") -> None:
-    """Log to the terminal and, with a run folder, to ``<run>.log`` in it; process 0 alone does."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if run_dir is not None:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            handlers.append(_LogFile(_log(run_dir)))
-        except OSError as error:
-            raise _unwritable(run_dir, error) from error
-    level = level.upper() if distributed.rank() == 0 else "CRITICAL"
-    logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
+@contextmanager
+def logged(config: Config, run_dir: Path | None = None) -> Iterator[None]:
+    """Within the block, log from the level ``state``; with a run folder to its log, too.
+
+    Of several processes the first one alone logs.
+
+    Args:
+        config (Config): resolved configuration.
+        run_dir (Path | None): folder of a run.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    level = config["state"].upper() if distributed.rank() == 0 else "CRITICAL"
+    with ExitStack() as logging_here:
+        logging_here.enter_context(log.at_level(level))
+        if run_dir is not None:
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+                logging_here.enter_context(log.also_to(_LogFile(_log(run_dir))))
+            except OSError as error:
+                raise _unwritable(run_dir, error) from error
+        yield

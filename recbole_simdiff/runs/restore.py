@@ -13,15 +13,15 @@ from recbole_simdiff.config.config import CHECKPOINT, OVERRIDES, Config
 from recbole_simdiff.config.keys import EVALUATION_KEYS, RESUMABLE_KEYS
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.rankings import save_rankings
 from recbole_simdiff.log import logger
 from recbole_simdiff.runs.build import PSEUDO, evaluate_splits, prepare
-from recbole_simdiff.runs.folder import start_logging
+from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.result import RunResult, _result
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import Progress
-from recbole_simdiff.training.trainer import PlanTrainer, check_tensorboard
 
 # What the code did before a setting was there, where that is not the setting's default.
 FORMER = {"SimDiffRec": {"rounding": "tied", "reverse_clamp": "none"}}
@@ -65,9 +65,9 @@ def restore(
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *model_class.evaluation_keys)
     config = stored_config(content, overrides or {}, allowed, origin)
-    start_logging(None, config["state"])
-    dataset, *loaders, model = prepare(config, tensors.get(PSEUDO))
-    logger.info(f"{config['dataset']}: {dataset.statistics}")
+    with logged(config):
+        dataset, *loaders, model = prepare(config, tensors.get(PSEUDO))
+        logger.info(f"{config['dataset']}: {dataset.statistics}")
     check_same_data(path, tensors, content, dataset)
     load_model_state(model, checkpoint.split(tensors, "model"), path)
     return Restored(path, config, dataset, tuple(loaders), model, content)
@@ -93,7 +93,6 @@ def evaluate(
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
-    check_tensorboard()
     path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
         place, overrides, origin
     )
@@ -102,10 +101,10 @@ def evaluate(
             f"{path} was trained on everything, so there is nothing to evaluate on: eval_args has "
             f"split={config['eval_args']['split']}. The command recommend uses it"
         )
-    trainer = PlanTrainer(config, model, path.parent)
-    trainer.eval_collector.data_collect(train_data)
-    with telling_memory(config, path):
-        found = evaluate_splits(trainer, valid_data, test_data if test else None)
+    evaluator = Evaluator(config, model, config["device"])
+    evaluator.data_collect(train_data)
+    with logged(config), telling_memory(config, path):
+        found = evaluate_splits(evaluator, valid_data, test_data if test else None)
     if found.rankings:
         save_rankings(found.rankings, dataset, train_data._dataset, path.parent)
     progress = Progress(**content["progress"])

@@ -1,7 +1,7 @@
 """One training and its test: the only road every command takes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +17,14 @@ from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
 from recbole_simdiff.runs.build import PSEUDO, evaluate_splits, prepare
-from recbole_simdiff.runs.folder import _made, claimed, start_logging
+from recbole_simdiff.runs.folder import _made, claimed, logged
 from recbole_simdiff.runs.processes import _join_processes
 from recbole_simdiff.runs.restore import check_same_data, check_same_settings, evaluate
 from recbole_simdiff.runs.result import RESULT, TRACKED, RunResult, _result, read_result, versions
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
-from recbole_simdiff.training.progress import Progress
-from recbole_simdiff.training.trainer import PlanTrainer, check_tensorboard
+from recbole_simdiff.training.progress import Listener, check_tensorboard
+from recbole_simdiff.training.trainer import PlanTrainer
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     run_dir: Path | None = None,
     pseudo: Tensor | None = None,
     augmentation: dict[str, Any] | None = None,
-    report: Callable[[Progress], None] | None = None,
+    listeners: Sequence[Listener] = (),
     test: bool = True,
 ) -> RunResult:
     """Train, select on validation, test once, save.
@@ -44,7 +44,7 @@ def run(
         run_dir (Path | None): folder of this run; a fresh one under ``checkpoint_dir`` by default.
         pseudo (LongTensor | None): invented items of each user, [users, M]; kept in the checkpoint.
         augmentation (dict | None): what is known about them, for the result.
-        report (Callable | None): see ``PlanTrainer``.
+        listeners (Sequence): are told of every epoch and of the result.
         test (bool): False leaves the test part unread, as a search over settings must.
 
     Returns:
@@ -60,11 +60,10 @@ def run(
     """
     tracking.check_libraries(config)
     check_tensorboard()
-    start_logging(None, config["state"])
-    with ExitStack() as lock:
+    with logged(config), ExitStack() as held:
         if resume:
-            lock.enter_context(claimed(resume.parent))
-        return _run(config, resume, run_dir, pseudo, augmentation, report, test, lock)
+            held.enter_context(claimed(resume.parent))
+        return _run(config, resume, run_dir, pseudo, augmentation, listeners, test, held)
 
 
 def _run(
@@ -73,11 +72,11 @@ def _run(
     run_dir: Path | None,
     pseudo: Tensor | None,
     augmentation: dict[str, Any] | None,
-    report: Callable[[Progress], None] | None,
+    listeners: Sequence[Listener],
     test: bool,
-    lock: ExitStack,
+    held: ExitStack,
 ) -> RunResult:
-    """See ``run``; ``lock`` takes that of a folder which is made once nothing can be refused."""
+    """See ``run``; ``held`` takes lock and log of a folder, made once nothing can be refused."""
     stored: tuple[dict[str, Tensor], dict[str, Any]] = (
         load_run(resume, resumable=True) if resume else ({}, {})
     )
@@ -99,8 +98,8 @@ def _run(
         run_dir = resume.parent
     else:
         run_dir = Path(distributed.of_first(str(_made(config, run_dir))))
-        lock.enter_context(claimed(run_dir))
-    start_logging(run_dir, config["state"])
+        held.enter_context(claimed(run_dir))
+    held.enter_context(logged(config, run_dir))
     logger.info(f"{config['dataset']}: {dataset.statistics}")
     logger.info(
         f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
@@ -111,18 +110,19 @@ def _run(
             f"trained on everything for epochs={config['epochs']}; nothing is validated or tested: "
             f"eval_args has split={config['eval_args']['split']}"
         )
-    trainer = PlanTrainer(config, model, run_dir, payload, data, report)
+    trainer = PlanTrainer(config, model, run_dir, payload, data)
     if resume:
         trainer.resume(resume)
         if trainer.progress.step > len(train_data):
             raise checkpoint.foreign(resume, f"its progress.step is {trainer.progress.step}")
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     with tracking.tracked(config, run_dir) as tracked:
+        told = (tracked, *listeners)
         tracked.send(trainer.progress.log)
         with trainer.stoppable(), telling_memory(config, run_dir / LAST):
-            progress = trainer.fit(train_data, valid_data, config["show_progress"], tracked.send)
+            progress = trainer.fit(train_data, valid_data, config["show_progress"], told)
             trainer.load_weights(run_dir / BEST)
-            found = evaluate_splits(trainer, valid_data, test_data if test else None)
+            found = evaluate_splits(trainer.evaluator, valid_data, test_data if test else None)
         result = _result(config, dataset, found, progress, run_dir, augmentation, test)
         if distributed.rank() > 0:
             return result
@@ -130,7 +130,8 @@ def _run(
             save_rankings(found.rankings, dataset, train_data._dataset, run_dir)
         text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
         files.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
-        tracked.finish({name: getattr(result, name) for name in TRACKED})
+        for listener in told:
+            listener.on_end({name: getattr(result, name) for name in TRACKED})
     return result
 
 
@@ -138,7 +139,7 @@ def run_once(
     config: Config,
     run_dir: Path,
     begin: Callable[..., RunResult] | None = None,
-    report: Callable[[Progress], None] | None = None,
+    listeners: Sequence[Listener] = (),
     test: bool = True,
 ) -> RunResult:
     """The run of this folder: its result where it is finished, continued where it is not.
@@ -149,7 +150,7 @@ def run_once(
         config (Config): resolved configuration, always the same one for the same folder.
         run_dir (Path): see ``fingerprint`` for a name.
         begin (Callable | None): what starts it, called as ``run``, which it is by default.
-        report (Callable | None): see ``PlanTrainer``.
+        listeners (Sequence): see ``run``.
         test (bool): whether the test part is read.
 
     Raises:
@@ -168,7 +169,7 @@ def run_once(
                 return result
         elif last:
             begin = run
-        return begin(config, resume=last, run_dir=run_dir, report=report, test=test)
+        return begin(config, resume=last, run_dir=run_dir, listeners=listeners, test=test)
 
 
 def _payload(config: Config, dataset: FlatDataset) -> dict[str, Any]:

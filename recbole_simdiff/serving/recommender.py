@@ -13,9 +13,9 @@ from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, load_model_state
 from recbole_simdiff.config.config import AUGMENTED
 from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.evaluation.evaluator import require_numbers
 from recbole_simdiff.runs.restore import stored_config
 from recbole_simdiff.runs.stored import load_run
-from recbole_simdiff.training.trainer import require_numbers
 
 
 class Recommendation(NamedTuple):

@@ -13,7 +13,6 @@ warning, and nothing is sent to it until the end of the training, when what is m
 """
 
 import importlib
-import logging
 import os
 import secrets
 import sys
@@ -27,7 +26,9 @@ from recbole_simdiff import distributed, files
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.evaluation.protocols import Metrics
+from recbole_simdiff.log import logger
 from recbole_simdiff.modules.random_state import preserved_rng
+from recbole_simdiff.training.progress import Listener, Progress
 
 IDENTITY = "tracked_as"  # file in a run's folder: what its tracked runs are found by
 
@@ -43,8 +44,6 @@ _PATIENCE = {
 }
 
 _PARAMETERS = 100  # MLflow takes so many at once
-
-logger = logging.getLogger()
 
 
 class Tracker(Protocol):
@@ -150,7 +149,7 @@ class MLflow(Tracker):
         self.client.set_terminated(self.run_id, status)
 
 
-class Tracking:
+class Tracking(Listener):
     """The tracked runs of one training: none, one or two."""
 
     def __init__(self) -> None:
@@ -184,12 +183,12 @@ class Tracking:
             if tracker not in self._silent:
                 self._attempt(tracker, self._catch_up, "what is missing is sent when training ends")
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Note the result, which is sent when the training ends.
+    def on_epoch(self, entry: Mapping[str, Any], progress: Progress) -> None:
+        """See ``Listener``."""
+        self.send(progress.log)
 
-        Args:
-            result (Mapping): name -> number, or such a mapping; None is left out.
-        """
+    def on_end(self, result: Mapping[str, Any]) -> None:
+        """Note the result, which is sent when the block of ``tracked`` ends."""
         self._result = dict(_flat("result", result))
 
     def end(self, status: str) -> None:

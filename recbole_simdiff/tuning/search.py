@@ -43,13 +43,13 @@ from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.protocols import KEPT, kept, protocol_name
 from recbole_simdiff.experiments import tables
 from recbole_simdiff.experiments.execute import data_checksum
+from recbole_simdiff.log import logger, terminal
 from recbole_simdiff.pipelines.diffuasr import run_augmented
-from recbole_simdiff.runs.folder import start_logging
 from recbole_simdiff.runs.identity import code, fingerprint
 from recbole_simdiff.runs.result import RunResult, aligned, versions
 from recbole_simdiff.runs.run import run, run_once
 from recbole_simdiff.training.interrupt import StopRequest
-from recbole_simdiff.training.progress import Progress
+from recbole_simdiff.training.progress import OnValidation, Progress
 from recbole_simdiff.tuning.space import Dimension
 
 # Engine -> what it can do, its default first, in RecBole's words.
@@ -74,8 +74,6 @@ RETRIES = 2  # of a trial whose process died
 
 # What a setting that cannot work raises, when built or trained; anything else ends the search.
 _IMPOSSIBLE = (UserError, TrainingDiverged, ValueError, RuntimeError, ArithmeticError)
-
-logger = logging.getLogger()
 
 
 @dataclass(frozen=True)
@@ -166,11 +164,12 @@ class Search:
 
         Args:
             config (Config): of the setting.
-            report (Callable | None): see ``PlanTrainer``.
+            report (Callable | None): called with the progress after every validation.
             test (bool): whether the test part is read.
         """
         begin = run_augmented if self.model == AUGMENTED else run
-        return run_once(config, self.run_dir(config), begin, report, test)
+        listeners = [OnValidation(report)] if report else []
+        return run_once(config, self.run_dir(config), begin, listeners, test)
 
     def score(self, metrics: Mapping[str, float]) -> float:
         """What is compared.
@@ -384,7 +383,6 @@ def tune(search: Search) -> list[Trial]:
         Interrupted: after a signal; the same command continues.
     """
     engine = {"optuna": _tune_optuna, "hyperopt": _tune_hyperopt, "ray": _tune_ray}[search.engine]
-    start_logging(None)
     try:
         trials = engine(search)
     except Interrupted as stop:
@@ -413,7 +411,6 @@ def test(search: Search, best: Trial) -> RunResult:
     Raises:
         Interrupted: after a signal; the same command continues.
     """
-    start_logging(None)
     try:
         return search.measure(search.config(best.values), test=True)
     except Interrupted as stop:
@@ -447,12 +444,9 @@ class _Screen(io.TextIOBase):
         """Within the block, what is written to standard error goes to the bar."""
         try:
             with contextlib.redirect_stderr(self):
-                start_logging(None)
                 yield
         finally:
             self.bar.set_postfix_str("")
-            with contextlib.redirect_stderr(self.terminal):
-                start_logging(None)
 
     def show(self, trials: Sequence[Trial]) -> None:
         """Lines for trials that were not shown yet."""
@@ -461,7 +455,8 @@ class _Screen(io.TextIOBase):
                 self.shown.add(trial.number)
                 setting = ", ".join(f"{k}={_short(v)}" for k, v in trial.values.items())
                 score = "" if trial.score is None else f" {self.search.metric} {trial.score:.5f}"
-                with tqdm.external_write_mode():
+                # Hyperopt puts a stream of its own in the place of standard error.
+                with contextlib.redirect_stderr(self.terminal), tqdm.external_write_mode():
                     logger.info(
                         f"trial {trial.number} {trial.state}{score}, {trial.epochs} epochs: "
                         f"{setting}" + (f" ({trial.error})" if trial.error else "")
@@ -708,10 +703,9 @@ def _work(search: Search, threads: int, log: Path) -> None:
     signal.signal(signal.SIGTERM, stop)
     # Open to the end, for the traceback of what may go wrong.
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-    start_logging(None)
     torch.set_num_threads(threads)
     quiet = replace(search, settings={**search.settings, "show_progress": False})
-    with contextlib.suppress(Interrupted, KeyboardInterrupt):
+    with terminal(), contextlib.suppress(Interrupted, KeyboardInterrupt):
         study = _open_study(search)
         _work_on(search, study, _Screen(quiet, _recorded(search, study)))
 

@@ -10,7 +10,6 @@ three words for a parameter and evaluates choices as Python; here they are liter
 """
 
 import ast
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from recbole_simdiff.config.layers import parse_value, properties_dir
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.log import logger
 
 # Type -> what stands after it.
 FORMS = {
@@ -29,8 +29,6 @@ FORMS = {
 }
 
 _INSIDE = (math.sqrt(5) - 1) / 2  # of a range: no simple fraction, so no whole number by chance
-
-logger = logging.getLogger()
 
 
 @dataclass(frozen=True)

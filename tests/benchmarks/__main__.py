@@ -179,8 +179,8 @@ class Bench:
         train, _, test_data = create_loaders(ours_config, create_dataset(ours_config))
         ours_model = ours_config.model_class(ours_config, train._dataset)
         trainer = PlanTrainer(ours_config, ours_model, Path(self.folder))
-        one = timed(lambda: trainer.evaluate_protocols(test_data, PROTOCOLS[:1]))
-        both = timed(lambda: trainer.evaluate_protocols(test_data, PROTOCOLS))
+        one = timed(lambda: trainer.evaluator.evaluate(test_data, PROTOCOLS[:1]))
+        both = timed(lambda: trainer.evaluator.evaluate(test_data, PROTOCOLS))
         print(
             f"full evaluation: RecBole {theirs:.2f} s, ours {one:.2f} s ({one / theirs:.2f}), "
             f"both protocols {both:.2f} s ({both / theirs:.2f})",

@@ -97,7 +97,7 @@ def test_sampled_evaluation_still_works(build: Any, tmp_path: Path) -> None:
     for mode in ("full", "uni2"):
         config, _, valid, test, model = build(eval_args={**split, "mode": mode})
         trainer = PlanTrainer(config, model, tmp_path)
-        results[mode] = [trainer.evaluate_protocols(part) for part in (valid, test)]
+        results[mode] = [trainer.evaluator.evaluate(part) for part in (valid, test)]
     for result in results["uni2"]:
         assert list(result) == [KEPT]
         assert result[KEPT]["hit@5"] == 1.0  # the target and two others are ranked

@@ -49,7 +49,7 @@ def test_benchmark_files_load_train_and_evaluate(
     assert sum(map(len, batches)) == 3
     losses = network.calculate_loss(batches[0])
     assert torch.isfinite(sum(losses) if isinstance(losses, tuple) else losses)
-    result = PlanTrainer(config, network, tmp_path).evaluate_protocols(test)
+    result = PlanTrainer(config, network, tmp_path).evaluator.evaluate(test)
     assert result[KEPT]["hit@5"] == 1.0  # there are five items
 
 

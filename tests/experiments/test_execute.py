@@ -233,17 +233,30 @@ def test_lines_of_other_settings_are_not_taken(experiment: Any, tmp_path: Path) 
 
 
 def test_what_other_code_made_is_made_again_and_said(
-    done: Any, monkeypatch: Any, capsys: Any
+    done: Any, monkeypatch: Any, caplog: Any
 ) -> None:
+    caplog.set_level("INFO")
     _, path, _ = done(seeds=[1], rows={"SimDiffRec": {}})
-    assert "0 runs there, 1 to do\n" in capsys.readouterr().err
+    assert caplog.messages[0].endswith("0 runs there, 1 to do")
+    caplog.clear()
     monkeypatch.setattr(identity, "code", lambda: "of tomorrow")
     done(seeds=[1], rows={"SimDiffRec": {}})
-    assert (
-        "0 runs there, 1 to do, 1 of them again, made before by other code"
-        in capsys.readouterr().err
-    )
+    again = "0 runs there, 1 to do, 1 of them again, made before by other code"
+    assert again in caplog.messages[0]
     assert len(read_lines(path)) == 2
+
+
+def test_a_run_tells_the_experiment_its_epochs(done: Any, monkeypatch: Any) -> None:
+    """By number, whatever the lines of its log say."""
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        execute.tqdm, "set_postfix_str", lambda bar, text: seen.append((bar.n, text))
+    )
+    done(seeds=[1], rows={"SASRec": {}})
+    epochs = [text for n, text in seen if text.startswith("train epoch")]
+    assert {n for n, _ in seen} == {0, 1}
+    assert len(epochs) == 2  # each as a line of the log, and as a number with that line
+    assert epochs[0] == epochs[1]
 
 
 def test_lost_rankings_are_made_again_without_training(done: Any) -> None:

@@ -27,6 +27,7 @@ from recbole_simdiff.config import config as config_module
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import read_yaml
 from recbole_simdiff.errors import Interrupted, UserError
+from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT
 from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import report
@@ -105,7 +106,7 @@ def by_rate(monkeypatch: pytest.MonkeyPatch) -> None:
         names = [f"{m.lower()}@{k}" for m in self.config["metrics"] for k in self.config["topk"]]
         return {protocol: dict.fromkeys(names, value) for protocol in protocols}
 
-    monkeypatch.setattr(PlanTrainer, "evaluate_protocols", rate)
+    monkeypatch.setattr(Evaluator, "evaluate", rate)
 
 
 def rows(search: Search) -> list[dict[str, str]]:
@@ -597,7 +598,7 @@ def test_a_fault_of_the_program_ends_the_search(
 def test_a_score_that_is_no_number_is_a_failure(
     prepare: Any, by_rate: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = PlanTrainer.evaluate_protocols
+    stock = Evaluator.evaluate
 
     def spoil(self: Any, *given: Any) -> Any:
         found = stock(self, *given)
@@ -605,7 +606,7 @@ def test_a_score_that_is_no_number_is_a_failure(
             found[KEPT][METRIC] = math.nan
         return found
 
-    monkeypatch.setattr(PlanTrainer, "evaluate_protocols", spoil)
+    monkeypatch.setattr(Evaluator, "evaluate", spoil)
     trials = tuning.tune(prepare(RATES, options={"algo": "exhaustive"}))
     (failed,) = [trial for trial in trials if trial.state == FAILED]
     assert failed.error == f"ValueError: {METRIC} is nan"

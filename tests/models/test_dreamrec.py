@@ -894,8 +894,8 @@ def test_metrics_repeat_and_do_not_depend_on_the_batch(build: Any, tmp_path: Pat
         for denoiser in OPTIONS["denoiser"]:
             config, _, valid, _, model = build("DreamRec", eval_batch_size=size, denoiser=denoiser)
             trainer = PlanTrainer(config, model, tmp_path)
-            first = trainer.evaluate_protocols(valid)
-            assert trainer.evaluate_protocols(valid) == first
+            first = trainer.evaluator.evaluate(valid)
+            assert trainer.evaluator.evaluate(valid) == first
             results.append(first)
     assert results[:2] == results[2:]
 

@@ -19,6 +19,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.eclsr import ALL_TERMS, ECLSR, WITHOUT_DISCRIMINATOR
 from recbole_simdiff.modules.losses import info_nce
 from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.training.progress import OnValidation
 from recbole_simdiff.training.trainer import PlanTrainer
 
 MAX_LENGTH = 6
@@ -596,15 +597,9 @@ def test_two_stages(build: Any, tmp_path: Any) -> None:
     """Invariant 16: then only the first two terms, from the best epoch on; the score only grows."""
     config, train, valid, _, model = build("ECLSR", stages=2, epochs=3, **dict.fromkeys(TERMS, 0.1))
     trainer = PlanTrainer(config, model, tmp_path / "run")
-    best, stock = [], trainer._compare
-
-    def compare(result: Any) -> bool:
-        better = stock(result)
-        best.append(trainer.progress.best_score)
-        return better
-
-    trainer._compare = compare
-    log = trainer.fit(train, valid).log
+    best: list[Any] = []
+    listener = OnValidation(lambda progress: best.append(progress.best_score))
+    log = trainer.fit(train, valid, listeners=[listener]).log
     assert [entry["phase"] for entry in log] == [ALL_TERMS] * 3 + [WITHOUT_DISCRIMINATOR] * 3
     for entry in log[:3]:
         assert all(value > 0 for value in entry["loss"].values())

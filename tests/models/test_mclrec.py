@@ -515,10 +515,10 @@ def test_a_checkpoint_holds_extractors_and_both_optimisers(build: Any, tmp_path:
         assert torch.equal(more.model.state_dict()[name], value), name
     for key, optimizer in whole.optimizers.items():
         assert moments(optimizer) == moments(more.optimizers[key])
-    found = whole.evaluate_protocols(valid)
-    assert more.evaluate_protocols(valid) == found
+    found = whole.evaluator.evaluate(valid)
+    assert more.evaluator.evaluate(valid) == found
     stock = Trainer(more.config, more.model)  # masks what the loader says, and rounds
-    stock.eval_collector.data_collect(train)
+    stock.evaluator.data_collect(train)
     places = more.config["metric_decimal_place"]
     expected = {name: round(value, places) for name, value in found[REMOVED].items()}
     assert stock.evaluate(valid, load_best_model=False) == expected

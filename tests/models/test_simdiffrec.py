@@ -1710,8 +1710,8 @@ def ranked_by(monkeypatch: Any, movies: Any, tmp_path: Any, score: Any) -> Any:
     model = SimDiffRec(config, train.dataset)
     monkeypatch.setattr(model, "full_sort_predict", score)
     trainer = PlanTrainer(config, model, tmp_path)
-    trainer.eval_collector.data_collect(train)
-    return trainer.evaluate_protocols(valid)
+    trainer.evaluator.data_collect(train)
+    return trainer.evaluator.evaluate(valid)
 
 
 def test_perfect_scores_get_perfect_metrics(monkeypatch, movies, tmp_path):

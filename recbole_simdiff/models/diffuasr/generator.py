@@ -33,7 +33,6 @@ Differences, tagged where they are made: Paper / Code / Here.
 The released behaviour, without that last point, is `preset: official`.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +47,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.process import AffineProcess
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.log import logger
 from recbole_simdiff.models.diffuasr.guide import KINDS, Guide
 from recbole_simdiff.models.diffuasr.sunet import SUNet
 from recbole_simdiff.modules.losses import logit_blocks
@@ -67,7 +67,6 @@ LEAST_CONDITION = 3  # items that must follow a training target [Code]
 
 ROWS = 256  # users denoised at once; more is slower, for activations leave the processor's cache
 
-logger = logging.getLogger()
 
 OPTIONS = {
     "augmenter": ("diffuasr", "random", "random_seq"),

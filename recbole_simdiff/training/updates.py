@@ -1,0 +1,135 @@
+"""The optimiser steps of a phase: which parameters move, by which loss."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from recbole_simdiff import distributed
+from recbole_simdiff.evaluation.protocols import Metrics
+from recbole_simdiff.modules.plan import Phase, Update
+
+
+def updates_of(model: Any, phase: Phase) -> tuple[Update, ...]:
+    """What a phase does with each batch: its own updates, or one over all parameters."""
+    return phase.updates or (Update("", list(model.parameters()), model.calculate_loss),)
+
+
+def build_optimizers(
+    updates: Sequence[Update], build: Callable[[list[nn.Parameter]], Optimizer]
+) -> dict[str, Optimizer]:
+    """A fresh optimiser for each name among the updates.
+
+    Args:
+        updates (Sequence): of a phase.
+        build (Callable): parameters -> optimiser.
+
+    Returns:
+        dict: name in checkpoints -> optimiser.
+
+    Raises:
+        ValueError: if updates of one name have different parameters.
+    """
+    parameters: dict[str, list[nn.Parameter]] = {}
+    for update in updates:
+        own = parameters.setdefault(_key(update), list(update.parameters))
+        if list(map(id, own)) != list(map(id, update.parameters)):
+            raise ValueError(f"updates named {update.name!r} must have the same parameters")
+    return {key: build(own) for key, own in parameters.items()}
+
+
+def take_steps(
+    model: Any,
+    config: Any,
+    updates: Sequence[Update],
+    optimizers: Mapping[str, Optimizer],
+    batch: Any,
+    diverged: Callable[[str, float], NoReturn],
+) -> tuple[Metrics, Metrics]:
+    """All updates on a batch, one after the other.
+
+    Args:
+        model (SequentialRecommender): the model, on its device.
+        config (Config): resolved configuration.
+        updates (Sequence): of the phase.
+        optimizers (Mapping): as ``build_optimizers`` returned them.
+        batch (Interaction): on the device.
+        diverged (Callable): called with name and value of a loss part that is not finite, before
+            the update; it raises.
+
+    Returns:
+        tuple: value of each loss part, and of what the model monitors, by name. Where several
+        updates have one name, the values are those of the last one.
+    """
+    parts: Metrics = {}
+    monitor: Metrics = {}
+    for update in updates:
+        prefix = f"{update.name}." if len(updates) > 1 else ""
+        with _others_constant(model, update):
+            optimizer = optimizers[_key(update)]
+            optimizer.zero_grad()
+            device = config["device"]
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config["enable_amp"]):
+                losses = update.loss(batch)
+            named = {prefix + name: loss for name, loss in _named_losses(losses).items()}
+            values, watched = _values(model, named)
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    diverged(name, value)
+            sum(named.values(), torch.zeros((), device=device)).backward()
+            distributed.sum_gradients(update.parameters)
+            if config["clip_grad_norm"]:
+                clip_grad_norm_(update.parameters, **config["clip_grad_norm"])
+            optimizer.step()
+        parts, monitor = parts | values, monitor | watched
+    return parts, monitor
+
+
+def _values(model: Any, losses: Mapping[str, Tensor]) -> tuple[Metrics, Metrics]:
+    """Numbers of the loss parts and of what the model monitors, over all processes.
+
+    They come from the device together. Means over a batch are those of all processes, each
+    counting the same.
+    """
+    n = distributed.n_processes()
+    monitor = {k: v.float() / n for k, v in model.monitored().items()}
+    values = distributed.summed(
+        torch.stack([*(loss.detach().float() for loss in losses.values()), *monitor.values()])
+    ).tolist()
+    parts = dict(zip(losses, values[: len(losses)], strict=True))
+    return parts, dict(zip(monitor, values[len(losses) :], strict=True))
+
+
+@contextmanager
+def _others_constant(model: nn.Module, update: Update) -> Iterator[None]:
+    """Within the block, parameters that the update does not move get no gradient."""
+    own = {id(parameter) for parameter in update.parameters}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+
+
+def _key(update: Update) -> str:
+    """Name of an update's optimiser in checkpoints."""
+    return f"optimizer_{update.name}" if update.name else "optimizer"
+
+
+def _named_losses(losses: Any) -> dict[str, Tensor]:
+    """Loss parts by name: fields of a NamedTuple, else ``loss`` or ``loss_1``, ``loss_2``, ..."""
+    if hasattr(losses, "_asdict"):
+        named = losses._asdict()
+    elif isinstance(losses, tuple):
+        named = {f"loss_{i}": loss for i, loss in enumerate(losses, start=1)}
+    else:
+        named = {"loss": losses}
+    return {name: loss.reshape(()) for name, loss in named.items()}  # TransRec's has shape [1]
