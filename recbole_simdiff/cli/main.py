@@ -632,7 +632,7 @@ def _tune(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     start_logging(None)
     config = _config(namespace, overrides)
     place = Path(namespace.space) if namespace.space else space.find_space(config.name)
-    search = tuning.plan(
+    search = tuning.new_search(
         config,
         space.read_space(place),
         _files(namespace),
@@ -647,7 +647,7 @@ def _tune(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     )
     trials = tuning.tune(search)
     print(tuning.summary(search, trials))
-    result = tuning.test(search, search.ranked(trials)[0])
+    result = tuning.test_best(search, search.ranked(trials)[0])
     _print_result(result)
     _print_place(result)
     return 0
