@@ -414,7 +414,7 @@ def test_ctrl_c_saves_once(begin: Any, tmp_path: Path) -> None:
 # Process 1 is killed in its tenth step.
 KILLED = """
 import os, signal, sys
-from recbole_simdiff.cli import main
+from recbole_simdiff.cli.main import main
 from recbole_simdiff.models.simdiffrec import SimDiffRec
 stock, calls = SimDiffRec.calculate_loss, []
 def calculate_loss(self, batch):

@@ -31,9 +31,13 @@ def test_wheel_ships_every_property_file(installed: Path, kind: str, least: int)
     assert inside == ours
 
 
+def test_the_wheel_says_that_it_is_typed(installed: Path) -> None:
+    assert (installed / "recbole_simdiff" / "py.typed").is_file()
+
+
 def test_wheel_trains_away_from_the_checkout(installed: Path, tmp_path: Path) -> None:
     script = (
-        "import recbole_simdiff, sys; from recbole_simdiff.cli import main; "
+        "import recbole_simdiff, sys; from recbole_simdiff.cli.main import main; "
         "print(recbole_simdiff.__file__); "
         "sys.exit(main(['--epochs=1', '--reverse_steps=1', '--MAX_ITEM_LIST_LENGTH=5',"
         " '--train_sampling=prefix_last', '--train_batch_size=2048', '--hidden_size=8',"

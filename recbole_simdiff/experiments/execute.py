@@ -30,7 +30,8 @@ from recbole_simdiff.config.config import AUGMENTED, Config
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
-from recbole_simdiff.experiments.spec import Experiment, RunSpec, check
+from recbole_simdiff.experiments.checks import check
+from recbole_simdiff.experiments.spec import Experiment, RunSpec
 from recbole_simdiff.pipelines.diffuasr import run_augmented
 from recbole_simdiff.runs.folder import start_logging
 from recbole_simdiff.runs.identity import ELSEWHERE_KEYS, fingerprint, short_key

@@ -59,7 +59,7 @@ def report(
     for dataset in experiment.datasets:
         configs: list[Any] = [p.config for p, _ in collected if p.spec.dataset == dataset]
         for protocol in PROTOCOLS:
-            found = tables.lines(experiment, cells, dataset, protocol)
+            found = tables.rows(experiment, cells, dataset, protocol)
             if not any(line.seeds for line in found):
                 continue
             caption = tables.caption(experiment, dataset, protocol, configs)

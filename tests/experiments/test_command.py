@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -22,11 +21,11 @@ from recbole_simdiff.experiments import analysis, execute, plots
 from recbole_simdiff.experiments.embeddings import Sequences, sequences
 from recbole_simdiff.experiments.execute import LINES
 from recbole_simdiff.experiments.plots import FORMATS
+from recbole_simdiff.runs import identity
 from recbole_simdiff.runs.result import RESULT, read_result
 from tests.conftest import write_inter
 from tests.experiments.conftest import tiny
 
-run_module = importlib.import_module("recbole_simdiff.run")
 MAGIC = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
 
@@ -213,7 +212,7 @@ def test_figures_and_analyses_of_what_is_there(
     assert "has no finished run of parts" in err
     # What shows results trains nothing, so neither other code nor missing data stop it.
     before = (files / "parts-analysis.csv").read_text()
-    monkeypatch.setattr(run_module, "code", lambda: "of tomorrow")
+    monkeypatch.setattr(identity, "code", lambda: "of tomorrow")
     shutil.rmtree(data_path / "toy")
     assert main("plot", path, "--figures=curves", models=())[:2] == (0, figures)
     code, _, err = main("analyze", path, "--by=length,train_count", models=())
