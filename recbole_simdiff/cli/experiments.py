@@ -213,6 +213,24 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             f"{spec.label(cell.row, cell.swept)} on {cell.dataset}": list(one.folders.values())
             for cell, one in cells.items()
         }
+    parts, rows = _tables(namespace, runs, metrics)
+    text, written = "\n\n".join(parts), (Path(f"{stem}-analysis.{kind}") for kind in ("md", "csv"))
+    for path, content in zip(written, (f"{text}\n", as_csv(rows)), strict=True):
+        report.write(path, content)
+    print(f"{text}\n\ntables: {stem}-analysis.md, .csv")
+    return 0
+
+
+def _tables(
+    namespace: argparse.Namespace, runs: Mapping[str, list[Path]], metrics: Sequence[str]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The tables of an analysis as Markdown, and their values as rows.
+
+    Args:
+        namespace (Namespace): parsed arguments.
+        runs (Mapping): label -> run folders.
+        metrics (Sequence): columns.
+    """
     table = Path(namespace.table) if namespace.table else None
     parts: list[str] = []
     rows: list[dict[str, Any]] = []
@@ -233,11 +251,7 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
                     for group, values in groups.items()
                     for m, value in values.items()
                 ]
-    text, written = "\n\n".join(parts), (Path(f"{stem}-analysis.{kind}") for kind in ("md", "csv"))
-    for path, content in zip(written, (f"{text}\n", as_csv(rows)), strict=True):
-        report.write(path, content)
-    print(f"{text}\n\ntables: {stem}-analysis.md, .csv")
-    return 0
+    return parts, rows
 
 
 def _stem(runs: Sequence[str], folder: Path) -> str:

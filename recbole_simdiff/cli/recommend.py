@@ -5,7 +5,7 @@ import csv
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from recbole_simdiff.cli.messages import printable
@@ -65,35 +65,49 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             [request.items for request in requests], namespace.k, namespace.seen == "drop"
         )
     for request, answer in zip(requests, found, strict=True):
-        unknown, shown = len(answer.unknown), ", ".join(answer.unknown[:10])
-        if unknown == len(request.items):
-            note = (
-                f"no known item, no recommendation: {shown or 'it is empty'} (items are separated "
-                f"by commas: {','.join(recommender.item_ids[1:4])})"
-            )
-        elif not answer.items:
-            note = "all items there are have been seen; --seen=keep ranks them, too"
-        elif unknown:
-            note = f"{unknown} unknown items left out: {shown}"
-        else:
-            continue
-        print(printable(f"{request.name}: {note}"), file=sys.stderr)
+        if note := _note(request, answer, recommender):
+            print(printable(f"{request.name}: {note}"), file=sys.stderr)
     if all(len(a.unknown) == len(r.items) for r, a in zip(requests, found, strict=True)):
         raise UserError("no history has an item of the training data")
+    _print(namespace.format, requests, found, recommender)
+    return 0
+
+
+def _note(
+    request: _Request, answer: inference.Recommendation, recommender: inference.Recommender
+) -> str:
+    """What is to be said about an answer: items that are not known, or nothing left to rank."""
+    unknown, shown = len(answer.unknown), ", ".join(answer.unknown[:10])
+    if unknown == len(request.items):
+        return (
+            f"no known item, no recommendation: {shown or 'it is empty'} (items are separated "
+            f"by commas: {','.join(recommender.item_ids[1:4])})"
+        )
+    if not answer.items:
+        return "all items there are have been seen; --seen=keep ranks them, too"
+    return f"{unknown} unknown items left out: {shown}" if unknown else ""
+
+
+def _print(
+    form: str,
+    requests: Sequence[_Request],
+    found: Sequence[inference.Recommendation],
+    recommender: inference.Recommender,
+) -> None:
+    """The answers on standard output: ``table``, ``json`` or ``csv``."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    if namespace.format == "csv":
+    if form == "csv":
         writer.writerow(["history", "rank", "item", "score"])
     for request, answer in zip(requests, found, strict=True):
         ranked = list(enumerate(zip(answer.items, answer.scores, strict=True), start=1))
-        if namespace.format == "json":
+        if form == "json":
             print(json.dumps({"history": request.name, **answer._asdict()}))
-        elif namespace.format == "csv":
+        elif form == "csv":
             writer.writerows([request.name, rank, i, f"{s:.6f}"] for rank, (i, s) in ranked)
         else:
             print(printable(request.name))
             for rank, (item, score) in ranked:
                 print(f"  {rank:>3}  {score:9.4f}  {printable(recommender.title(item))}")
-    return 0
 
 
 def _ids(text: str) -> list[str]:
