@@ -158,6 +158,37 @@ def load_experiment(place: str) -> Experiment:
 
 
 def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experiment:
+    _check_keys(content, source)
+    rows = _rows(content, source)
+    refuse(_mapping(content.get("settings"), f"{source}: settings"), source)
+    sweep = _sweep(content, source)
+    cited = content.get("cited")
+    reference = str(content.get("reference", next(iter(rows), "")))
+    if rows and reference not in rows:
+        raise UserError(f"{source}: reference={reference!r} is not one of {', '.join(rows)}")
+    datasets = tuple(map(str, _list(content["datasets"], f"{source}: datasets")))
+    if len(set(datasets)) < len(datasets):
+        raise UserError(f"{source}: datasets={[*datasets]} must be different")
+    return Experiment(
+        name=name,
+        kind=content["kind"],
+        title=str(content["title"]),
+        datasets=datasets,
+        seeds=seeds(content.get("seeds", [2020]), source),
+        rows=rows,
+        settings=_mapping(content.get("settings"), f"{source}: settings"),
+        sweep=sweep,
+        reference=reference,
+        metrics=_metrics(content.get("metrics", METRICS), source),
+        figures=figures(content.get("figures", ()), f"{source}: figures"),
+        cited=tuple(
+            _cited(part, source) for part in (_list(cited, f"{source}: cited") if cited else ())
+        ),
+    )
+
+
+def _check_keys(content: Mapping[str, Any], source: str) -> None:
+    """Refuse unknown keys, missing ones, and those that do not belong to the kind."""
     known = [key for key in Experiment.__dataclass_fields__ if key not in ("name", "command")]
     for key in content:
         if key not in known:
@@ -175,6 +206,9 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
         if needed != bool(value) or not isinstance(value, Mapping):
             wanted = "needs" if needed else "has no"
             raise UserError(f"{source}: kind={kind} {wanted} {key}, a mapping; got {value!r}")
+
+
+def _rows(content: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
     rows = {
         str(row): _mapping(own, f"{source}: row {row}")
         for row, own in content.get("rows", {}).items()
@@ -184,7 +218,10 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
             raise UserError(f"{source}: row {row!r} must have no comma in its label")
         _check_label(row, source)
         refuse({k for k in own if k != "model"} | content.get("sweep", {}).keys(), source)
-    refuse(_mapping(content.get("settings"), f"{source}: settings"), source)
+    return rows
+
+
+def _sweep(content: Mapping[str, Any], source: str) -> dict[str, list[Any]]:
     sweep = {
         key: _list(values, f"{source}: sweep of {key}")
         for key, values in content.get("sweep", {}).items()
@@ -192,29 +229,7 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
     for key, values in sweep.items():
         if any(isinstance(value, list | dict) for value in values):
             raise UserError(f"{source}: values of a sweep are numbers or text, not {key}={values}")
-    cited = content.get("cited")
-    reference = str(content.get("reference", next(iter(rows), "")))
-    if rows and reference not in rows:
-        raise UserError(f"{source}: reference={reference!r} is not one of {', '.join(rows)}")
-    datasets = tuple(map(str, _list(content["datasets"], f"{source}: datasets")))
-    if len(set(datasets)) < len(datasets):
-        raise UserError(f"{source}: datasets={[*datasets]} must be different")
-    return Experiment(
-        name=name,
-        kind=kind,
-        title=str(content["title"]),
-        datasets=datasets,
-        seeds=seeds(content.get("seeds", [2020]), source),
-        rows=rows,
-        settings=_mapping(content.get("settings"), f"{source}: settings"),
-        sweep=sweep,
-        reference=reference,
-        metrics=_metrics(content.get("metrics", METRICS), source),
-        figures=figures(content.get("figures", ()), f"{source}: figures"),
-        cited=tuple(
-            _cited(part, source) for part in (_list(cited, f"{source}: cited") if cited else ())
-        ),
-    )
+    return sweep
 
 
 def plain_experiment(

@@ -284,15 +284,6 @@ def test_trials_are_a_table(prepare: Any, by_rate: None) -> None:
     assert text[-1].endswith("--config_files=results/tune-SASRec-toy/best.yaml")
 
 
-@pytest.mark.parametrize("engine", ["optuna", "hyperopt"])
-def test_only_the_best_weights_are_kept(prepare: Any, by_rate: None, engine: str) -> None:
-    search = prepare(RATES, options={"engine": engine, "trials": 8})
-    best = search.ranked(tuning.tune(search))[0]
-    assert best.values == {"learning_rate": 0.03}
-    assert len(names(search, RESULT)) == 3
-    assert names(search, BEST) == names(search, LAST) == {best.run}
-
-
 def test_less_may_be_better(prepare: Any, by_rate: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Config, "_set_default_parameters", smaller(Config._set_default_parameters))
     search = prepare(RATES, options={"algo": "exhaustive"})
@@ -321,17 +312,6 @@ def test_a_tie_goes_to_the_earlier_trial(prepare: Any) -> None:
 
 
 # ---------------------------------------------------------------- resuming and sharing
-
-
-def test_the_same_command_goes_on_to_the_number_of_trials(prepare: Any, trained: list[int]) -> None:
-    first = tuning.tune(prepare(MIXED))
-    assert len(trained) == 3
-    assert tuning.tune(prepare(MIXED)) == first
-    assert len(trained) == 3
-    more = tuning.tune(prepare(MIXED, options={"trials": 5}))
-    assert len(trained) == 5
-    assert more[:3] == first
-    assert len({trial.values["hidden_dropout_prob"] for trial in more}) == 5
 
 
 def test_the_seed_decides(prepare: Any, tmp_path: Path) -> None:
@@ -562,50 +542,6 @@ def test_bad_trials_are_stopped_early(
     assert {row["state"] for row in rows(search)} == {trial.state for trial in trials}
 
 
-def test_an_impossible_combination_fails_with_its_reason_and_the_search_goes_on(
-    prepare: Any,
-) -> None:
-    text = "hidden_size choice [8,9]\nn_heads choice [1,2]\n"  # 9 is no multiple of 2
-    for options in ({"algo": "exhaustive"}, {"engine": "hyperopt", "trials": 12}):
-        search = prepare(text, options=options)
-        trials = tuning.tune(search)
-        assert {trial.state for trial in trials} == {DONE, FAILED}
-        failed, *_ = [trial for trial in trials if trial.state == FAILED]
-        assert failed.values == {"hidden_size": 9, "n_heads": 2}
-        reason = "UserError: model=SASRec cannot be built for dataset='toy': The hidden size (9)"
-        assert failed.error.startswith(reason)
-        assert failed.score is None
-        row, *_ = [row for row in rows(search) if row["state"] == FAILED]
-        assert row["error"] == failed.error
-        assert row[METRIC] == ""
-        assert tuning.tune(search)[: len(trials)] == trials  # nor is it tried again
-
-
-@pytest.mark.parametrize("engine", ["optuna", "hyperopt"])
-def test_when_every_trial_fails_the_commonest_reason_is_told(prepare: Any, engine: str) -> None:
-    search = prepare(RATES, options={"engine": engine}, hidden_size=9)
-    with pytest.raises(
-        UserError, match=r"none of 3 trials could be finished; 3 failed with .*size \(9\)"
-    ):
-        tuning.tune(search)
-    assert len(rows(search)) == 3
-    assert not (search.folder / tuning.BEST_SETTING).exists()
-
-
-def test_a_fault_of_the_program_ends_the_search(
-    prepare: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk or a bug is no property of a setting."""
-
-    def broken(*_: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(PlanTrainer, "save_state", broken)
-    for engine in ("optuna", "hyperopt"):
-        with pytest.raises(OSError, match="no space left"):
-            tuning.tune(prepare(RATES, options={"engine": engine}))
-
-
 def test_a_score_that_is_no_number_is_a_failure(
     prepare: Any, by_rate: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -621,6 +557,74 @@ def test_a_score_that_is_no_number_is_a_failure(
     trials = tuning.tune(prepare(RATES, options={"algo": "exhaustive"}))
     (failed,) = [trial for trial in trials if trial.state == FAILED]
     assert failed.error == f"ValueError: {METRIC} is nan"
+
+
+# ---------------------------------------------------------------- every engine
+
+
+@pytest.mark.parametrize("engine", ["optuna", "hyperopt"])
+class TestEveryEngine:
+    """But for Ray, whose trials are out of reach of a test in other processes."""
+
+    def test_the_same_command_goes_on_to_the_number_of_trials(
+        self, prepare: Any, trained: list[int], engine: str
+    ) -> None:
+        first = tuning.tune(prepare(MIXED, options={"engine": engine}))
+        assert len(trained) == 3
+        assert tuning.tune(prepare(MIXED, options={"engine": engine})) == first
+        assert len(trained) == 3
+        more = tuning.tune(prepare(MIXED, options={"engine": engine, "trials": 5}))
+        assert len(trained) == 5
+        assert more[:3] == first
+        assert len({trial.values["hidden_dropout_prob"] for trial in more}) == 5
+
+    def test_only_the_best_weights_are_kept(self, prepare: Any, by_rate: None, engine: str) -> None:
+        search = prepare(RATES, options={"engine": engine, "trials": 8})
+        best = search.ranked(tuning.tune(search))[0]
+        assert best.values == {"learning_rate": 0.03}
+        assert len(names(search, RESULT)) == 3
+        assert names(search, BEST) == names(search, LAST) == {best.run}
+
+    def test_an_impossible_combination_fails_with_its_reason_and_the_search_goes_on(
+        self, prepare: Any, engine: str
+    ) -> None:
+        text = "hidden_size choice [8,9]\nn_heads choice [1,2]\n"  # 9 is no multiple of 2
+        algo = "exhaustive" if engine == "optuna" else "bayes"
+        search = prepare(text, options={"engine": engine, "algo": algo, "trials": 12})
+        trials = tuning.tune(search)
+        assert {trial.state for trial in trials} == {DONE, FAILED}
+        failed, *_ = [trial for trial in trials if trial.state == FAILED]
+        assert failed.values == {"hidden_size": 9, "n_heads": 2}
+        reason = "UserError: model=SASRec cannot be built for dataset='toy': The hidden size (9)"
+        assert failed.error.startswith(reason)
+        assert failed.score is None
+        row, *_ = [row for row in rows(search) if row["state"] == FAILED]
+        assert row["error"] == failed.error
+        assert row[METRIC] == ""
+        assert tuning.tune(search)[: len(trials)] == trials  # nor is it tried again
+
+    def test_when_every_trial_fails_the_commonest_reason_is_told(
+        self, prepare: Any, engine: str
+    ) -> None:
+        search = prepare(RATES, options={"engine": engine}, hidden_size=9)
+        with pytest.raises(
+            UserError, match=r"none of 3 trials could be finished; 3 failed with .*size \(9\)"
+        ):
+            tuning.tune(search)
+        assert len(rows(search)) == 3
+        assert not (search.folder / tuning.BEST_SETTING).exists()
+
+    def test_a_fault_of_the_program_ends_the_search(
+        self, prepare: Any, monkeypatch: pytest.MonkeyPatch, engine: str
+    ) -> None:
+        """A full disk or a bug is no property of a setting."""
+
+        def broken(*_: Any) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(PlanTrainer, "save_state", broken)
+        with pytest.raises(OSError, match="no space left"):
+            tuning.tune(prepare(RATES, options={"engine": engine}))
 
 
 # ---------------------------------------------------------------- before the first trial
@@ -735,11 +739,6 @@ def test_recboles_hypertuning_does_the_search(
     assert "running parameters" not in capsys.readouterr().out
     assert len(trained) == 4
     assert "HYPEROPT_FMIN_SEED" not in os.environ
-    # The same command draws the same settings and reads their results.
-    assert tuning.tune(search) == trials
-    assert len(trained) == 4
-    assert tuning.tune(prepare(MIXED, options={"engine": "hyperopt", "trials": 5}))[:4] == trials
-    assert len(trained) == 5
 
 
 def test_an_exhaustive_search_tries_every_combination_once(prepare: Any) -> None:
