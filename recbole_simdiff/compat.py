@@ -2,12 +2,18 @@
 
 RecBole itself stays untouched. Faults of its data classes are closed by overrides in ``data.py``,
 those of its trainer in ``trainer.py`` and those of its configuration in ``config.py``; this module
-holds what has to happen to the process as a whole.
+holds what has to happen to the process as a whole. Every folder of this package that imports
+RecBole applies it first, in its ``__init__.py``.
 """
 
 import importlib.metadata
 import importlib.util
+import sys
 import warnings
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +66,35 @@ def restore_numpy_aliases() -> None:
             setattr(np, name, value)
 
 
+def defer_scikit_learn() -> None:
+    """Let RecBole's metrics import scikit-learn when AUC, MAE or RMSE is computed, and not before.
+
+    Symptom: ``recbole.evaluator.metrics``, which even RecBole's configuration imports, imports all
+    of scikit-learn and ``scipy.stats`` for three functions, a second at every start. It is imported
+    here, once, with functions of these names that import the real ones when they are called.
+    May go when RecBole imports them where it computes these metrics.
+    """
+    if "sklearn" in sys.modules or "recbole.evaluator.metrics" in sys.modules:
+        return
+    stand_in = ModuleType("sklearn.metrics")
+    for name in ("auc", "mean_absolute_error", "mean_squared_error"):
+        vars(stand_in)[name] = _deferred(name)
+    sys.modules["sklearn.metrics"] = stand_in
+    try:
+        importlib.import_module("recbole.evaluator.metrics")
+    finally:
+        del sys.modules["sklearn.metrics"]
+
+
+def _deferred(name: str) -> Callable[..., Any]:
+    """A function of ``sklearn.metrics``, which is imported when it is called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return vars(importlib.import_module("sklearn.metrics"))[name](*args, **kwargs)
+
+    return call
+
+
 def import_recbole_models() -> None:
     """Import RecBole's sequential models and leave autograd's anomaly detection as it was.
 
@@ -73,8 +108,10 @@ def import_recbole_models() -> None:
     torch.autograd.set_detect_anomaly(before)
 
 
+@cache
 def apply() -> None:
     """Apply every fix of this module; calling it again changes nothing."""
     require_recbole()
     restore_numpy_aliases()
+    defer_scikit_learn()
     import_recbole_models()

@@ -1,6 +1,8 @@
 """Who may import whom, what no module may do, and what every model and every name must have."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,6 +186,16 @@ def test_nobody_imports_what_needs_ray() -> None:
             assert not name.startswith(("recbole.quick_start", "ray")), module
 
 
+def test_a_folder_that_imports_recbole_mends_it_first() -> None:
+    """Also where a module of it is imported before anything else of the package."""
+    for module, path in MODULES.items():
+        names = {name.partition(".")[0] for name in imported(path.read_text())}
+        if "recbole" in names:
+            first, *_ = (n for n in ast.parse(MODULES[room(module)].read_text()).body[1:])
+            assert ast.unparse(first) == "from recbole_simdiff import compat", module
+            assert "\ncompat.apply()\n" in MODULES[room(module)].read_text(), module
+
+
 # ---------------------------------------------------------------- what no module may do
 
 
@@ -305,7 +317,16 @@ def test_missing_docstrings_would_be_seen() -> None:
     assert list(undocumented(ast.parse(source), "m")) == ["m.A.b", "m.d"]
 
 
+def test_importing_the_package_imports_next_to_nothing() -> None:
+    code = "import sys, recbole_simdiff; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "recbole", "numpy", "yaml"} & set(done.stdout.split())
+
+
 def test_the_public_names_exist() -> None:
+    assert set(recbole_simdiff.__all__) <= set(dir(recbole_simdiff))
+    with pytest.raises(AttributeError, match="module 'recbole_simdiff' has no attribute 'runn'"):
+        recbole_simdiff.runn  # noqa: B018
     assert recbole_simdiff.__all__ == sorted(recbole_simdiff.__all__)
     for name in recbole_simdiff.__all__:
         assert getattr(recbole_simdiff, name).__doc__

@@ -19,10 +19,13 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
+import recbole_simdiff
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, LAST
-from recbole_simdiff.cli import main as cli
+from recbole_simdiff.cli import settings
 from recbole_simdiff.cli.main import main
+from recbole_simdiff.cli.messages import printable, program
+from recbole_simdiff.cli.results import print_result
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import TrainingDiverged
 from recbole_simdiff.models.diffuasr.generator import DiffuASR
@@ -254,7 +257,9 @@ def test_an_empty_name_does_not_mean_the_default(
     call: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], key: str
 ) -> None:
     """As of a shell variable that is not set."""
-    monkeypatch.setattr(cli, "Config", None)  # else a failure of this test would be a long training
+    monkeypatch.setattr(
+        settings, "Config", None
+    )  # else a failure of this test would be a long training
     found = call(*command, f"--{key}=")
     assert found.code == 2
     assert f"error: --{key} is empty; give a value, or leave it out" in found.err
@@ -449,7 +454,7 @@ def test_control_characters_are_shown_as_escapes(recommend: Any, tmp_path: Path)
     assert rf"{shown}: 1 unknown items left out: \x1b]0;x\x07" in found.err
     assert "\x1b" not in found.out + found.err
     assert json.loads(recommend(f"--input={path}", "--format=json").out)["history"] == name
-    assert cli.printable("Amélie 👩\u200d🚀 \xa0") == "Amélie 👩\u200d🚀 \xa0"
+    assert printable("Amélie 👩\u200d🚀 \xa0") == "Amélie 👩\u200d🚀 \xa0"
 
 
 def test_ids_in_csv_are_those_of_the_data(call: Any, tmp_path: Path) -> None:
@@ -853,7 +858,7 @@ def test_the_spread_over_sampling_seeds_is_printed(capsys: pytest.CaptureFixture
     result = RunResult(
         {}, test, 0, 1, 1.0, 1.0, {}, config, {}, "here", sampling={"seeds": [3, 4, 5], **values}
     )
-    cli._print_result(result)
+    print_result(result)
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("test, history kept, over sampling seeds 3..5")
     assert [line.split()[-3:] for line in lines[start + 1 : start + 4]] == [
@@ -866,7 +871,7 @@ def test_the_spread_over_sampling_seeds_is_printed(capsys: pytest.CaptureFixture
 def test_without_validation_the_last_epoch_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     config = {"model": "SASRec", "dataset": "toy", "values": {"metric_decimal_place": 4}}
     test = {"history kept": {"hit@5": 0.5}}
-    cli._print_result(RunResult({}, test, None, 3, 1.0, 1.0, {}, config, {}, "here"))
+    print_result(RunResult({}, test, None, 3, 1.0, 1.0, {}, config, {}, "here"))
     assert "SASRec on toy: nothing to validate on, the last of 3 epochs," in capsys.readouterr().out
 
 
@@ -882,7 +887,7 @@ def test_how_to_continue_is_said_in_the_words_of_the_call(
     monkeypatch: pytest.MonkeyPatch, called: str, shown: str
 ) -> None:
     monkeypatch.setattr("sys.argv", [called])
-    assert cli._program() == shown
+    assert program() == shown
 
 
 def test_memory_that_runs_out_is_no_mistake_of_the_user(
@@ -979,12 +984,33 @@ def test_a_checkpoint_that_may_not_be_read(
 def started(given: list[str], streams: str) -> tuple[int, str, str]:
     """Exit code and output of the program, started by a shell with these redirections."""
     script = shlex.join([sys.executable, "-m", "recbole_simdiff", *given])
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(recbole_simdiff.__file__).parents[1])}
     found = subprocess.run(
         ["sh", "-c", f"{script} {streams}"], capture_output=True, text=True, env=environment
     )
     assert "Traceback" not in found.stderr
     return found.returncode, found.stdout, found.stderr
+
+
+def imported(arguments: list[str]) -> set[str]:
+    """Modules of a process that ran a command."""
+    code = (
+        "import sys\nfrom recbole_simdiff.cli.main import main\n"
+        f"try:\n    code = main({arguments})\nexcept SystemExit as end:\n    code = end.code\n"
+        "assert not code\nprint('imported', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_is_answered_without_torch_and_recbole() -> None:
+    assert not imported(["--help"]) & {"torch", "recbole", "numpy", "pandas"}
+
+
+def test_recommendations_need_no_statistics_and_no_figures(run_dir: Path) -> None:
+    found = imported(["recommend", f"--checkpoint={run_dir}", "--users=a", "--use_gpu=false"])
+    assert "recbole_simdiff.serving.recommender" in found
+    assert not found & {"sklearn", "scipy.stats", "matplotlib", "optuna"}
 
 
 def test_training_with_closed_streams(tmp_path: Path, data_path: Path) -> None:

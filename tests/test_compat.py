@@ -43,11 +43,37 @@ def test_importing_the_package_leaves_the_process_as_it_was() -> None:
         "assert np.float is float\n"
         # sine.py, which comes with every sequential model, turns anomaly detection on.
         "import torch, recbole.model.sequential_recommender\n"
-        "from recbole_simdiff.models.registry import available_models\n"
+        "from recbole_simdiff import available_models\n"
         "assert 'SINE' in available_models() and 'SimDiffRec' in available_models()\n"
         "assert 'recbole.model.sequential_recommender.sine' in __import__('sys').modules\n"
         "assert not torch.is_anomaly_enabled(), 'anomaly detection is on'\n"
         "assert 'ray' not in __import__('sys').modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_scikit_learn_is_imported_when_a_metric_needs_it() -> None:
+    """Not by RecBole's metrics as such, which everything imports."""
+    code = (
+        "import sys; import recbole_simdiff.config.config\n"
+        "from recbole.evaluator import metrics\n"
+        "late = ('sklearn', 'sklearn.metrics', 'scipy.stats')\n"
+        "assert not set(late) & sys.modules.keys()\n"
+        "assert metrics.sk_auc([0, 1], [0, 1]) == 0.5\n"
+        "assert metrics.mean_absolute_error([1, 2], [2, 4]) == 1.5\n"
+        "assert metrics.mean_squared_error([1, 2], [2, 4]) == 2.5\n"
+        "from sklearn.metrics import roc_auc_score\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_scikit_learn_that_is_there_is_used() -> None:
+    code = (
+        "import sklearn.metrics; import recbole_simdiff.config.config\n"
+        "from recbole.evaluator import metrics\n"
+        "assert metrics.sk_auc is sklearn.metrics.auc\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

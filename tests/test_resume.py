@@ -577,6 +577,7 @@ def test_stopped_by_a_signal_and_resumed(
 # Signals the process itself when the test part is about to be scored, after the last epoch.
 LATE = """
 import os, signal, sys
+import recbole_simdiff.runs.run
 from recbole_simdiff.cli.main import main
 run = sys.modules["recbole_simdiff.runs.run"]
 stock = run.evaluate_splits
@@ -618,7 +619,7 @@ def test_the_message_names_this_run_and_not_a_newer_one(
     (other / LAST).write_bytes(b"")
     os.utime(other / LAST, (4e9, 4e9))
     config = make_config(**SMALL_STEPS)
-    monkeypatch.setattr("recbole_simdiff.cli.main.Config", lambda *_: config)
+    monkeypatch.setattr("recbole_simdiff.cli.settings.Config", lambda *_: config)
     stock = config.model_class.calculate_loss
 
     def calculate_loss(self: Any, batch: Any) -> Any:

@@ -39,7 +39,7 @@ from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import OnValidation
 from recbole_simdiff.training.tracking import FAILED, FINISHED, IDENTITY, KILLED, Tracker
 from recbole_simdiff.training.trainer import PlanTrainer
-from recbole_simdiff.tuning import search as tuning
+from recbole_simdiff.tuning.trials import import_engine
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
 BOTH = {"log_mlflow": True, "log_wandb": True}
@@ -438,7 +438,7 @@ def test_what_a_model_monitors_is_sent(recorder: type[Recorder], make_config: An
         (RuntimeError("bug"), FAILED),
         (Interrupted(2, Path("run")), KILLED),
         (KeyboardInterrupt(), KILLED),
-        (tuning.library("optuna").TrialPruned(), KILLED),
+        (import_engine("optuna").TrialPruned(), KILLED),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
 )

@@ -31,6 +31,10 @@ def test_wheel_ships_every_property_file(installed: Path, kind: str, least: int)
     assert inside == ours
 
 
+def test_the_wheel_says_that_it_is_typed(installed: Path) -> None:
+    assert (installed / "recbole_simdiff" / "py.typed").is_file()
+
+
 def test_wheel_trains_away_from_the_checkout(installed: Path, tmp_path: Path) -> None:
     script = (
         "import recbole_simdiff, sys; from recbole_simdiff.cli.main import main; "

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recbole_simdiff.cli.parser import COMMANDS
 from recbole_simdiff.config.keys import ELSEWHERE_KEYS
 from recbole_simdiff.config.layers import parse_value, read_yaml
 from recbole_simdiff.errors import UserError
@@ -18,19 +19,17 @@ from recbole_simdiff.experiments.tables import as_csv, plain
 from recbole_simdiff.runs.identity import short_key
 from recbole_simdiff.runs.result import RESULT, read_result
 
-COMMANDS = {
-    "benchmark": "models x data sets x seeds: a table with significance tests",
-    "ablate": "a model with and without its parts: a table with significance tests",
-    "sweep": "a metric over the values of a setting: curves and a table",
-    "plot": "figures of runs, from their records",
-    "analyze": "metrics by history length and target popularity; quality of augmented views",
+# Command -> kinds of experiments that it runs.
+KINDS_OF_COMMAND = {
+    "benchmark": ("benchmark", "statistics"),
+    "ablate": ("ablation",),
+    "sweep": ("sweep",),
 }
 
-KINDS = {"benchmark": ("benchmark", "statistics"), "ablate": ("ablation",), "sweep": ("sweep",)}
+WITHOUT_TRAINING = {"plot", "analyze"}
 
-READERS = {"plot", "analyze"}  # which train nothing
-
-OTHERS = {"benchmark": "--models"} | dict.fromkeys(READERS, "--models or --runs")  # than a NAME
+# What may be given in place of an experiment's name.
+INSTEAD_OF_NAME = {"benchmark": "--models"} | dict.fromkeys(WITHOUT_TRAINING, "--models or --runs")
 
 ANALYSES = (*analysis.GROUPS, "views")
 
@@ -39,75 +38,66 @@ DATASET = "ml-100k"  # of a benchmark without a file
 LONGEST_NAME = 80  # of files about single runs
 
 
-def add_parsers(commands: Any) -> None:
-    """Add the parsers of these commands to those of the command line."""
-    for name, text in COMMANDS.items():
-        given = "[NAME]" if name in OTHERS else "NAME"
-        other = f"; or give {OTHERS[name]}" if name in OTHERS else ""
-        ends = (
-            "Nothing is trained."
-            if name in READERS
-            else "The same command continues what was interrupted, repeats what failed, and trains "
-            "nothing twice."
-        )
-        parser = commands.add_parser(
-            name,
-            help=text,
-            usage=f"%(prog)s {given} [options] [--key=value ...]",
-            description=f"{text[0].upper()}{text[1:]}. An experiment is a file under "
-            "properties/experiment/, named without .yaml, or any .yaml file; other --key=value "
-            "override the settings of all its runs. Each run leaves a line in "
-            f"<output>/<experiment>/runs.jsonl, which tables and figures are made of. {ends}",
-        )
-        parser.add_argument("--experiment", metavar="NAME", help=f"name or .yaml file{other}")
-        for option, metavar, text in (
-            ("--models", "A,B", "only these rows"),
-            ("--datasets", "D,D", "in place of the experiment's"),
-            ("--seeds", "N,N", "in place of the experiment's"),
-        ):
-            parser.add_argument(option, type=_words, default=(), metavar=metavar, help=text)
+def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add the options of one of these commands."""
+    text = COMMANDS[command].help
+    given = "[NAME]" if command in INSTEAD_OF_NAME else "NAME"
+    parser.usage = f"%(prog)s {given} [options] [--key=value ...]"
+    ends = (
+        "Nothing is trained."
+        if command in WITHOUT_TRAINING
+        else "The same command continues what was interrupted, repeats what failed, and trains "
+        "nothing twice."
+    )
+    parser.description = (
+        f"{text[0].upper()}{text[1:]}. An experiment is a file under properties/experiment/, named "
+        "without .yaml, or any .yaml file; other --key=value override the settings of all its "
+        "runs. Each run leaves a line in <output>/<experiment>/runs.jsonl, which tables and "
+        f"figures are made of. {ends}"
+    )
+    other = f"; or give {INSTEAD_OF_NAME[command]}" if command in INSTEAD_OF_NAME else ""
+    parser.add_argument("--experiment", metavar="NAME", help=f"name or .yaml file{other}")
+    for option, metavar, text in (
+        ("--models", "A,B", "only these rows"),
+        ("--datasets", "D,D", "in place of the experiment's"),
+        ("--seeds", "N,N", "in place of the experiment's"),
+    ):
+        parser.add_argument(option, type=_words, default=(), metavar=metavar, help=text)
+    parser.add_argument(
+        "--config_files",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="YAML files of settings for all runs, later ones win, --key=value above all",
+    )
+    parser.add_argument("--output", default="results", metavar="DIR", help="default results")
+    _add_own_arguments(parser, command)
+
+
+def _add_own_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add the options that not all of these commands have."""
+    if command in WITHOUT_TRAINING:
         parser.add_argument(
-            "--config_files",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="FILE",
-            help="YAML files of settings for all runs, later ones win, --key=value above all",
+            "--runs", type=_words, default=(), metavar="RUN,RUN", help="run folders"
         )
-        parser.add_argument("--output", default="results", metavar="DIR", help="default results")
-        if name in READERS:
-            parser.add_argument(
-                "--runs", type=_words, default=(), metavar="RUN,RUN", help="run folders"
-            )
-        if name == "plot":
-            parser.add_argument(
-                "--figures", type=_words, default=(), metavar="F,F", help=",".join(spec.FIGURES)
-            )
-        elif name == "analyze":
-            parser.add_argument(
-                "--by",
-                type=_words,
-                default=tuple(analysis.GROUPS),
-                metavar="A,B",
-                help=f"{','.join(ANALYSES)} (default the first two)",
-            )
-            parser.add_argument(
-                "--table", metavar="RUN", help="run whose item embeddings judge views"
-            )
-        else:
-            parser.add_argument(
-                "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default 1)"
-            )
-
-
-def name_first(arguments: Sequence[str]) -> list[str]:
-    """``ablate NAME ...`` as ``ablate --experiment NAME ...``.
-
-    As a positional argument, argparse would take an unknown ``--key=value`` with a space in it.
-    """
-    if len(arguments) > 1 and arguments[0] in COMMANDS and not arguments[1].startswith("-"):
-        return [arguments[0], "--experiment", *arguments[1:]]
-    return list(arguments)
+    else:
+        parser.add_argument(
+            "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default 1)"
+        )
+    if command == "plot":
+        parser.add_argument(
+            "--figures", type=_words, default=(), metavar="F,F", help=",".join(spec.FIGURES)
+        )
+    elif command == "analyze":
+        parser.add_argument(
+            "--by",
+            type=_words,
+            default=tuple(analysis.GROUPS),
+            metavar="A,B",
+            help=f"{','.join(ANALYSES)} (default the first two)",
+        )
+        parser.add_argument("--table", metavar="RUN", help="run whose item embeddings judge views")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -136,14 +126,14 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         Interrupted: after a signal; the same command continues.
     """
     overrides = _of_files(namespace) | overrides
-    if namespace.command in READERS:
+    if namespace.command in WITHOUT_TRAINING:
         return (_plot if namespace.command == "plot" else _analyze)(namespace, overrides)
     if namespace.jobs < 1:
         raise UserError(f"--jobs={namespace.jobs} must be at least 1")
     experiment = _experiment(namespace, overrides)
-    kinds = KINDS[namespace.command]
+    kinds = KINDS_OF_COMMAND[namespace.command]
     if experiment.kind not in kinds:
-        right = next(name for name, own in KINDS.items() if experiment.kind in own)
+        right = next(name for name, own in KINDS_OF_COMMAND.items() if experiment.kind in own)
         raise UserError(
             f"{namespace.experiment} is of kind {experiment.kind}: {right} {namespace.experiment}"
         )
@@ -194,7 +184,8 @@ def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spe
         experiment = spec.load_experiment(namespace.experiment)
         return spec.select(experiment, namespace.models, namespace.datasets, numbers, overrides)
     if not namespace.models:
-        other = f", or {OTHERS[name]}" if (name := namespace.command) in OTHERS else ""
+        name = namespace.command
+        other = f", or {INSTEAD_OF_NAME[name]}" if name in INSTEAD_OF_NAME else ""
         raise UserError(f"{name} needs the name of an experiment{other}")
     metrics: Sequence[str] = spec.METRICS
     if "topk" in overrides:
@@ -223,6 +214,24 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             f"{spec.label(cell.row, cell.swept)} on {cell.dataset}": list(one.folders.values())
             for cell, one in cells.items()
         }
+    parts, rows = _tables(namespace, runs, metrics)
+    text, written = "\n\n".join(parts), (Path(f"{stem}-analysis.{kind}") for kind in ("md", "csv"))
+    for path, content in zip(written, (f"{text}\n", as_csv(rows)), strict=True):
+        report.write(path, content)
+    print(f"{text}\n\ntables: {stem}-analysis.md, .csv")
+    return 0
+
+
+def _tables(
+    namespace: argparse.Namespace, runs: Mapping[str, list[Path]], metrics: Sequence[str]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The tables of an analysis as Markdown, and their values as rows.
+
+    Args:
+        namespace (Namespace): parsed arguments.
+        runs (Mapping): label -> run folders.
+        metrics (Sequence): columns.
+    """
     table = Path(namespace.table) if namespace.table else None
     parts: list[str] = []
     rows: list[dict[str, Any]] = []
@@ -243,11 +252,7 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
                     for group, values in groups.items()
                     for m, value in values.items()
                 ]
-    text, written = "\n\n".join(parts), (Path(f"{stem}-analysis.{kind}") for kind in ("md", "csv"))
-    for path, content in zip(written, (f"{text}\n", as_csv(rows)), strict=True):
-        report.write(path, content)
-    print(f"{text}\n\ntables: {stem}-analysis.md, .csv")
-    return 0
+    return parts, rows
 
 
 def _stem(runs: Sequence[str], folder: Path) -> str:

@@ -29,7 +29,8 @@ from recbole_simdiff.config.keys import naming
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
-from recbole_simdiff.experiments.spec import Experiment, RunSpec, check
+from recbole_simdiff.experiments.checks import check
+from recbole_simdiff.experiments.spec import Experiment, RunSpec
 from recbole_simdiff.log import logger, terminal
 from recbole_simdiff.pipelines.diffuasr import run_augmented
 from recbole_simdiff.runs.identity import fingerprint, short_key

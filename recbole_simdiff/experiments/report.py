@@ -1,6 +1,6 @@
 """What an experiment leaves: tables and figures of its records, and of its runs' rankings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.execute import FAILED, Planned
 from recbole_simdiff.experiments.results import (
     Cell,
+    Comparison,
     Measured,
     best_against_second,
     compare,
@@ -56,30 +57,16 @@ def report(
     for dataset in experiment.datasets:
         configs: list[Any] = [p.config for p, _ in collected if p.spec.dataset == dataset]
         for protocol in PROTOCOLS:
-            found = tables.lines(experiment, cells, dataset, protocol)
-            if not any(line.seeds for line in found):
+            found = tables.rows(experiment, cells, dataset, protocol)
+            if not any(row.seeds for row in found):
                 continue
             caption = tables.caption(experiment, dataset, protocol, configs)
             digits = configs[0]["metric_decimal_place"]
-            table = tables.markdown(found, experiment.metrics, digits)
-            faults = [
-                f"- {tables.plain(line.label)}: {text}" for line in found for text in line.faults
-            ]
-            if faults:
-                faults = [f"\n{tables.IMPOSSIBLE} arithmetically impossible:\n", *faults]
-            parts.append("\n".join([f"**{tables.plain(caption)}**\n", table, *faults]))
+            parts.append(_table(found, experiment.metrics, digits, caption))
             printed.append(tables.latex(found, experiment.metrics, digits, caption))
-            if experiment.sweep:
-                continue
-            for found_by, title in (
-                (compare, f"against {experiment.reference}"),
-                (best_against_second, "best against second"),
-            ):
-                if own := found_by(experiment, cells, dataset, protocol):
-                    compared += own
-                    heading = tables.plain(f"{dataset}, {protocol}: {title}.")
-                    heading = f"**{heading}** {TESTS[found_by]}"
-                    parts.append(f"{heading}\n\n{tables.comparisons(own)}")
+            for own, text in _comparisons(experiment, cells, dataset, protocol):
+                compared += own
+                parts.append(text)
         rows += _values(cells, dataset)
     lost = [f"{p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
     failed = [f"- {tables.plain(text)}" for text in lost]
@@ -96,6 +83,29 @@ def report(
     for path in figures(experiment, cells, folder):
         logger.info(f"{path}")
     return text
+
+
+def _table(rows: Sequence[tables.Row], metrics: Sequence[str], digits: int, caption: str) -> str:
+    """One table as Markdown, with what is impossible about its rows."""
+    faults = [f"- {tables.plain(row.label)}: {text}" for row in rows for text in row.faults]
+    if faults:
+        faults = [f"\n{tables.IMPOSSIBLE} arithmetically impossible:\n", *faults]
+    table = tables.markdown(rows, metrics, digits)
+    return "\n".join([f"**{tables.plain(caption)}**\n", table, *faults])
+
+
+def _comparisons(
+    experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
+) -> Iterator[tuple[list[Comparison], str]]:
+    """Comparisons of rows and their tables; a sweep has none."""
+    against = {
+        compare: f"against {experiment.reference}",
+        best_against_second: "best against second",
+    }
+    for found_by, title in ({} if experiment.sweep else against).items():
+        if own := found_by(experiment, cells, dataset, protocol):
+            heading = tables.plain(f"{dataset}, {protocol}: {title}.")
+            yield own, f"**{heading}** {TESTS[found_by]}\n\n{tables.comparisons(own)}"
 
 
 def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path) -> list[Path]:

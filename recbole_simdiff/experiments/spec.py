@@ -27,7 +27,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import properties_dir, read_yaml
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import PROTOCOLS
@@ -35,16 +34,6 @@ from recbole_simdiff.evaluation.protocols import PROTOCOLS
 KINDS = ("benchmark", "ablation", "sweep", "statistics")
 FIGURES = ("curves", "cost", "embeddings")
 RANKED = ("hit", "recall", "ndcg", "mrr")  # metrics that follow from the rank of the one target
-UNRANKED = {"gauc", "auc", "logloss", "mae", "rmse"}  # for which RecBole collects no top items
-# What decides which interactions are tested, and against which items.
-TESTED_ROWS = (
-    "eval_args",
-    "user_inter_num_interval",
-    "item_inter_num_interval",
-    "val_interval",
-    "filter_inter_by_user_or_item",
-    "rm_dup_inter",
-)
 # Keys that would contradict what an experiment says elsewhere, and where it says it.
 ELSEWHERE = {
     "model": "rows, or --models to keep some of them",
@@ -169,6 +158,37 @@ def load_experiment(place: str) -> Experiment:
 
 
 def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experiment:
+    _check_keys(content, source)
+    rows = _rows(content, source)
+    refuse(_mapping(content.get("settings"), f"{source}: settings"), source)
+    sweep = _sweep(content, source)
+    cited = content.get("cited")
+    reference = str(content.get("reference", next(iter(rows), "")))
+    if rows and reference not in rows:
+        raise UserError(f"{source}: reference={reference!r} is not one of {', '.join(rows)}")
+    datasets = tuple(map(str, _list(content["datasets"], f"{source}: datasets")))
+    if len(set(datasets)) < len(datasets):
+        raise UserError(f"{source}: datasets={[*datasets]} must be different")
+    return Experiment(
+        name=name,
+        kind=content["kind"],
+        title=str(content["title"]),
+        datasets=datasets,
+        seeds=seeds(content.get("seeds", [2020]), source),
+        rows=rows,
+        settings=_mapping(content.get("settings"), f"{source}: settings"),
+        sweep=sweep,
+        reference=reference,
+        metrics=_metrics(content.get("metrics", METRICS), source),
+        figures=figures(content.get("figures", ()), f"{source}: figures"),
+        cited=tuple(
+            _cited(part, source) for part in (_list(cited, f"{source}: cited") if cited else ())
+        ),
+    )
+
+
+def _check_keys(content: Mapping[str, Any], source: str) -> None:
+    """Refuse unknown keys, missing ones, and those that do not belong to the kind."""
     known = [key for key in Experiment.__dataclass_fields__ if key not in ("name", "command")]
     for key in content:
         if key not in known:
@@ -186,6 +206,9 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
         if needed != bool(value) or not isinstance(value, Mapping):
             wanted = "needs" if needed else "has no"
             raise UserError(f"{source}: kind={kind} {wanted} {key}, a mapping; got {value!r}")
+
+
+def _rows(content: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
     rows = {
         str(row): _mapping(own, f"{source}: row {row}")
         for row, own in content.get("rows", {}).items()
@@ -195,7 +218,10 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
             raise UserError(f"{source}: row {row!r} must have no comma in its label")
         _check_label(row, source)
         refuse({k for k in own if k != "model"} | content.get("sweep", {}).keys(), source)
-    refuse(_mapping(content.get("settings"), f"{source}: settings"), source)
+    return rows
+
+
+def _sweep(content: Mapping[str, Any], source: str) -> dict[str, list[Any]]:
     sweep = {
         key: _list(values, f"{source}: sweep of {key}")
         for key, values in content.get("sweep", {}).items()
@@ -203,29 +229,7 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
     for key, values in sweep.items():
         if any(isinstance(value, list | dict) for value in values):
             raise UserError(f"{source}: values of a sweep are numbers or text, not {key}={values}")
-    cited = content.get("cited")
-    reference = str(content.get("reference", next(iter(rows), "")))
-    if rows and reference not in rows:
-        raise UserError(f"{source}: reference={reference!r} is not one of {', '.join(rows)}")
-    datasets = tuple(map(str, _list(content["datasets"], f"{source}: datasets")))
-    if len(set(datasets)) < len(datasets):
-        raise UserError(f"{source}: datasets={[*datasets]} must be different")
-    return Experiment(
-        name=name,
-        kind=kind,
-        title=str(content["title"]),
-        datasets=datasets,
-        seeds=seeds(content.get("seeds", [2020]), source),
-        rows=rows,
-        settings=_mapping(content.get("settings"), f"{source}: settings"),
-        sweep=sweep,
-        reference=reference,
-        metrics=_metrics(content.get("metrics", METRICS), source),
-        figures=figures(content.get("figures", ()), f"{source}: figures"),
-        cited=tuple(
-            _cited(part, source) for part in (_list(cited, f"{source}: cited") if cited else ())
-        ),
-    )
+    return sweep
 
 
 def plain_experiment(
@@ -396,61 +400,3 @@ def refuse(keys: Iterable[str], source: str) -> None:
     for key in keys:
         if key in ELSEWHERE:
             raise UserError(f"{source}: {key} belongs to {ELSEWHERE[key]}")
-
-
-def check(experiment: Experiment) -> Iterable[tuple[RunSpec, Config]]:
-    """Every run with its configuration, all made before any is started.
-
-    Raises:
-        UserError: for the first that is impossible, or a metric that is not computed.
-    """
-    made: dict[str, Config] = {}  # they differ by the seed alone
-    found = []
-    for spec in experiment.runs():
-        key = repr((spec.model, spec.dataset, spec.settings, spec.swept))
-        if key not in made:
-            made[key] = _config(experiment, spec)
-        found.append((spec, made[key].with_seed(spec.seed)))
-    _check_protocol(experiment, found)
-    return found
-
-
-def _config(experiment: Experiment, spec: RunSpec) -> Config:
-    place = f"experiment {experiment.name}"
-    try:
-        config = Config(spec.model, spec.dataset, (), spec.overrides(), place)
-    except UserError as error:
-        raise UserError(f"{spec}: {error}") from None
-    names = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
-    for metric in experiment.metrics:
-        if metric not in names:
-            raise UserError(
-                f"{spec}: {metric} is not computed; metrics={config['metrics']}, "
-                f"topk={config['topk']}"
-            )
-    modes = config["eval_args"]["mode"]  # RecBole's config says it for each part
-    if set(modes.values()) != {"full"} or UNRANKED & {m.lower() for m in config["metrics"]}:
-        raise UserError(
-            f"{spec}: experiments compare ranks among all items: eval_args needs mode=full, not "
-            f"{modes}, and metrics={config['metrics']} must be of ranked lists"
-        )
-    if not config.held_out:
-        raise UserError(
-            f"{spec}: eval_args has split={config['eval_args']['split']}, which trains on "
-            "everything and leaves no metric to compare"
-        )
-    config["save_rankings"] = True
-    return config
-
-
-def _check_protocol(experiment: Experiment, found: Sequence[tuple[RunSpec, Config]]) -> None:
-    """Refuse to put side by side what is tested on different rows."""
-    first: dict[str, tuple[RunSpec, Config]] = {}
-    for spec, config in found:
-        one, settings = first.setdefault(spec.dataset, (spec, config))
-        for key in TESTED_ROWS:
-            if config[key] != settings[key]:
-                raise UserError(
-                    f"{experiment.name}: {one} has {key}={settings[key]}, {spec} has "
-                    f"{config[key]}; their metrics cannot be compared"
-                )

@@ -14,7 +14,7 @@ IMPOSSIBLE = "✗"
 CITED_UNIT = 1e-4  # published numbers have four digits
 
 
-class Line(NamedTuple):
+class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
@@ -31,9 +31,9 @@ class Line(NamedTuple):
     faults: Sequence[str]
 
 
-def lines(
+def rows(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
-) -> list[Line]:
+) -> list[Row]:
     """The rows of one table: measured ones, then those cited for the same protocol."""
     found = []
     for cell, runs in cells.items():
@@ -42,7 +42,7 @@ def lines(
         all_metrics = next(iter(runs.lines.values()))["test"][protocol]
         faults = impossible({m: runs.mean(m, protocol) for m in all_metrics})
         found.append(
-            Line(
+            Row(
                 label(cell.row, cell.swept),
                 len(runs.lines),
                 {m: runs.mean(m, protocol) for m in experiment.metrics},
@@ -54,17 +54,17 @@ def lines(
         if part.protocol == protocol:
             for row, values in part.rows(dataset).items():
                 faults = impossible(values, CITED_UNIT)
-                found.append(Line(f"{row} [{part.source}]", 0, values, {}, faults))
+                found.append(Row(f"{row} [{part.source}]", 0, values, {}, faults))
     return found
 
 
-def places(rows: Sequence[Line], metric: str) -> tuple[float, float]:
+def places(rows: Sequence[Row], metric: str) -> tuple[float, float]:
     """Best and second best mean among the measured rows; NaN where there is none."""
     values = sorted({row.means[metric] for row in rows if row.seeds}, reverse=True)
     return tuple([*values, math.nan, math.nan][:2])  # type: ignore[return-value]
 
 
-def markdown(rows: Sequence[Line], metrics: Sequence[str], digits: int) -> str:
+def markdown(rows: Sequence[Row], metrics: Sequence[str], digits: int) -> str:
     """A table: best bold, second underlined, cited rows in italics, impossible ones marked."""
     best = {m: places(rows, m) for m in metrics}
     text = [["row", "seeds", *metrics]]
@@ -102,7 +102,7 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
-def latex(rows: Sequence[Line], metrics: Sequence[str], digits: int, caption: str) -> str:
+def latex(rows: Sequence[Row], metrics: Sequence[str], digits: int, caption: str) -> str:
     """The same for LaTeX with booktabs."""
     best = {m: places(rows, m) for m in metrics}
     text = [
@@ -138,7 +138,7 @@ def _improved(best: Mapping[str, tuple[float, float]]) -> list[str]:
     return [f"{100 * (a / b - 1):+.1f} %" if b else "-" for a, b in best.values()]
 
 
-def _value(row: Line, metric: str, digits: int, plus_minus: str) -> str:
+def _value(row: Row, metric: str, digits: int, plus_minus: str) -> str:
     if metric not in row.means:
         return "-"
     spread = row.deviations.get(metric, math.nan)

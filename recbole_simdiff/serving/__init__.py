@@ -1,1 +1,5 @@
 """Recommendations from a checkpoint."""
+
+from recbole_simdiff import compat
+
+compat.apply()

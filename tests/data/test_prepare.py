@@ -19,6 +19,7 @@ import recbole
 from recbole.data.dataset import SequentialDataset
 
 from recbole_simdiff.cli import main as cli
+from recbole_simdiff.cli.parser import EPILOG
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import parse_overrides
 from recbole_simdiff.data import prepare as module
@@ -989,4 +990,4 @@ def test_help_names_every_option_and_file(call: Any) -> None:
     words += ["--min_rating", "--skip_malformed", "--overwrite", "ratings.dat", "u.item", *SOURCES]
     for word in words:
         assert word in out, word
-    assert "prepare --source=movielens" in cli.EPILOG
+    assert "prepare --source=movielens" in EPILOG

@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -22,11 +21,11 @@ from recbole_simdiff.experiments import analysis, execute, plots
 from recbole_simdiff.experiments.embeddings import Sequences, sequences
 from recbole_simdiff.experiments.execute import LINES
 from recbole_simdiff.experiments.plots import FORMATS
+from recbole_simdiff.runs import identity
 from recbole_simdiff.runs.result import RESULT, read_result
 from tests.conftest import write_inter
 from tests.experiments.conftest import tiny
 
-identity = importlib.import_module("recbole_simdiff.runs.identity")
 MAGIC = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
 

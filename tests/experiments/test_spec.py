@@ -8,7 +8,8 @@ import pytest
 from recbole_simdiff.config.layers import properties_dir
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments import spec
-from recbole_simdiff.experiments.spec import check, load_experiment, plain_experiment, select
+from recbole_simdiff.experiments.checks import check
+from recbole_simdiff.experiments.spec import load_experiment, plain_experiment, select
 
 SHIPPED = sorted(path.stem for path in (properties_dir() / "experiment").glob("*.yaml"))
 

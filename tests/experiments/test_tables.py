@@ -34,7 +34,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 def test_markdown(cells: Any) -> None:
     own = experiment(metrics=("hit@5",), cited=(CITED,))
-    text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 3)
+    text = tables.markdown(tables.rows(own, cells, "toy", KEPT), own.metrics, 3)
     head, _, a, b, c, cited, impossible, improved = rows_of(text)
     assert head == ["row", "seeds", "hit@5"]
     assert a == ["A", "2", "<u>0.750 ± 0.354</u>"]
@@ -47,7 +47,7 @@ def test_markdown(cells: Any) -> None:
 
 def test_cited_rows_stand_under_their_own_protocol_only(cells: Any) -> None:
     own = experiment(metrics=("hit@5",), cited=(CITED,))
-    kept, removed = (tables.lines(own, cells, "toy", p) for p in (KEPT, REMOVED))
+    kept, removed = (tables.rows(own, cells, "toy", p) for p in (KEPT, REMOVED))
     assert [line.label for line in removed] == ["A", "B", "C"]
     assert len(kept) == 5
     assert kept[4].faults
@@ -57,7 +57,7 @@ def test_cited_rows_stand_under_their_own_protocol_only(cells: Any) -> None:
 
 def test_a_metric_that_a_citation_lacks_is_a_dash(cells: Any) -> None:
     own = experiment(metrics=("hit@5", "mrr@10"), cited=(CITED,))
-    text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 4)
+    text = tables.markdown(tables.rows(own, cells, "toy", KEPT), own.metrics, 4)
     assert rows_of(text)[5][2:] == ["0.0572", "-"]
 
 
@@ -66,7 +66,7 @@ def test_text_from_elsewhere_is_no_html_and_ends_no_cell(tmp_path: Path) -> None
     label = "<img src=x onerror=alert(1)> A & B"
     cells = {Cell(label, "toy", None): measured(tmp_path / "a", {1: [1, 9]})}
     own = replace(experiment(metrics=("hit@5",)), rows={label: {}})
-    text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 2)
+    text = tables.markdown(tables.rows(own, cells, "toy", KEPT), own.metrics, 2)
     assert "| &lt;img src=x onerror=alert(1)&gt; A &amp; B | 1 |" in text
     assert "<img" not in text
     assert tables.plain("a|b\nc") == r"a\|b c"
@@ -76,14 +76,14 @@ def test_ties_share_the_first_place(tmp_path: Path) -> None:
     same = {row: {1: [1, 9]} for row in "AB"} | {"C": {1: [9, 9]}}
     cells = {Cell(r, "toy", None): measured(tmp_path / r, own) for r, own in same.items()}
     own = experiment(metrics=("hit@5",))
-    text = tables.markdown(tables.lines(own, cells, "toy", KEPT), own.metrics, 2)
+    text = tables.markdown(tables.rows(own, cells, "toy", KEPT), own.metrics, 2)
     assert [row[2] for row in rows_of(text)[2:5]] == ["**0.50**", "**0.50**", "<u>0.00</u>"]
     assert rows_of(text)[-1] == ["best over second", "-", "-"]  # so many per cent of 0 is nothing
 
 
 def test_latex(cells: Any) -> None:
     own = experiment(metrics=("hit@5",), cited=(CITED,))
-    found = tables.lines(own, cells, "toy", KEPT)
+    found = tables.rows(own, cells, "toy", KEPT)
     text = tables.latex(found, own.metrics, 3, "50 % of w/o k_noise")
     assert r"\caption{50 \% of w/o k\_noise}" in text
     assert r"B & 2 & \textbf{1.000 $\pm$ 0.000} \\" in text

@@ -36,7 +36,19 @@ from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.training.trainer import PlanTrainer
 from recbole_simdiff.tuning import search as tuning
 from recbole_simdiff.tuning import space
-from recbole_simdiff.tuning.search import DONE, FAILED, PRUNED, Search, Trial
+from recbole_simdiff.tuning.engines import optuna as engine_of_optuna
+from recbole_simdiff.tuning.engines import ray as engine_of_ray
+from recbole_simdiff.tuning.screen import Screen
+from recbole_simdiff.tuning.trials import (
+    DONE,
+    FAILED,
+    PRUNED,
+    STUDY,
+    TRIALS,
+    Search,
+    Trial,
+    import_engine,
+)
 from tests.conftest import SMALL
 
 RATES = "learning_rate choice [0.003,0.01,0.03]\n"
@@ -65,7 +77,7 @@ def known(model: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def prepare(tmp_path: Path, data_path: Path) -> Callable[..., Search]:
-    """prepare(text of the space, model, options of plan, key=value) -> a search on toy."""
+    """prepare(text of the space, model, options of new_search, key=value) -> a search on toy."""
 
     def make(
         text: str, model: str = "SASRec", options: dict[str, Any] | None = None, **changes: Any
@@ -78,7 +90,7 @@ def prepare(tmp_path: Path, data_path: Path) -> Callable[..., Search]:
         settings = {key: value for key, value in settings.items() if key not in free}
         config = Config(model, "toy", overrides=settings)
         options = {"trials": 3, "output": tmp_path / "results"} | (options or {})
-        return tuning.plan(config, dimensions, (), settings, **options)
+        return tuning.new_search(config, dimensions, (), settings, **options)
 
     return make
 
@@ -110,7 +122,7 @@ def by_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows(search: Search) -> list[dict[str, str]]:
-    with open(search.folder / tuning.TRIALS, newline="") as file:
+    with open(search.folder / TRIALS, newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -174,9 +186,9 @@ def test_the_test_part_is_not_read_before_the_search_is_over(
         assert stored["augmentation"].get("baseline", {}).get("test", {}) == {}
     best = search.ranked(trials)[0]
     with pytest.raises(AssertionError, match="the test part was"):
-        tuning.test(search, best)  # the wire is live
+        tuning.test_best(search, best)  # the wire is live
     no_test_part.undo()
-    assert tuning.test(search, best).test.keys() == {KEPT, "history removed"}
+    assert tuning.test_best(search, best).test.keys() == {KEPT, "history removed"}
 
 
 def test_the_best_setting_is_tested_with_the_weights_it_has(
@@ -186,14 +198,14 @@ def test_the_best_setting_is_tested_with_the_weights_it_has(
     trials = tuning.tune(search)
     assert len(trained) == 3 * 2
     best = search.ranked(trials)[0]
-    found = tuning.test(search, best)
+    found = tuning.test_best(search, best)
     assert len(trained) == 3 * 2
     assert found.tested
     assert found.valid[KEPT][METRIC] == best.score
     assert found.epochs == best.epochs == 2
     ordinary = run(make_config("SASRec", **known("SASRec", epochs=2), **best.values))
     assert (ordinary.valid, ordinary.test) == (found.valid, found.test)
-    assert tuning.test(search, best).test == found.test
+    assert tuning.test_best(search, best).test == found.test
     assert len(trained) == 3 * 2 + 2
 
 
@@ -206,7 +218,7 @@ def test_the_best_setting_is_trained_again_where_its_weights_are_not(
     for name in (BEST, LAST, RESULT):
         (search.folder / "trials" / best.run / name).unlink()
     trained.clear()
-    found = tuning.test(search, best)
+    found = tuning.test_best(search, best)
     assert trained == [0]
     assert found.valid[KEPT][METRIC] == best.score
 
@@ -215,7 +227,7 @@ def test_augmented_data_are_compared_with_a_baseline_that_was_tested_afterwards(
     prepare: Any,
 ) -> None:
     search = prepare("n_pseudo choice [1,2]\n", "DiffuASR", {"trials": 2}, **GENERATOR)
-    found = tuning.test(search, search.ranked(tuning.tune(search))[0])
+    found = tuning.test_best(search, search.ranked(tuning.tune(search))[0])
     baseline = found.augmentation["baseline"]
     assert baseline["test"].keys() == found.test.keys()
     table = report.format_report(found).splitlines()
@@ -273,15 +285,6 @@ def test_trials_are_a_table(prepare: Any, by_rate: None) -> None:
     assert text[-1].endswith("--config_files=results/tune-SASRec-toy/best.yaml")
 
 
-@pytest.mark.parametrize("engine", ["optuna", "hyperopt"])
-def test_only_the_best_weights_are_kept(prepare: Any, by_rate: None, engine: str) -> None:
-    search = prepare(RATES, options={"engine": engine, "trials": 8})
-    best = search.ranked(tuning.tune(search))[0]
-    assert best.values == {"learning_rate": 0.03}
-    assert len(names(search, RESULT)) == 3
-    assert names(search, BEST) == names(search, LAST) == {best.run}
-
-
 def test_less_may_be_better(prepare: Any, by_rate: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Config, "_set_default_parameters", smaller(Config._set_default_parameters))
     search = prepare(RATES, options={"algo": "exhaustive"})
@@ -310,17 +313,6 @@ def test_a_tie_goes_to_the_earlier_trial(prepare: Any) -> None:
 
 
 # ---------------------------------------------------------------- resuming and sharing
-
-
-def test_the_same_command_goes_on_to_the_number_of_trials(prepare: Any, trained: list[int]) -> None:
-    first = tuning.tune(prepare(MIXED))
-    assert len(trained) == 3
-    assert tuning.tune(prepare(MIXED)) == first
-    assert len(trained) == 3
-    more = tuning.tune(prepare(MIXED, options={"trials": 5}))
-    assert len(trained) == 5
-    assert more[:3] == first
-    assert len({trial.values["hidden_dropout_prob"] for trial in more}) == 5
 
 
 def test_the_seed_decides(prepare: Any, tmp_path: Path) -> None:
@@ -369,12 +361,12 @@ def test_an_interrupted_trial_goes_on_where_it_stopped(
 def test_a_trial_whose_process_died_is_given_to_another(
     prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "HEARTBEAT", 1)
-    monkeypatch.setattr(tuning, "SILENCE", 1)
+    monkeypatch.setattr(engine_of_optuna, "HEARTBEAT", 1)
+    monkeypatch.setattr(engine_of_optuna, "SILENCE", 1)
     search = prepare(MIXED, options={"trials": 2})
     study = begin(search)
     lost = study.ask()
-    drawn = {d.key: tuning._suggest(lost, d) for d in search.space}
+    drawn = {d.key: engine_of_optuna._suggest(lost, d) for d in search.space}
     study._storage.record_heartbeat(lost._trial_id)
     trials = tuning.tune(search)
     assert [trial.state for trial in trials] == [DONE, DONE]
@@ -391,7 +383,7 @@ def test_a_study_waits_for_the_trials_of_other_processes(
     search = prepare(RATES, options={"trials": 1})
     study = begin(search)
     other = study.ask()
-    tuning._suggest(other, search.space[0])
+    engine_of_optuna._suggest(other, search.space[0])
     waited = []
 
     def sleep(seconds: float) -> None:
@@ -428,14 +420,14 @@ def test_trials_are_counted_and_begun_in_turn(
     study = begin(search)
 
     def elsewhere(self: Search, *_: Any) -> Any:
-        with files.turn(search.folder / tuning.STUDY):  # free while a trial is trained
+        with files.turn(search.folder / STUDY):  # free while a trial is trained
             return SimpleNamespace(valid={KEPT: {METRIC: 0.5}}, epochs=1, seconds=1.0)
 
     monkeypatch.setattr(Search, "measure", elsewhere)
     worker = threading.Thread(
-        target=tuning._work_on, args=(search, study, tuning._Screen(search, [])), daemon=True
+        target=engine_of_optuna._work_on, args=(search, study, Screen(search, [])), daemon=True
     )
-    with files.turn(search.folder / tuning.STUDY):
+    with files.turn(search.folder / STUDY):
         worker.start()
         worker.join(0.5)
         assert worker.is_alive()
@@ -454,7 +446,7 @@ def test_trials_are_counted_and_begun_in_turn(
     assert not worker.is_alive()
     assert len(study.trials) == 1
     study.enqueue_trial({})
-    tuning._work_on(search, study, tuning._Screen(search, []))
+    engine_of_optuna._work_on(search, study, Screen(search, []))
     assert [trial.value for trial in study.trials] == [0.1, 0.5]
 
 
@@ -470,7 +462,7 @@ def test_a_worker_that_cannot_work_is_named(prepare: Any) -> None:
 def begin(search: Search) -> Any:
     """The study of a search, before any trial."""
     search.folder.mkdir(parents=True, exist_ok=True)
-    return tuning._open_study(search)
+    return engine_of_optuna._open_study(search)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +496,7 @@ def test_other_code_is_another_search(prepare: Any, monkeypatch: pytest.MonkeyPa
     search = prepare(RATES, options={"trials": 1})
     message = "was made with code of recbole_simdiff='[0-9a-f]{16}', and now it is 'of tomorrow'"
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "code", lambda: "of tomorrow")
+        patch.setattr(engine_of_optuna, "code", lambda: "of tomorrow")
         with pytest.raises(UserError, match=message):
             tuning.tune(search)
     assert tuning.tune(search) == first
@@ -520,7 +512,7 @@ def test_a_storage_elsewhere(prepare: Any, tmp_path: Path) -> None:
     search = prepare(RATES, options={"trials": 1, "storage": f"sqlite:///{tmp_path / 'my.db'}"})
     assert len(tuning.tune(search)) == 1
     assert (tmp_path / "my.db").is_file()
-    assert not (search.folder / tuning.STUDY).exists()
+    assert not (search.folder / STUDY).exists()
 
 
 # ---------------------------------------------------------------- pruning and failing
@@ -530,8 +522,8 @@ def test_a_storage_elsewhere(prepare: Any, tmp_path: Path) -> None:
 def test_bad_trials_are_stopped_early(
     prepare: Any, by_rate: None, monkeypatch: pytest.MonkeyPatch, pruning: bool
 ) -> None:
-    monkeypatch.setattr(tuning, "MEDIAN_TRIALS", 1)
-    monkeypatch.setattr(tuning, "MEDIAN_WARMUP", 2)
+    monkeypatch.setattr(engine_of_optuna, "MEDIAN_TRIALS", 1)
+    monkeypatch.setattr(engine_of_optuna, "MEDIAN_WARMUP", 2)
     text = "learning_rate choice [0.03,0.001]\n"
     search = prepare(text, options={"pruning": pruning, "trials": 6}, epochs=5, stopping_step=9)
     trials = tuning.tune(search)
@@ -551,50 +543,6 @@ def test_bad_trials_are_stopped_early(
     assert {row["state"] for row in rows(search)} == {trial.state for trial in trials}
 
 
-def test_an_impossible_combination_fails_with_its_reason_and_the_search_goes_on(
-    prepare: Any,
-) -> None:
-    text = "hidden_size choice [8,9]\nn_heads choice [1,2]\n"  # 9 is no multiple of 2
-    for options in ({"algo": "exhaustive"}, {"engine": "hyperopt", "trials": 12}):
-        search = prepare(text, options=options)
-        trials = tuning.tune(search)
-        assert {trial.state for trial in trials} == {DONE, FAILED}
-        failed, *_ = [trial for trial in trials if trial.state == FAILED]
-        assert failed.values == {"hidden_size": 9, "n_heads": 2}
-        reason = "UserError: model=SASRec cannot be built for dataset='toy': The hidden size (9)"
-        assert failed.error.startswith(reason)
-        assert failed.score is None
-        row, *_ = [row for row in rows(search) if row["state"] == FAILED]
-        assert row["error"] == failed.error
-        assert row[METRIC] == ""
-        assert tuning.tune(search)[: len(trials)] == trials  # nor is it tried again
-
-
-@pytest.mark.parametrize("engine", ["optuna", "hyperopt"])
-def test_when_every_trial_fails_the_commonest_reason_is_told(prepare: Any, engine: str) -> None:
-    search = prepare(RATES, options={"engine": engine}, hidden_size=9)
-    with pytest.raises(
-        UserError, match=r"none of 3 trials could be finished; 3 failed with .*size \(9\)"
-    ):
-        tuning.tune(search)
-    assert len(rows(search)) == 3
-    assert not (search.folder / tuning.BEST_SETTING).exists()
-
-
-def test_a_fault_of_the_program_ends_the_search(
-    prepare: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk or a bug is no property of a setting."""
-
-    def broken(*_: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(PlanTrainer, "save_state", broken)
-    for engine in ("optuna", "hyperopt"):
-        with pytest.raises(OSError, match="no space left"):
-            tuning.tune(prepare(RATES, options={"engine": engine}))
-
-
 def test_a_score_that_is_no_number_is_a_failure(
     prepare: Any, by_rate: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -610,6 +558,74 @@ def test_a_score_that_is_no_number_is_a_failure(
     trials = tuning.tune(prepare(RATES, options={"algo": "exhaustive"}))
     (failed,) = [trial for trial in trials if trial.state == FAILED]
     assert failed.error == f"ValueError: {METRIC} is nan"
+
+
+# ---------------------------------------------------------------- every engine
+
+
+@pytest.mark.parametrize("engine", ["optuna", "hyperopt"])
+class TestEveryEngine:
+    """But for Ray, whose trials are out of reach of a test in other processes."""
+
+    def test_the_same_command_goes_on_to_the_number_of_trials(
+        self, prepare: Any, trained: list[int], engine: str
+    ) -> None:
+        first = tuning.tune(prepare(MIXED, options={"engine": engine}))
+        assert len(trained) == 3
+        assert tuning.tune(prepare(MIXED, options={"engine": engine})) == first
+        assert len(trained) == 3
+        more = tuning.tune(prepare(MIXED, options={"engine": engine, "trials": 5}))
+        assert len(trained) == 5
+        assert more[:3] == first
+        assert len({trial.values["hidden_dropout_prob"] for trial in more}) == 5
+
+    def test_only_the_best_weights_are_kept(self, prepare: Any, by_rate: None, engine: str) -> None:
+        search = prepare(RATES, options={"engine": engine, "trials": 8})
+        best = search.ranked(tuning.tune(search))[0]
+        assert best.values == {"learning_rate": 0.03}
+        assert len(names(search, RESULT)) == 3
+        assert names(search, BEST) == names(search, LAST) == {best.run}
+
+    def test_an_impossible_combination_fails_with_its_reason_and_the_search_goes_on(
+        self, prepare: Any, engine: str
+    ) -> None:
+        text = "hidden_size choice [8,9]\nn_heads choice [1,2]\n"  # 9 is no multiple of 2
+        algo = "exhaustive" if engine == "optuna" else "bayes"
+        search = prepare(text, options={"engine": engine, "algo": algo, "trials": 12})
+        trials = tuning.tune(search)
+        assert {trial.state for trial in trials} == {DONE, FAILED}
+        failed, *_ = [trial for trial in trials if trial.state == FAILED]
+        assert failed.values == {"hidden_size": 9, "n_heads": 2}
+        reason = "UserError: model=SASRec cannot be built for dataset='toy': The hidden size (9)"
+        assert failed.error.startswith(reason)
+        assert failed.score is None
+        row, *_ = [row for row in rows(search) if row["state"] == FAILED]
+        assert row["error"] == failed.error
+        assert row[METRIC] == ""
+        assert tuning.tune(search)[: len(trials)] == trials  # nor is it tried again
+
+    def test_when_every_trial_fails_the_commonest_reason_is_told(
+        self, prepare: Any, engine: str
+    ) -> None:
+        search = prepare(RATES, options={"engine": engine}, hidden_size=9)
+        with pytest.raises(
+            UserError, match=r"none of 3 trials could be finished; 3 failed with .*size \(9\)"
+        ):
+            tuning.tune(search)
+        assert len(rows(search)) == 3
+        assert not (search.folder / tuning.BEST_SETTING).exists()
+
+    def test_a_fault_of_the_program_ends_the_search(
+        self, prepare: Any, monkeypatch: pytest.MonkeyPatch, engine: str
+    ) -> None:
+        """A full disk or a bug is no property of a setting."""
+
+        def broken(*_: Any) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(PlanTrainer, "save_state", broken)
+        with pytest.raises(OSError, match="no space left"):
+            tuning.tune(prepare(RATES, options={"engine": engine}))
 
 
 # ---------------------------------------------------------------- before the first trial
@@ -703,7 +719,7 @@ def test_a_ray_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("ray", "ray.tune"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__="2.6.3"))
     with pytest.raises(UserError, match=r"ray 2\.6\.3 is too old"):
-        tuning.library("ray")
+        import_engine("ray")
 
 
 # ---------------------------------------------------------------- hyperopt
@@ -724,11 +740,6 @@ def test_recboles_hypertuning_does_the_search(
     assert "running parameters" not in capsys.readouterr().out
     assert len(trained) == 4
     assert "HYPEROPT_FMIN_SEED" not in os.environ
-    # The same command draws the same settings and reads their results.
-    assert tuning.tune(search) == trials
-    assert len(trained) == 4
-    assert tuning.tune(prepare(MIXED, options={"engine": "hyperopt", "trials": 5}))[:4] == trials
-    assert len(trained) == 5
 
 
 def test_an_exhaustive_search_tries_every_combination_once(prepare: Any) -> None:
@@ -759,7 +770,7 @@ def test_ray_where_it_runs_and_a_clear_word_where_it_does_not(prepare: Any) -> N
         assert stored["test"] == {}
         assert stored["valid"][KEPT][METRIC] == trial.score
         assert stored["epochs"] == trial.epochs == 2
-    assert tuning.test(search, search.ranked(trials)[0]).tested
+    assert tuning.test_best(search, search.ranked(trials)[0]).tested
 
 
 def test_what_ray_found_becomes_trials(prepare: Any) -> None:
@@ -767,7 +778,7 @@ def test_what_ray_found_becomes_trials(prepare: Any) -> None:
     drawn = {"learning_rate": "0.01"}
 
     def record(metrics: Any, error: Any = None) -> Trial:
-        return tuning._ray_record(
+        return engine_of_ray._trial_of(
             search, 7, SimpleNamespace(config=drawn, metrics=metrics, error=error)
         )
 

@@ -1,0 +1,43 @@
+"""The command that lists models, data sets, presets and values."""
+
+import argparse
+from typing import Any
+
+from recbole_simdiff.cli.parser import DEFAULTS, add_model_arguments
+from recbole_simdiff.cli.settings import command_config
+from recbole_simdiff.config.config import AUGMENTED
+from recbole_simdiff.config.layers import preset_files, properties_dir
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.models.registry import needed_data_set, plugin_models, recbole_models
+
+
+def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add the options of ``list``."""
+    add_model_arguments(parser)
+    parser.add_argument("--explain", action="store_true", help="each effective value and its file")
+
+
+def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    """Show what there is, or every value of a configuration and its file."""
+    if namespace.explain:
+        rows = command_config(namespace, overrides).explain()
+        width = max(len(key) for key, _, _ in rows)
+        for key, value, origin in rows:
+            print(f"{key.ljust(width)}  {value!s:<32}  {origin}")
+        return 0
+    given = [key for key in (*DEFAULTS, "config_files") if getattr(namespace, key)]
+    if given or overrides:
+        raise UserError(f"list reads --{[*given, *overrides][0]} with --explain only")
+    models = plugin_models()
+    trained = sorted(name for name in recbole_models() if needed_data_set(name) is None)
+    print("models:           ", ", ".join(sorted(models)))
+    print("RecBole's models: ", ", ".join(trained))
+    print(
+        "data sets with settings here:",
+        ", ".join(p.stem for p in sorted((properties_dir() / "dataset").glob("*"))),
+    )
+    print(f"augmented data:    {AUGMENTED}, for any of them: --model={AUGMENTED} --backbone=NAME")
+    lineages = {name: [base.__name__ for base in models[name].__mro__] for name in sorted(models)}
+    for model, names in (lineages | {AUGMENTED: [AUGMENTED]}).items():
+        print(f"presets of {model}: {', '.join(['paper', *sorted(preset_files(names))])}")
+    return 0

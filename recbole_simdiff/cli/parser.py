@@ -1,0 +1,177 @@
+"""What the command line takes: the commands, and the options that several of them share.
+
+A command adds its own options when it is the one that is given, so that ``--help`` and each command
+import no more than they need.
+"""
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from recbole_simdiff.errors import UserError
+
+DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
+
+RENAMED = {"start": "from", "end": "to"}  # attributes of a namespace that cannot be called so
+
+
+class Command(NamedTuple):
+    """A command of the program.
+
+    Attributes:
+        module (str): its file in this folder, with ``add_arguments`` and ``handle``.
+        help (str): what it does, in a line.
+    """
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command("train", "train a model, select on validation, test once, save (the default)"),
+    "evaluate": Command("evaluate", "evaluate a checkpoint on its data set"),
+    "recommend": Command(
+        "recommend", "top-k items for users or histories, from a checkpoint alone"
+    ),
+    "benchmark": Command(
+        "experiments", "models x data sets x seeds: a table with significance tests"
+    ),
+    "ablate": Command(
+        "experiments", "a model with and without its parts: a table with significance tests"
+    ),
+    "sweep": Command("experiments", "a metric over the values of a setting: curves and a table"),
+    "plot": Command("experiments", "figures of runs, from their records"),
+    "analyze": Command(
+        "experiments",
+        "metrics by history length and target popularity; quality of augmented views",
+    ),
+    "tune": Command(
+        "tune", "search the best setting of a model by its validation score, then test it once"
+    ),
+    "augment": Command("augment", "the data that DiffuASR trains on, as an atomic .inter file"),
+    "prepare": Command("prepare", "raw downloads to RecBole atomic files"),
+    "list": Command("list", "models, data sets and presets; --explain: every value"),
+}
+
+EPILOG = """\
+examples:
+  %(prog)s --model=SimDiffRec --dataset=ml-100k                       train, select, test, save
+  %(prog)s --model=SimDiffRec --dataset=amazon-beauty --cl_weight=0 --diff_weight=0
+  %(prog)s --model=SASRec --dataset=ml-100k                           RecBole's own models likewise
+  %(prog)s --model=DiffuASR --backbone=GRU4Rec --dataset=ml-100k      a backbone on augmented data
+  %(prog)s --resume=saved/<run>                                       continue a stopped run
+  %(prog)s --dataset=ml-1m --nproc=4                                  by four processes
+  %(prog)s evaluate --checkpoint=saved/<run>
+  %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
+  %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
+  %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
+  %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
+  %(prog)s tune --model=SimDiffRec --dataset=amazon-beauty --trials=50   the best setting
+  %(prog)s augment --dataset=ml-100k --output=FILE.inter            DiffuASR's data as a file
+  %(prog)s prepare --source=movielens --input=ratings.dat --output=dataset/ml-1m
+  %(prog)s list --explain --model=SimDiffRec --dataset=ml-100k        every value and its file
+"""
+
+
+class _Once(argparse.Action):
+    """An option that has one value: a second one would silently replace the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(self).setdefault("given", values)
+        if given != values:
+            raise UserError(f"{option_string} is given twice: {given!r} and {values!r}")
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options are named in full and, but for those that add up, have one value."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+        self.register("action", None, _Once)
+
+
+def build_parser(
+    command: str = "train",
+    add_arguments: Callable[[argparse.ArgumentParser, str], None] | None = None,
+) -> argparse.ArgumentParser:
+    """The parser of a command; any other --key=value is a configuration key.
+
+    Args:
+        command (str): its name; the others are named in the help only.
+        add_arguments (Callable | None): adds its options to its parser.
+    """
+    parser = _Parser(
+        prog="run_recbole_simdiff.py",
+        description="Diffusion and contrastive sequential recommendation on RecBole.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar=f"{{{','.join(COMMANDS)}}}")
+    parsers = {name: commands.add_parser(name, help=it.help) for name, it in COMMANDS.items()}
+    if add_arguments:
+        add_arguments(parsers[command], command)
+    return parser
+
+
+def split(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the command first, which is ``train`` where none is given.
+
+    ``ablate NAME ...`` becomes ``ablate --experiment NAME ...``: as a positional argument, argparse
+    would take an unknown ``--key=value`` with a space in it.
+
+    Raises:
+        UserError: if the first argument is neither a command nor an option.
+    """
+    start = arguments[0] if arguments else ""
+    if start and not start.startswith("-") and start not in COMMANDS:
+        near = difflib.get_close_matches(start, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
+        raise UserError(f"{start!r} is neither a command nor of the form --key=value; {hint}")
+    if start not in (*COMMANDS, "-h", "--help"):
+        return ["train", *arguments]
+    named = start in COMMANDS and COMMANDS[start].module == "experiments"
+    if named and len(arguments) > 1 and not arguments[1].startswith("-"):
+        return [start, "--experiment", *arguments[1:]]
+    return list(arguments)
+
+
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """What the command takes, and the other arguments.
+
+    Raises:
+        UserError: if an option is given an empty value.
+    """
+    namespace, rest = parser.parse_known_args(arguments)
+    for key, value in vars(namespace).items():
+        if value == "" or (key == "config_files" and "" in value):
+            raise UserError(f"--{RENAMED.get(key, key)} is empty; give a value, or leave it out")
+    return namespace, rest
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what names a model, a data set and configuration files."""
+    parser.add_argument("--model", "-m", help=f"default {DEFAULTS['model']}")
+    add_data_arguments(parser)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what names a data set and configuration files."""
+    parser.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
+    parser.add_argument(
+        "--config_files",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="YAML files, later ones win",
+    )

@@ -1,0 +1,88 @@
+"""The command that trains."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from recbole_simdiff import checkpoint, distributed
+from recbole_simdiff.checkpoint import LAST
+from recbole_simdiff.cli.messages import printable
+from recbole_simdiff.cli.parser import add_model_arguments
+from recbole_simdiff.cli.results import print_place, print_result
+from recbole_simdiff.cli.settings import command_config
+from recbole_simdiff.config.config import AUGMENTED, COMMAND_LINE
+from recbole_simdiff.errors import UserError
+from recbole_simdiff.pipelines.diffuasr import run_augmented
+from recbole_simdiff.runs.processes import check_processes
+from recbole_simdiff.runs.restore import resumed_config
+from recbole_simdiff.runs.result import RunResult
+from recbole_simdiff.runs.run import run
+from recbole_simdiff.serving.recommender import load
+
+
+def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add the options of ``train``."""
+    parser.description = (
+        "Train a model. Every other --key=value overrides the configuration; 'list --explain' "
+        "shows all keys."
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--resume", metavar="RUN", help="folder of a stopped run, or its last.safetensors"
+    )
+    parser.add_argument(
+        "--nproc",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this host that train together (default 1); under torchrun, which "
+        "starts them on several hosts, it is not read",
+    )
+
+
+def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    """Train a model, or go on with a stopped run."""
+    resume = None
+    if namespace.resume:
+        for key in ("model", "dataset", "config_files"):
+            if getattr(namespace, key):
+                raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
+        resume = checkpoint.find(namespace.resume, LAST)
+        config = resumed_config(resume, overrides, COMMAND_LINE)
+    else:
+        config = command_config(namespace, overrides)
+    several = distributed.launched()
+    n = int(os.environ["WORLD_SIZE"]) if several else namespace.nproc
+    check_processes(config, n)
+    if n > 1 and not several:
+        return distributed.launch(n)
+    with distributed.group():
+        if config.name == AUGMENTED and resume is None:
+            result = run_augmented(config)
+        else:
+            result = run(config, resume)
+        if distributed.rank() > 0:
+            return 0
+    print_result(result)
+    print_place(result)
+    try:
+        _show_users(result, config["show_users"])
+    except UserError as error:  # the run itself succeeded
+        print(error, file=sys.stderr)
+    return 0
+
+
+def _show_users(result: RunResult, n_users: int) -> None:
+    if not n_users:
+        return
+    recommender = load(result.run_dir, result.config["values"]["use_gpu"])
+    for user in recommender.users[:n_users]:
+        history = recommender.history(user)
+        (found,) = recommender.recommend([history], k=10)
+        print(f"\nuser {printable(user)}, newest of {len(history)}:")
+        for item in history[-5:]:
+            print(f"    {printable(recommender.title(item))}")
+        print("  recommended next:")
+        for rank, item in enumerate(found.items, start=1):
+            print(f"  {rank:>2}  {printable(recommender.title(item))}")

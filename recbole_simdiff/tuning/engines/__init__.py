@@ -1,0 +1,1 @@
+"""Search engines, all optional: one file each, behind ``trials.Engine``."""

@@ -1,0 +1,285 @@
+"""Optuna: trials in a data base that several processes or machines may share.
+
+A search can be resumed, and bad trials are stopped early.
+"""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_simdiff import files
+from recbole_simdiff.errors import Interrupted, UserError
+from recbole_simdiff.evaluation.protocols import kept
+from recbole_simdiff.log import logger, terminal
+from recbole_simdiff.runs.identity import code
+from recbole_simdiff.training.interrupt import StopRequest
+from recbole_simdiff.training.progress import Progress
+from recbole_simdiff.tuning.screen import Screen
+from recbole_simdiff.tuning.space import Dimension
+from recbole_simdiff.tuning.trials import (
+    DONE,
+    FAILED,
+    IMPOSSIBLE,
+    MEDIAN_TRIALS,
+    MEDIAN_WARMUP,
+    PRUNED,
+    STUDY,
+    Engine,
+    Search,
+    Trial,
+    drop_weights,
+    import_engine,
+    reason,
+    write_trials,
+)
+
+# Seconds between signs of life of a trial, and without one until it is given to another process.
+HEARTBEAT, SILENCE = 30, 120
+
+RETRIES = 2  # of a trial whose process died
+
+
+def run_trials(search: Search) -> list[Trial]:
+    """All trials of a search; see ``trials.Engine``."""
+    search.folder.mkdir(parents=True, exist_ok=True)
+    study = _open_study(search)
+    if search.algo == "exhaustive":
+        with files.turn(search.folder / STUDY):
+            for draws in search.grid():
+                study.enqueue_trial(draws, skip_if_exists=True)
+    screen = Screen(search, _recorded(search, study))
+    logger.info(f"{search.folder}: {len(screen.shown)} of {search.trials} trials there")
+    try:
+        if search.jobs > 1:
+            _supervise(search, study, screen)
+        else:
+            _work_on(search, study, screen)
+    finally:
+        screen.bar.close()
+    return _recorded(search, study)
+
+
+def _open_study(search: Search) -> Any:
+    """The study of a search in its storage, made if it is not there.
+
+    Raises:
+        UserError: if the storage cannot be used, or what it holds is another search.
+    """
+    optuna = import_engine("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback
+    try:
+        with files.turn(search.folder / STUDY), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # heartbeats are called experimental
+            storage = optuna.storages.RDBStorage(
+                search.storage,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=SILENCE,
+                heartbeat_stale_trial_callback=retry(max_retry=RETRIES),
+            )
+            study = optuna.create_study(
+                storage=storage,
+                study_name=f"{search.model}-{search.dataset}",
+                direction="maximize" if search.bigger else "minimize",
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(MEDIAN_TRIALS, MEDIAN_WARMUP)
+                if search.pruning
+                else optuna.pruners.NopPruner(),
+            )
+    except Exception as error:  # of SQLAlchemy, of its driver, of the system
+        raise UserError(f"--storage cannot be used: {reason(error)}") from None
+    _check_same_search(search, study)
+    return study
+
+
+def _check_same_search(search: Search, study: Any) -> None:
+    """Refuse a study of another search; one without trials becomes this search's."""
+    made_with = _made_with(search)
+    theirs = study.user_attrs.get("made_with")
+    if theirs is None or not study.get_trials(deepcopy=False):
+        study.set_user_attr("made_with", made_with)
+        return
+    for key in made_with.keys() | theirs.keys():
+        ours, other = made_with.get(key), theirs.get(key)
+        if ours != other:
+            raise UserError(
+                f"the study in {search.folder if STUDY in search.storage else 'the storage'} was "
+                f"made with {key}={other!r}, and now it is {ours!r}: scores cannot be compared. "
+                "Give another --output (and --storage), or delete it"
+            )
+
+
+def _made_with(search: Search) -> dict[str, Any]:
+    """What all trials of a study have in common, as JSON gives it back."""
+    values = search.config({}).identity()["values"]
+    searched = {dimension.key: f"search over {dimension}" for dimension in search.space}
+    common = {k: v for k, v in values.items() if k not in searched}
+    common |= searched | {"data": search.data, "code of recbole_simdiff": code()}
+    found: dict[str, Any] = json.loads(json.dumps(common, default=str))
+    return found
+
+
+def _recorded(search: Search, study: Any) -> list[Trial]:
+    """The trials of a study that are over."""
+    names = {"COMPLETE": DONE, "PRUNED": PRUNED, "FAIL": FAILED}
+    found = []
+    for stored in study.get_trials(deepcopy=False):
+        notes = stored.user_attrs
+        # A trial that was interrupted, or whose process died, is repeated under another number.
+        if stored.state.name not in names or (stored.state.name == "FAIL" and "error" not in notes):
+            continue
+        values = search.values(stored.params)
+        score = stored.value if stored.state.name == "COMPLETE" else None
+        if stored.state.name == "PRUNED" and stored.intermediate_values:
+            score = (max if search.bigger else min)(stored.intermediate_values.values())
+        found.append(Trial(stored.number, values, names[stored.state.name], score, **notes))
+    return found
+
+
+def _work_on(search: Search, study: Any, screen: Screen) -> None:
+    """Make trials until there are enough and none is open, be it by this process or another."""
+    optuna = import_engine("optuna")
+
+    def after(_: Any, stored: Any) -> None:
+        trials = _recorded(search, study)
+        for trial in trials:
+            if trial.number == stored.number:
+                drop_weights(search, trials, trial)
+        write_trials(search, trials)
+        screen.show(trials)
+
+    command = multiprocessing.parent_process()
+    while command is None or command.is_alive():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optuna.storages.fail_stale_trials(study)
+        with contextlib.ExitStack() as claim:
+            # Counted and begun in one turn; two processes would else begin the last trial twice.
+            claim.enter_context(files.turn(search.folder / STUDY))
+            states = Counter(stored.state.name for stored in study.get_trials(deepcopy=False))
+            over = len(_recorded(search, study))
+            if states["WAITING"] or over + states["RUNNING"] < search.trials:
+                objective = _Objective(search, screen, begun=claim.close)
+                study.optimize(objective, n_trials=1, catch=IMPOSSIBLE, callbacks=[after])
+                continue
+        if not states["RUNNING"]:
+            return
+        screen.write(f"waiting for {states['RUNNING']} trials of other processes")
+        time.sleep(1)
+
+
+class _Objective:
+    """The score of one of Optuna's trials; ``begun`` is called once the trial is in the storage."""
+
+    def __init__(self, search: Search, screen: Screen, begun: Callable[[], None]) -> None:
+        self.search, self.screen, self.begun, self.reported = search, screen, begun, 0
+
+    def __call__(self, trial: Any) -> float:
+        self.begun()
+        search = self.search
+        self._set_sampler(trial)
+        values = {d.key: d.value(_suggest(trial, d)) for d in search.space}
+        try:
+            config = search.config(values)
+            trial.set_user_attr("run", search.run_dir(config).name)
+            with self.screen.quiet():
+                result = search.measure(config, lambda progress: self._report(trial, progress))
+            score = search.score(kept(result.valid))
+        except (Interrupted, KeyboardInterrupt):
+            trial.study.enqueue_trial(trial.params)
+            raise
+        except IMPOSSIBLE as error:
+            trial.set_user_attr("error", reason(error))
+            raise
+        trial.set_user_attr("epochs", result.epochs)
+        trial.set_user_attr("seconds", result.seconds)
+        return score
+
+    def _set_sampler(self, trial: Any) -> None:
+        """Processes that share a study would draw the same numbers from one seed."""
+        samplers = import_engine("optuna").samplers
+        seed = (self.search.seed * 1_000_003 + trial.number) % 2**32
+        if self.search.algo == "bayes":
+            trial.study.sampler = samplers.TPESampler(seed=seed)
+        else:
+            trial.study.sampler = samplers.RandomSampler(seed=seed)
+
+    def _report(self, trial: Any, progress: Progress) -> None:
+        # All evaluations, also those before an interruption.
+        for epoch, entry in list(enumerate(progress.log))[self.reported :]:
+            if "valid" in entry:
+                trial.report(self.search.score(entry["valid"]), epoch)
+        self.reported = len(progress.log)
+        if trial.should_prune():
+            trial.set_user_attr("epochs", len(progress.log))
+            trial.set_user_attr("seconds", progress.seconds)
+            raise import_engine("optuna").TrialPruned
+
+
+def _suggest(trial: Any, dimension: Dimension) -> Any:
+    """Draw a value in Optuna's way."""
+    key, low, high = dimension.key, dimension.low, dimension.high
+    if dimension.kind == "choice":
+        return trial.suggest_categorical(key, list(dimension.texts))
+    if dimension.kind == "quniform":
+        return trial.suggest_float(key, low, high, step=dimension.q)
+    if dimension.kind == "loguniform":
+        return trial.suggest_float(key, math.exp(low), math.exp(high), log=True)
+    return trial.suggest_float(key, low, high)
+
+
+def _supervise(search: Search, study: Any, screen: Screen) -> None:
+    """Let ``jobs`` processes work on a study, and show what becomes of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    threads = max(1, (os.cpu_count() or 1) // search.jobs)
+    logs = [search.folder / f"worker-{i}.log" for i in range(search.jobs)]
+    workers = [context.Process(target=_work, args=(search, threads, log)) for log in logs]
+    stop, asked = StopRequest(), False
+    with stop.listen():
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers):
+            if stop.signum is not None and not asked:
+                asked = True
+                for worker in workers:
+                    worker.terminate()  # each saves its state and ends
+            time.sleep(0.5)
+            screen.show(_recorded(search, study))
+        stop.check(search.folder)
+    for worker, log in zip(workers, logs, strict=True):
+        if worker.exitcode and len(screen.shown) < search.trials:
+            raise UserError(f"a worker of the search ended with code {worker.exitcode}; see {log}")
+
+
+def _work(search: Search, threads: int, log: Path) -> None:
+    """A process that makes trials; what it says is in a file."""
+    os.setpgid(0, 0)  # Ctrl-C reaches the command alone, which asks each process to stop, once
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt  # where no run listens: nothing is lost there but the trial's draw
+
+    signal.signal(signal.SIGTERM, stop)
+    # Open to the end, for the traceback of what may go wrong.
+    sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+    torch.set_num_threads(threads)
+    quiet = replace(search, settings={**search.settings, "show_progress": False})
+    with terminal(), contextlib.suppress(Interrupted, KeyboardInterrupt):
+        study = _open_study(search)
+        _work_on(search, study, Screen(quiet, _recorded(search, study)))
+
+
+ENGINE = Engine("optuna", ("bayes", "random", "exhaustive"), run_trials, storage=True)

@@ -1,0 +1,265 @@
+"""What a search is, and the records of its trials: what every engine works with."""
+
+import contextlib
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_simdiff import files
+from recbole_simdiff.checkpoint import BEST, LAST
+from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.errors import TrainingDiverged, UserError
+from recbole_simdiff.experiments import tables
+from recbole_simdiff.pipelines.diffuasr import run_augmented
+from recbole_simdiff.runs.identity import fingerprint
+from recbole_simdiff.runs.result import RunResult
+from recbole_simdiff.runs.run import run, run_once
+from recbole_simdiff.training.progress import OnValidation, Progress
+from recbole_simdiff.tuning.space import Dimension
+
+TRIALS, STUDY = "trials.csv", "study.db"
+
+DONE, PRUNED, FAILED = "done", "pruned", "failed"
+
+# A trial is stopped early when its best score so far is below the median of the others' at the same
+# epoch: not before so many trials have finished, and not in its first epochs.
+MEDIAN_TRIALS, MEDIAN_WARMUP = 5, 10
+
+# What a setting that cannot work raises, when built or trained; anything else ends the search.
+IMPOSSIBLE = (UserError, TrainingDiverged, ValueError, RuntimeError, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a setting.
+
+    Attributes:
+        number (int): counted from 0.
+        values (dict): the setting.
+        state (str): ``DONE``, ``PRUNED`` (stopped early) or ``FAILED``.
+        score (float | None): validation metric of the best epoch; None where it failed.
+        epochs (int): epochs trained.
+        seconds (float): of training and validation.
+        run (str): name of its folder under ``trials/``.
+        error (str): why it failed.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    state: str
+    score: float | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    run: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search, checked; made by ``new_search``.
+
+    Attributes:
+        model, dataset (str): names.
+        files (tuple): configuration files under the setting.
+        settings (dict): values over the files, the same for all trials.
+        space (tuple): what is searched.
+        engine, algo (str): an engine's name and one of its algorithms.
+        trials (int): how many.
+        jobs (int): at the same time, each in a process of its own.
+        pruning (bool): whether bad trials are stopped early; Optuna and Ray.
+        storage (str): URL of Optuna's data base.
+        folder (Path): where everything goes.
+        data (str): checksum of the data.
+        metric (str): the validation metric, as in results.
+        protocol (str): under which it is measured.
+        bigger (bool): whether more of it is better.
+        seed (int): of the trials and of the search.
+    """
+
+    model: str
+    dataset: str
+    files: tuple[str, ...]
+    settings: Mapping[str, Any]
+    space: tuple[Dimension, ...]
+    engine: str
+    algo: str
+    trials: int
+    jobs: int
+    pruning: bool
+    storage: str
+    folder: Path
+    data: str
+    metric: str
+    protocol: str
+    bigger: bool
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.dataset}"
+
+    def config(self, values: Mapping[str, Any]) -> Config:
+        """The configuration of a setting.
+
+        Raises:
+            UserError: if it is impossible.
+        """
+        everything = {**self.settings, **values, "show_progress": False}
+        return Config(self.model, self.dataset, self.files, everything, "search")
+
+    def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """The setting that an engine's draws stand for."""
+        return {d.key: d.value(drawn[d.key]) for d in self.space}
+
+    def run_dir(self, config: Config) -> Path:
+        """The folder of a setting's run."""
+        return self.folder / "trials" / fingerprint(config, self.data)
+
+    def measure(
+        self, config: Config, report: Callable[[Progress], None] | None = None, test: bool = False
+    ) -> RunResult:
+        """Train a setting, or read what was found before.
+
+        Args:
+            config (Config): of the setting.
+            report (Callable | None): called with the progress after every validation.
+            test (bool): whether the test part is read.
+        """
+        begin = run_augmented if self.model == AUGMENTED else run
+        listeners = [OnValidation(report)] if report else []
+        return run_once(config, self.run_dir(config), begin, listeners, test)
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """What is compared.
+
+        Raises:
+            ValueError: if it is not a number.
+        """
+        if not math.isfinite(metrics[self.metric]):
+            raise ValueError(f"{self.metric} is {metrics[self.metric]}")
+        return metrics[self.metric]
+
+    def value(self, trial: Trial) -> float:
+        """The score of a trial such that more is better; a failed one has the worst."""
+        if trial.state != DONE or trial.score is None:
+            return -math.inf
+        return trial.score if self.bigger else -trial.score
+
+    def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The finished trials, best first; of equal ones the earlier."""
+        done = [trial for trial in trials if trial.state == DONE]
+        return sorted(done, key=lambda trial: (-self.value(trial), trial.number))
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of draws.
+
+        Raises:
+            UserError: if they cannot be counted.
+        """
+        keys = [dimension.key for dimension in self.space]
+        draws = [dimension.grid() for dimension in self.space]
+        return [
+            dict(zip(keys, combination, strict=True)) for combination in itertools.product(*draws)
+        ]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The face of a search engine; each file of ``engines`` has one.
+
+    Attributes:
+        name (str): as given to ``--engine``.
+        algorithms (tuple): what it can do, its default first, in RecBole's words.
+        run (Callable): makes the trials of a search and returns their records, in order.
+        parallel (bool): whether trials may run at the same time.
+        storage (bool): whether trials are kept in a data base.
+    """
+
+    name: str
+    algorithms: tuple[str, ...]
+    run: Callable[[Search], list[Trial]]
+    parallel: bool = True
+    storage: bool = False
+
+
+def import_engine(engine: str) -> Any:
+    """An engine's module, imported when it is asked for.
+
+    Raises:
+        UserError: saying what to install, if it is not there or does not run here.
+    """
+    name = {"ray": "ray.tune"}.get(engine, engine)
+    try:
+        module = importlib.import_module(name)
+        if engine == "ray" and "RunConfig" not in vars(module):
+            raise ImportError(f"ray {importlib.import_module('ray').__version__} is too old")
+    except (ImportError, AttributeError) as error:
+        why = f"engine {engine} cannot be used ({type(error).__name__}: {error})"
+        if engine == "ray":
+            raise UserError(
+                f"{why}. The ray that RecBole pins, 2.6.3, does not run with today's NumPy and "
+                "setuptools, and nothing here needs that one: pip install --upgrade 'ray[tune]'"
+            ) from None
+        raise UserError(f"{why}: pip install 'recbole_simdiff[tune]'") from None
+    return module
+
+
+def drop_weights(search: Search, trials: Sequence[Trial], newest: Trial) -> None:
+    """Drop the weights of all trials but the best one; their results stay."""
+    best = search.ranked(trials)[:1]
+    kept = {trial.run for trial in best}
+    finished = {trial.run for trial in trials if trial.state == DONE}
+    for name in {newest.run, *finished} - kept - {""}:
+        run_dir = search.folder / "trials" / name
+        # Another process may be about to try the same setting.
+        with files.turn(run_dir) if name not in finished else contextlib.nullcontext():
+            for weights in (BEST, LAST):
+                (run_dir / weights).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by this text, at once."""
+    files.write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
+def record(search: Search, trials: Sequence[Trial], newest: Trial) -> None:
+    """Keep what a trial left that has just ended.
+
+    Args:
+        search (Search): the search.
+        trials (Sequence): all trials that are over.
+        newest (Trial): the one of them that ended last.
+    """
+    drop_weights(search, trials, newest)
+    write_trials(search, trials)
+
+
+def write_trials(search: Search, trials: Sequence[Trial]) -> None:
+    """Write the table of trials, a row each."""
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state,
+            search.metric: trial.score,
+            "epochs_trained": trial.epochs,
+            "seconds": trial.seconds,
+            "run": trial.run,
+            "error": trial.error,
+            **trial.values,
+        }
+        for trial in trials
+    ]
+    write_text(search.folder / TRIALS, tables.as_csv(rows))
+
+
+def reason(error: BaseException) -> str:
+    """Why a trial failed, in one line of its record."""
+    return f"{type(error).__name__}: {error}"
+
+
+def shortened(value: Any) -> str:
+    """A value of a setting, for people to read."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
