@@ -518,7 +518,7 @@ def test_a_checkpoint_holds_extractors_and_both_optimisers(build: Any, tmp_path:
     found = whole.evaluator.evaluate(valid)
     assert more.evaluator.evaluate(valid) == found
     stock = Trainer(more.config, more.model)  # masks what the loader says, and rounds
-    stock.evaluator.data_collect(train)
+    stock.eval_collector.data_collect(train)
     places = more.config["metric_decimal_place"]
     expected = {name: round(value, places) for name, value in found[REMOVED].items()}
     assert stock.evaluate(valid, load_best_model=False) == expected
