@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from recbole_simdiff.version import __version__
 
 if TYPE_CHECKING:
+    from recbole_simdiff.api import resume, run
     from recbole_simdiff.config.config import Config
     from recbole_simdiff.errors import UserError
     from recbole_simdiff.models.registry import available_models, get_model
-    from recbole_simdiff.pipelines.diffuasr import run_augmented
     from recbole_simdiff.runs.restore import evaluate
     from recbole_simdiff.runs.result import RunResult
-    from recbole_simdiff.runs.run import run
     from recbole_simdiff.serving.recommender import Recommender, load
 
 __all__ = [
@@ -28,8 +27,8 @@ __all__ = [
     "evaluate",
     "get_model",
     "load",
+    "resume",
     "run",
-    "run_augmented",
 ]
 
 # Public name -> the module that has it.
@@ -42,8 +41,8 @@ _MODULES = {
     "evaluate": "runs.restore",
     "get_model": "models.registry",
     "load": "serving.recommender",
-    "run": "runs.run",
-    "run_augmented": "pipelines.diffuasr",
+    "resume": "api",
+    "run": "api",
 }
 
 

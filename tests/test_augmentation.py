@@ -18,7 +18,7 @@ from recbole.data.dataset import SequentialDataset
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_simdiff import checkpoint, evaluate, files, load, run
+from recbole_simdiff import checkpoint, evaluate, files, load
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import properties_dir, read_yaml
@@ -32,11 +32,12 @@ from recbole_simdiff.models.diffuasr.guide import Guide
 from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
 from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import pairs, report
-from recbole_simdiff.pipelines.diffuasr import augment, export, run_augmented
+from recbole_simdiff.pipelines.diffuasr import augment, export, run_stages
 from recbole_simdiff.pipelines.report import quality
 from recbole_simdiff.runs.build import prepare
 from recbole_simdiff.runs.restore import stored_config
 from recbole_simdiff.runs.result import RESULT, read_result
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 
@@ -203,7 +204,7 @@ def test_a_backbone_on_augmented_data(
 ) -> None:
     """Trained, told apart from the backbone alone, evaluated again and used from its checkpoint."""
     config = configure(backbone, **changes)
-    result = run_augmented(config)
+    result = run_stages(config)
     run_dir = Path(result.run_dir)
     assert run_dir.parent == Path(config["checkpoint_dir"])
     assert run_dir.name.startswith("DiffuASR-toy-")
@@ -251,11 +252,11 @@ def test_the_last_stage_is_resumed(
 ) -> None:
     """Whatever happened to the cache; with both kinds of training loader."""
     config = configure(backbone, augmenter="random", epochs=2)
-    wanted = run_augmented(config)
+    wanted = run_stages(config)
     with monkeypatch.context() as patch:
         patch.setattr(PlanTrainer, "_step", stopping(PlanTrainer._step, 2))
         with pytest.raises(Interrupted) as stopped:
-            run_augmented(config)
+            run_stages(config)
     assert not stopped.value.same_command
     assert stopped.value.run_dir.parent == Path(config["checkpoint_dir"])
     pseudo_file(config).unlink()
@@ -297,7 +298,7 @@ def test_the_last_stage_trains_on_the_pseudo_items(
         return stock(self, batch, *rest)
 
     monkeypatch.setattr(PlanTrainer, "_step", record)
-    run_augmented(config)
+    run_stages(config)
     assert Counter(row for batch in batches for row in rows_of(batch)) == expected
 
 
@@ -318,7 +319,7 @@ def test_users_with_longer_histories_can_be_left_out(configure: Configure) -> No
 
 def test_nobody_augmented_is_a_plain_run(configure: Configure) -> None:
     """T24."""
-    result = run_augmented(configure(augmenter="random", pseudo_max_history=1))
+    result = run_stages(configure(augmenter="random", pseudo_max_history=1))
     assert result.test == result.augmentation["baseline"]["test"]
     assert result.valid == result.augmentation["baseline"]["valid"]
     assert result.augmentation["quality"]["this augmenter"] == {}
@@ -328,7 +329,7 @@ def test_nobody_augmented_is_a_plain_run(configure: Configure) -> None:
 def test_one_item_one_pair_at_a_time(configure: Configure) -> None:
     """T34."""
     config = configure(n_pseudo=1, diffuasr_batch_size=1, diffuasr_epochs=1, train_batch_size=1)
-    result = run_augmented(config)
+    result = run_stages(config)
     assert result.augmentation["log"]["pairs"] > 1
     assert checkpoint.load(pseudo_file(config))[0]["pseudo"].shape == (17, 1)
 
@@ -337,7 +338,7 @@ def test_groups_by_length_hold_the_same_rows_with_and_without(configure: Configu
     """Pseudo-items before a history make no long history of it."""
     for at_evaluation in (False, True):
         config = configure(augmenter="random", pseudo_at_evaluation=at_evaluation)
-        result = run_augmented(config)
+        result = run_stages(config)
         rows = {group: values["rows"] for group, values in result.by_length.items()}
         without = result.augmentation["baseline"]["by_length"]
         assert rows == {group: values["rows"] for group, values in without.items()}
@@ -593,10 +594,10 @@ def test_a_second_command_trains_the_last_stage_only(
     configure: Configure, trained: list[str]
 ) -> None:
     """T26: and ends with the same numbers."""
-    first = run_augmented(configure())
+    first = run_stages(configure())
     assert trained == ["GRU4Rec", "DiffuASR", "GRU4Rec"]
     trained.clear()
-    second = run_augmented(configure(train_batch_size=16, checkpoint_dir="elsewhere"))
+    second = run_stages(configure(train_batch_size=16, checkpoint_dir="elsewhere"))
     assert trained == ["GRU4Rec"]
     assert_same(second, first)
 
@@ -735,7 +736,7 @@ def test_a_generator_that_diverges_stops_the_run(configure: Configure) -> None:
 
 
 def test_the_stages_cannot_be_left_out(configure: Configure) -> None:
-    with pytest.raises(UserError, match=r"has stages before this one: call run_augmented"):
+    with pytest.raises(UserError, match=r"has runs before this one, which api.start makes"):
         run(configure())
 
 
@@ -898,9 +899,9 @@ def test_the_baseline_is_measured_as_the_augmented_run_is(
     configure: Configure, key: str, value: Any
 ) -> None:
     """A cached one may have been made when something else was asked for."""
-    run_augmented(configure(augmenter="random", epochs=2))
+    run_stages(configure(augmenter="random", epochs=2))
     config = configure(augmenter="random", epochs=2, **{key: value})
-    result = run_augmented(config)
+    result = run_stages(config)
     alone = run(config.backbone())
     baseline = result.augmentation["baseline"]
     assert baseline["test"][KEPT].keys() == result.test[KEPT].keys()
@@ -943,7 +944,7 @@ def test_a_given_baseline_is_used(configure: Configure, trained: list[str]) -> N
 def test_a_given_baseline_may_be_another_model(configure: Configure) -> None:
     """Its item table and its judgement guide the generator; the backbone is still GRU4Rec."""
     baseline = run(configure("SASRec").backbone())
-    result = run_augmented(configure(baseline_checkpoint=baseline.run_dir))
+    result = run_stages(configure(baseline_checkpoint=baseline.run_dir))
     assert result.augmentation["backbone"] == "GRU4Rec"
     assert result.augmentation["baseline"]["test"] == baseline.test
     assert (Path(result.run_dir) / BEST).is_file()
@@ -995,7 +996,7 @@ def test_a_given_baseline_was_ranked_the_same_way_and_on_raw_data(configure: Con
     baseline = run(configure(eval_args=sampled | {"mode": "uni5"}).backbone())
     with pytest.raises(UserError, match="cannot be compared"):
         augment(configure(baseline_checkpoint=baseline.run_dir))
-    augmented = run_augmented(configure(augmenter="random"))
+    augmented = run_stages(configure(augmenter="random"))
     with pytest.raises(UserError, match="was trained on augmented data; a baseline must not be"):
         augment(configure(baseline_checkpoint=augmented.run_dir))
 
@@ -1029,14 +1030,14 @@ def test_stopped_in_the_baseline(
 ) -> None:
     """The same command takes it up where it was, and ends as if nothing had been."""
     changes = {"epochs": 2, "diffuasr_epochs": 1}
-    wanted = run_augmented(configure(backbone, augmentation_cache="unbroken", **changes))
+    wanted = run_stages(configure(backbone, augmentation_cache="unbroken", **changes))
     config = configure(backbone, **changes)
     steps = []
     for _ in range(2):
         with monkeypatch.context() as patch:
             patch.setattr(PlanTrainer, "_step", stopping(PlanTrainer._step, 1))
             with pytest.raises(Interrupted) as stopped:
-                run_augmented(config)
+                run_stages(config)
         assert stopped.value.same_command
         assert stopped.value.signum == signal.SIGTERM
         place = stopped.value.run_dir
@@ -1045,7 +1046,7 @@ def test_stopped_in_the_baseline(
         progress = checkpoint.load(place / LAST)[1]["progress"]
         steps.append((progress["epoch"], progress["step"]))
     assert steps == [(0, 1), (0, 2)]
-    assert_same(run_augmented(config), wanted, but=["augmentation"])
+    assert_same(run_stages(config), wanted, but=["augmentation"])
 
 
 def generator(config: Config, place: Path) -> Any:
@@ -1109,17 +1110,17 @@ def test_stopped_in_the_generator(
 def test_stopped_in_the_generator_the_same_command_goes_on(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = run_augmented(configure(augmentation_cache="unbroken"))
+    wanted = run_stages(configure(augmentation_cache="unbroken"))
     config = configure()
     with monkeypatch.context() as patch:
         patch.setattr(DiffuASR, "loss", stopping(DiffuASR.loss, 1, interrupt))
         with pytest.raises(Interrupted) as stopped:
-            run_augmented(config)
+            run_stages(config)
     assert stopped.value.same_command
     assert stopped.value.signum == signal.SIGINT
     assert (stopped.value.run_dir / LAST).is_file()
     assert not list(Path(config["augmentation_cache"]).glob("*.safetensors"))
-    assert_same(run_augmented(config), wanted, but=["augmentation"])
+    assert_same(run_stages(config), wanted, but=["augmentation"])
 
 
 # ---------------------------------------------------------------------- the generator's training
@@ -1408,7 +1409,7 @@ def test_the_quality_table() -> None:
 
 def test_the_report(configure: Configure) -> None:
     """Both runs, all rows and each group, with the number of rows of the group."""
-    result = run_augmented(configure(augmenter="random"))
+    result = run_stages(configure(augmenter="random"))
     lines = [line.split() for line in report.format_report(result).splitlines()]
     metrics = list(result.test[KEPT])
     assert lines[0] == ["input", "length", "augmentation", *metrics]

@@ -9,11 +9,12 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from recbole_simdiff import evaluate, load, run
+from recbole_simdiff import evaluate, load
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import Interrupted
 from recbole_simdiff.models.registry import plugin_models
-from recbole_simdiff.pipelines.diffuasr import run_augmented
+from recbole_simdiff.pipelines.diffuasr import run_stages
+from recbole_simdiff.runs.run import run_one as run
 from tests.device import MOCK, MockTensor
 from tests.test_resume import at, interrupt, train
 
@@ -65,9 +66,9 @@ def test_invented_items_are_those_of_the_cpu(make_config: Any, on_mock: Any, gui
         "sunet_channel_mult": [1, 2],
         "sunet_base_channels": 8,
     }
-    cpu = run_augmented(make_config("DiffuASR", augmentation_cache="cpu", **small))
+    cpu = run_stages(make_config("DiffuASR", augmentation_cache="cpu", **small))
     on_mock()
-    mock = run_augmented(make_config("DiffuASR", augmentation_cache="mock", **small))
+    mock = run_stages(make_config("DiffuASR", augmentation_cache="mock", **small))
     assert (mock.valid, mock.test) == (cpu.valid, cpu.test)
     assert mock.augmentation["quality"] == cpu.augmentation["quality"]
 

@@ -32,7 +32,7 @@ from recbole_simdiff.models.registry import plugin_models
 from recbole_simdiff.runs.build import prepare
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.result import RESULT
-from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, SMALL, write_inter
 from tests.test_resume import LONG, only_run, start, wait_for

@@ -15,9 +15,9 @@ from recbole_simdiff import load
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import TrainingDiverged, UserError
-from recbole_simdiff.pipelines.diffuasr import run_augmented
+from recbole_simdiff.pipelines.diffuasr import run_stages
 from recbole_simdiff.runs.restore import restore
-from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.serving.recommender import Recommender
 from tests.conftest import SEQUENCES, SMALL, write_inter
 
@@ -335,7 +335,7 @@ def augmented(folder: Path, **changes: Any) -> Trained:
     folders = {"data_path": str(folder / "dataset"), "checkpoint_dir": str(folder / "saved")}
     config = Config("DiffuASR", "toy", overrides=values | folders)
     items = create_dataset(config).field2token_id["item_id"]
-    run_dir = Path(run_augmented(config).run_dir)
+    run_dir = Path(run_stages(config).run_dir)
     shutil.rmtree(folder / "dataset")
     return Trained(run_dir, len(items), items)
 

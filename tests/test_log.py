@@ -11,7 +11,7 @@ import pytest
 
 from recbole_simdiff import log
 from recbole_simdiff.runs.restore import evaluate
-from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training.progress import Listener
 
 
@@ -103,13 +103,14 @@ def test_the_terminal_gets_both_loggers_while_it_is_attached(
 
 UNCONFIGURED = """
 import sys
-from recbole_simdiff import Config, run
+from recbole_simdiff import Config
+from recbole_simdiff.api import start
 from recbole_simdiff.log import logger
 from recbole_simdiff.training.progress import Listener
 class Warns(Listener):
     def on_epoch(self, *_):
         logger.warning("look at this")
-run(Config("SASRec", "toy", (), {values!r}), listeners=[Warns()])
+start(Config("SASRec", "toy", (), {values!r}), listeners=[Warns()])
 """
 
 

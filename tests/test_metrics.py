@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_simdiff import evaluate, run
+from recbole_simdiff import evaluate
 from recbole_simdiff.evaluation.collector import TargetCollector
 from recbole_simdiff.evaluation.coverage import COVERAGE
 from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
 from recbole_simdiff.evaluation.rankings import LISTS
+from recbole_simdiff.runs.run import run_one as run
 from tests.conftest import write_inter
 
 NAMES = ["NDCG", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity"]

@@ -8,9 +8,9 @@ import pytest
 import recbole
 
 from recbole_simdiff.config import config as config_module
-from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import properties_dir, read_yaml
-from recbole_simdiff.models.registry import available_models, plugin_models
+from recbole_simdiff.models.registry import WRAPPERS, available_models, plugin_models
 
 FOLDER = properties_dir()
 MODELS = sorted(plugin_models())
@@ -82,7 +82,7 @@ def test_each_model_file_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", PRESETS, ids=short)
 def test_each_preset_loads_and_names_known_keys(path: Path) -> None:
     model, content = path.parent.name, read_yaml(path)
-    assert model in (*MODELS, AUGMENTED)
+    assert model in (*MODELS, *WRAPPERS)
     config = Config(model, "toy", overrides={"preset": path.stem})
     plain = Config(model, "toy")
     for key, value in content.items():
@@ -97,7 +97,7 @@ def test_data_set_files_name_known_keys(dataset: str, model: str) -> None:
     Config(model, "toy", [FOLDER / "dataset" / f"{dataset}.yaml"])
 
 
-@pytest.mark.parametrize("name", ["overall", *(f"model/{model}" for model in (*MODELS, AUGMENTED))])
+@pytest.mark.parametrize("name", ["overall", *(f"model/{model}" for model in (*MODELS, *WRAPPERS))])
 def test_every_default_has_a_reader(name: str) -> None:
     """A key that neither RecBole nor the package reads is a knob that turns nothing."""
     host = Path(recbole.__file__).parent / "properties"

@@ -14,7 +14,7 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recbole_simdiff import evaluate, run
+from recbole_simdiff import evaluate
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
@@ -26,6 +26,7 @@ from recbole_simdiff.models import registry as models
 from recbole_simdiff.models.registry import build_model, recbole_models
 from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.runs.result import RESULT
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 from tests.contract import check_item_table, check_sampling, check_training

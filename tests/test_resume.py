@@ -26,7 +26,7 @@ from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.modules.random_state import _get_rng
 from recbole_simdiff.runs.build import prepare
 from recbole_simdiff.runs.result import RESULT
-from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training import progress as progress_module
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, write_inter

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_simdiff import RunResult, checkpoint, evaluate, load, run
+from recbole_simdiff import RunResult, checkpoint, evaluate, load
 from recbole_simdiff import __version__ as version
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config import config as config_module
@@ -27,6 +27,7 @@ from recbole_simdiff.runs.folder import claimed
 from recbole_simdiff.runs.identity import code
 from recbole_simdiff.runs.result import RESULT, format_table, read_result
 from recbole_simdiff.runs.run import run_once
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training.progress import OnValidation
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SMALL

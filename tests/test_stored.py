@@ -20,7 +20,7 @@ from recbole_simdiff.cli.main import main
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.runs.restore import resumed_config
-from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
 from tests.conftest import SEQUENCES, SMALL, write_inter

@@ -30,11 +30,11 @@ from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.cli.main import main
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
-from recbole_simdiff.pipelines.diffuasr import run_augmented
+from recbole_simdiff.pipelines.diffuasr import run_stages
 from recbole_simdiff.runs.identity import fingerprint
 from recbole_simdiff.runs.restore import evaluate, restore
 from recbole_simdiff.runs.result import RESULT
-from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import OnValidation
 from recbole_simdiff.training.tracking import FAILED, FINISHED, IDENTITY, KILLED, Tracker
@@ -272,7 +272,7 @@ def test_each_stage_on_augmented_data_is_tracked(tmp_path: Path) -> None:
     values |= {"augmentation_cache": "cache", "data_path": "dataset", "use_gpu": False}
     values |= {key: SMALL[key] for key in ("load_col", "topk", "valid_metric")}
     config = Config("DiffuASR", "toy", overrides=values)
-    result = run_augmented(config)
+    result = run_stages(config)
     baseline, generator, final = mlflow_runs()
     assert final.info.run_name == Path(result.run_dir).name
     assert baseline.info.run_name == Path(result.augmentation["baseline"]["run_dir"]).name
@@ -282,7 +282,7 @@ def test_each_stage_on_augmented_data_is_tracked(tmp_path: Path) -> None:
     assert series(generator, "diffuser/held_out") == dict(enumerate(log["held_out"], start=1))
     assert generator.data.metrics["result/loss"] == log["best"]
     assert {found.info.status for found in (baseline, generator, final)} == {FINISHED}
-    run_augmented(config)
+    run_stages(config)
     assert len(mlflow_runs()) == 4
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from recbole_simdiff.cli.parser import add_data_arguments
 from recbole_simdiff.cli.settings import command_config
-from recbole_simdiff.config.config import AUGMENTED
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.pipelines import diffuasr
 
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 
 def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Write the data that DiffuASR trains on."""
-    namespace.model = AUGMENTED
+    namespace.model = "DiffuASR"
     path = Path(namespace.output)
     if path.suffix != ".inter":
         raise UserError(f"--output={path} must end in .inter, RecBole's atomic file")

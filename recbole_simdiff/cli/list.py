@@ -5,10 +5,9 @@ from typing import Any
 
 from recbole_simdiff.cli.parser import DEFAULTS, add_model_arguments
 from recbole_simdiff.cli.settings import command_config
-from recbole_simdiff.config.config import AUGMENTED
 from recbole_simdiff.config.layers import preset_files, properties_dir
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models.registry import needed_data_set, plugin_models, recbole_models
+from recbole_simdiff.models.registry import WRAPPERS, needed_data_set, plugin_models, recbole_models
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
@@ -36,8 +35,9 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         "data sets with settings here:",
         ", ".join(p.stem for p in sorted((properties_dir() / "dataset").glob("*"))),
     )
-    print(f"augmented data:    {AUGMENTED}, for any of them: --model={AUGMENTED} --backbone=NAME")
+    for name in WRAPPERS:
+        print(f"augmented data:    {name}, for any of them: --model={name} --backbone=NAME")
     lineages = {name: [base.__name__ for base in models[name].__mro__] for name in sorted(models)}
-    for model, names in (lineages | {AUGMENTED: [AUGMENTED]}).items():
+    for model, names in (lineages | {name: [name] for name in WRAPPERS}).items():
         print(f"presets of {model}: {', '.join(['paper', *sorted(preset_files(names))])}")
     return 0

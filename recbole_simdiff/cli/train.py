@@ -6,18 +6,17 @@ import sys
 from typing import Any
 
 from recbole_simdiff import checkpoint, distributed
+from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.cli.messages import printable
 from recbole_simdiff.cli.parser import add_model_arguments
 from recbole_simdiff.cli.results import print_place, print_result
 from recbole_simdiff.cli.settings import command_config
-from recbole_simdiff.config.config import AUGMENTED, COMMAND_LINE
+from recbole_simdiff.config.config import COMMAND_LINE
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.pipelines.diffuasr import run_augmented
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.restore import resumed_config
 from recbole_simdiff.runs.result import RunResult
-from recbole_simdiff.runs.run import run
 from recbole_simdiff.serving.recommender import load
 
 
@@ -58,10 +57,7 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if n > 1 and not several:
         return distributed.launch(n)
     with distributed.group():
-        if config.name == AUGMENTED and resume is None:
-            result = run_augmented(config)
-        else:
-            result = run(config, resume)
+        result = start(config, resume)
         if distributed.rank() > 0:
             return 0
     print_result(result)

@@ -41,16 +41,13 @@ from recbole_simdiff.config.layers import (
 from recbole_simdiff.config.limits import check
 from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models.diffuasr import generator as diffuasr
-from recbole_simdiff.models.registry import get_model, plugin_models
+from recbole_simdiff.models.registry import WRAPPERS, get_model, plugin_models
 
 COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
 
-# Not a recommender but a way to train one, key ``backbone``, on augmented data.
-AUGMENTED = "DiffuASR"
 
 # Where a whole configuration comes from, every value at its default included.
-_RESTORED = (CHECKPOINT, "experiment", AUGMENTED)
+_RESTORED = (CHECKPOINT, "experiment", *WRAPPERS)
 
 _PATH = {"/", "\\", "\0"}  # not in names, which become names of files
 
@@ -110,8 +107,8 @@ class Config(RecBoleConfig):
                 raise UserError(str(error)) from error
             check_values(self)
             self.model_class.check_config(self)
-            if self.name == AUGMENTED:
-                diffuasr.check_config(self)
+            if self.wraps:
+                WRAPPERS[self.name](self)
             check_rankings(self, _RESTORED)
 
     @contextmanager
@@ -166,12 +163,12 @@ class Config(RecBoleConfig):
                     keys=(key,),
                 )
         self.name = model
-        if model == AUGMENTED:
-            default = read_yaml(properties_dir() / "model" / f"{AUGMENTED}.yaml")["backbone"]
+        if model in WRAPPERS:
+            default = read_yaml(properties_dir() / "model" / f"{model}.yaml")["backbone"]
             model = str(self.external_config_dict.get("backbone", default))
-            if model == AUGMENTED:
+            if model in WRAPPERS:
                 raise UserError(
-                    f"backbone={model} must be a recommender; {AUGMENTED} trains one",
+                    f"backbone={model} must be a recommender; {self.name} trains one",
                     keys=("backbone",),
                 )
         return model, get_model(model), dataset
@@ -208,7 +205,7 @@ class Config(RecBoleConfig):
                 own = set(self.internal_config_dict)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
-            self._load_preset([self.name] if self.name == AUGMENTED else names, preset)
+            self._load_preset([self.name] if self.wraps else names, preset)
         check_keys(self, own)
         check_types(self)
 
@@ -317,6 +314,11 @@ class Config(RecBoleConfig):
             values["train_neg_sample_args"] = None
         return {"model": self.name, "dataset": self.dataset, "values": values}
 
+    @property
+    def wraps(self) -> bool:
+        """Whether ``name`` is a method that trains ``model``, its backbone, in several runs."""
+        return self.name in WRAPPERS
+
     def identity(self) -> dict[str, Any]:
         """The settings that name a result: ``plain`` without what does not shape it."""
         return naming(self.plain())
@@ -340,8 +342,8 @@ class Config(RecBoleConfig):
         return other
 
     def backbone(self) -> "Config":
-        """Of a DiffuASR configuration, that of its backbone alone, every value as it is here."""
-        own = read_yaml(properties_dir() / "model" / f"{AUGMENTED}.yaml")
+        """Of a method around a backbone, that of the backbone alone, every value as it is here."""
+        own = read_yaml(properties_dir() / "model" / f"{self.name}.yaml")
         values = {k: v for k, v in self.plain()["values"].items() if k not in own}
         return Config(self.model, self.dataset, overrides=values, origin=self.name)
 

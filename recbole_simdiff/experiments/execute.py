@@ -23,8 +23,9 @@ import torch
 from tqdm import tqdm
 
 from recbole_simdiff import files
+from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import LAST
-from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.keys import naming
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
@@ -32,10 +33,9 @@ from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.checks import check
 from recbole_simdiff.experiments.spec import Experiment, RunSpec
 from recbole_simdiff.log import logger, terminal
-from recbole_simdiff.pipelines.diffuasr import run_augmented
 from recbole_simdiff.runs.identity import fingerprint, short_key
 from recbole_simdiff.runs.result import RESULT, versions
-from recbole_simdiff.runs.run import run, run_once
+from recbole_simdiff.runs.run import run_once
 from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.training.progress import Listener, Progress, epoch_line
 
@@ -331,9 +331,8 @@ def _work(
     try:
         # A signal that comes before training starts ends a run that has nothing to lose yet.
         config = Config(model, dataset, (), values, "experiment")
-        begin = run_augmented if model == AUGMENTED else run
         with terminal():
-            run_once(config, run_dir, begin, [_Epochs(sender, config)])
+            run_once(config, run_dir, start, [_Epochs(sender, config)])
     except (UserError, TrainingDiverged, OutOfMemory, OSError) as error:
         message = (FAILED, {"error": f"{type(error).__name__}: {error}"})
     except Interrupted:

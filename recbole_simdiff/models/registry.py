@@ -16,11 +16,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models.diffuasr import generator
 from recbole_simdiff.models.recbole import RecBoleModel, adapted, build_recbole
 from recbole_simdiff.modules.base import SequentialModel
 
 # Operations that make a tensor of the size they are given.
 _MAKING = {f"aten::{name}" for name in ("empty", "zeros", "ones", "full", "rand", "randn")}
+
+
+# Method that trains another model, its ``backbone``, in several runs -> the check of its settings.
+WRAPPERS = {"DiffuASR": generator.check_config}
 
 
 def plugin_models() -> dict[str, type[SequentialModel]]:

@@ -31,7 +31,7 @@ from recbole_simdiff.checkpoint import (
     load_optimizer_state,
     optimizer_state,
 )
-from recbole_simdiff.config.config import AUGMENTED, CHECKPOINT, Config
+from recbole_simdiff.config.config import CHECKPOINT, Config
 from recbole_simdiff.data.dataset import FlatDataset, create_dataset
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError, telling_memory
@@ -45,7 +45,7 @@ from recbole_simdiff.models.diffuasr.generator import (
 )
 from recbole_simdiff.models.diffuasr.guide import Guide
 from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
-from recbole_simdiff.models.registry import build_model
+from recbole_simdiff.models.registry import WRAPPERS, build_model
 from recbole_simdiff.pipelines.pairs import Pairs, _long_enough, learning_pairs
 from recbole_simdiff.pipelines.report import _compared, format_quality
 from recbole_simdiff.runs.build import prepare
@@ -53,7 +53,7 @@ from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.identity import code, fingerprint, short_key
 from recbole_simdiff.runs.restore import check_same_data, evaluate
 from recbole_simdiff.runs.result import RunResult
-from recbole_simdiff.runs.run import run, run_once
+from recbole_simdiff.runs.run import run_once, run_one
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.interrupt import StopRequest
@@ -78,9 +78,8 @@ class Augmented(NamedTuple):
     notes: dict[str, Any]
 
 
-def run_augmented(
+def run_stages(
     config: Config,
-    resume: Path | None = None,
     run_dir: Path | None = None,
     listeners: Sequence[Listener] = (),
     test: bool = True,
@@ -89,10 +88,9 @@ def run_augmented(
 
     Args:
         config (Config): of ``--model=DiffuASR``.
-        resume (Path | None): a ``last`` checkpoint of the final stage to continue from.
         run_dir (Path | None): folder of the final stage; a fresh one under ``checkpoint_dir`` by
             default.
-        listeners (Sequence): of the final stage, see ``run``.
+        listeners (Sequence): of the final stage, see ``run_one``.
         test (bool): whether the test part is read, by any stage.
 
     Returns:
@@ -105,7 +103,7 @@ def run_augmented(
     with logged(config):
         _, pseudo, notes = augment(config, test)
         logger.info(f"final: {config.model} on augmented data")
-        return run(config, resume, run_dir, pseudo, notes, listeners, test)
+        return run_one(config, None, run_dir, pseudo, notes, listeners, test)
 
 
 def augment(config: Config, test: bool = True) -> Augmented:
@@ -250,7 +248,7 @@ def train_baseline(
         tensors, content = load_run(path)
         check_same_data(path, tensors, content, dataset)
         theirs = content["config"]["values"].get("eval_args") or {}
-        if content["config"]["model"] == AUGMENTED:
+        if content["config"]["model"] in WRAPPERS:
             raise UserError(f"{path} was trained on augmented data; a baseline must not be")
         if any(theirs.get(k) != config["eval_args"][k] for k in ("split", "group_by", "mode")):
             raise UserError(

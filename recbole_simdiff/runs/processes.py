@@ -5,7 +5,7 @@ from typing import Any
 from recbole.utils import init_seed
 
 from recbole_simdiff import distributed, files
-from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.data.loaders import BucketLoader, HistoryEvalLoader
 from recbole_simdiff.errors import UserError
@@ -28,9 +28,9 @@ def check_processes(config: Config, n: int) -> None:
     if n == 1:
         return
     able = sorted(name for name, model in plugin_models().items() if model.data_parallel)
-    if config.name == AUGMENTED:
+    if config.wraps:
         raise UserError(
-            f"model={AUGMENTED} is trained by one process. To train on its data with several, "
+            f"model={config.name} is trained by one process. To train on its data with several, "
             "write them to a file with the command augment"
         )
     if not config.model_class.data_parallel:

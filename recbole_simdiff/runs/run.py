@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_simdiff import checkpoint, distributed, files
 from recbole_simdiff.checkpoint import BEST, LAST
-from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
@@ -27,7 +27,7 @@ from recbole_simdiff.training.progress import Listener, check_tensorboard
 from recbole_simdiff.training.trainer import PlanTrainer
 
 
-def run(
+def run_one(
     config: Config,
     resume: Path | None = None,
     run_dir: Path | None = None,
@@ -63,10 +63,10 @@ def run(
     with logged(config), ExitStack() as held:
         if resume:
             held.enter_context(claimed(resume.parent))
-        return _run(config, resume, run_dir, pseudo, augmentation, listeners, test, held)
+        return _run_one(config, resume, run_dir, pseudo, augmentation, listeners, test, held)
 
 
-def _run(
+def _run_one(
     config: Config,
     resume: Path | None,
     run_dir: Path | None,
@@ -76,7 +76,7 @@ def _run(
     test: bool,
     held: ExitStack,
 ) -> RunResult:
-    """See ``run``; ``held`` takes lock and log of a folder, made once nothing can be refused."""
+    """See ``run_one``; ``held`` takes lock and log of the folder, made when nothing is refused."""
     stored: tuple[dict[str, Tensor], dict[str, Any]] = (
         load_run(resume, resumable=True) if resume else ({}, {})
     )
@@ -84,8 +84,8 @@ def _run(
         check_same_settings(resume, stored[1], config)
     pseudo = stored[0].get(PSEUDO, pseudo)
     augmentation = augmentation or stored[1].get("augmentation", {})
-    if config.name == AUGMENTED and pseudo is None:
-        raise UserError(f"model={AUGMENTED} has stages before this one: call run_augmented(config)")
+    if config.wraps and pseudo is None:
+        raise UserError(f"model={config.name} has runs before this one, which api.start makes")
     dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
     if distributed.n_processes() > 1:
         _join_processes(config, dataset, (train_data, valid_data, test_data), model)
@@ -149,15 +149,15 @@ def run_once(
     Args:
         config (Config): resolved configuration, always the same one for the same folder.
         run_dir (Path): see ``fingerprint`` for a name.
-        begin (Callable | None): what starts it, called as ``run``, which it is by default.
-        listeners (Sequence): see ``run``.
+        begin (Callable | None): what starts it, called as ``run_one``, which it is by default.
+        listeners (Sequence): see ``run_one``.
         test (bool): whether the test part is read.
 
     Raises:
-        UserError, TrainingDiverged, Interrupted: as ``run``.
+        UserError, TrainingDiverged, Interrupted: as ``run_one``.
     """
     with files.turn(run_dir):
-        begin = begin or run
+        begin = begin or run_one
         last = run_dir / LAST if (run_dir / LAST).is_file() else None
         if (run_dir / RESULT).is_file():
             result = read_result(run_dir)
@@ -167,8 +167,6 @@ def run_once(
                     here = {k: config[k] for k in ("use_gpu", "show_progress", "save_rankings")}
                     evaluate(run_dir, here | {"data_path": config.data_root})
                 return result
-        elif last:
-            begin = run
         return begin(config, resume=last, run_dir=run_dir, listeners=listeners, test=test)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import LAST
-from recbole_simdiff.config.config import AUGMENTED
 from recbole_simdiff.data.statistics import Statistics
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models.registry import WRAPPERS
 from recbole_simdiff.training.progress import Progress
 
 
@@ -162,7 +162,7 @@ def _progress(content: Mapping[str, Any]) -> str | None:
 
 
 def _augmentation(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    if content["config"]["model"] == AUGMENTED and "data.pseudo" not in tensors:
+    if content["config"]["model"] in WRAPPERS and "data.pseudo" not in tensors:
         return "it lacks data.pseudo"
     notes = content.get("augmentation")
     return _differs(notes, _AUGMENTATION, "augmentation") if notes else None

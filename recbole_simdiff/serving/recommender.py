@@ -11,7 +11,6 @@ from torch import Tensor
 
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, load_model_state
-from recbole_simdiff.config.config import AUGMENTED
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import require_numbers
 from recbole_simdiff.runs.restore import stored_config
@@ -182,7 +181,7 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
     path = checkpoint.find(place, BEST)
     tensors, content = load_run(path)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
-    if config.name == AUGMENTED and config["pseudo_at_evaluation"]:
+    if config.wraps and config["pseudo_at_evaluation"]:
         raise UserError(
             f"{path} was trained with pseudo_at_evaluation=True: it expects invented items in "
             "front of a history, and a history given here has none. Use the evaluate command"

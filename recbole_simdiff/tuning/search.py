@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.keys import ELSEWHERE_KEYS
 from recbole_simdiff.config.layers import read_yaml
 from recbole_simdiff.data.dataset import create_dataset
@@ -125,8 +125,8 @@ def _free(
 def _absolute_paths(config: Config) -> dict[str, str]:
     """Paths of the configuration as workers find them, which Ray starts in other folders."""
     paths = {"data_path": config.data_root}
-    if config.name == AUGMENTED:
-        paths |= {key: config[key] for key in ("augmentation_cache", "baseline_checkpoint")}
+    own = ("augmentation_cache", "baseline_checkpoint")
+    paths |= {key: config[key] for key in own if key in config}
     return {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from recbole_simdiff import files
+from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import BEST, LAST
-from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import TrainingDiverged, UserError
 from recbole_simdiff.experiments import tables
-from recbole_simdiff.pipelines.diffuasr import run_augmented
 from recbole_simdiff.runs.identity import fingerprint
 from recbole_simdiff.runs.result import RunResult
-from recbole_simdiff.runs.run import run, run_once
+from recbole_simdiff.runs.run import run_once
 from recbole_simdiff.training.progress import OnValidation, Progress
 from recbole_simdiff.tuning.space import Dimension
 
@@ -128,9 +128,8 @@ class Search:
             report (Callable | None): called with the progress after every validation.
             test (bool): whether the test part is read.
         """
-        begin = run_augmented if self.model == AUGMENTED else run
         listeners = [OnValidation(report)] if report else []
-        return run_once(config, self.run_dir(config), begin, listeners, test)
+        return run_once(config, self.run_dir(config), start, listeners, test)
 
     def score(self, metrics: Mapping[str, float]) -> float:
         """What is compared.

@@ -31,7 +31,7 @@ from recbole_simdiff.experiments.execute import (
 from recbole_simdiff.runs.identity import fingerprint
 from recbole_simdiff.runs.restore import evaluate
 from recbole_simdiff.runs.result import RESULT
-from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.run import run_one as run
 from tests.experiments.conftest import CONTENT, tiny
 
 identity = importlib.import_module("recbole_simdiff.runs.identity")

@@ -10,10 +10,10 @@ import pytest
 from hyperopt.pyll.stochastic import sample
 from recbole.trainer import HyperTuning
 
-from recbole_simdiff.config.config import AUGMENTED, Config
+from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import parse_value, properties_dir
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models.registry import available_models, plugin_models
+from recbole_simdiff.models.registry import WRAPPERS, available_models, plugin_models
 from recbole_simdiff.tuning.space import Dimension, find_space, read_space
 from tests.test_recbole_models import REFUSED
 
@@ -151,7 +151,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
 
 def test_every_model_that_can_be_trained_has_a_space() -> None:
     names = {path.stem for path in SHIPPED}
-    assert names == {*available_models(), AUGMENTED} - REFUSED
+    assert names == {*available_models(), *WRAPPERS} - REFUSED
     assert len(SHIPPED) >= 37
     assert {find_space(name) for name in names} == set(SHIPPED)
 
@@ -193,7 +193,7 @@ def test_each_shipped_value_is_a_possible_one(path: Path) -> None:
 def test_each_shipped_file_says_where_its_ranges_come_from(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ")
-    if path.stem in {*plugin_models(), AUGMENTED}:
+    if path.stem in {*plugin_models(), *WRAPPERS}:
         assert lines[0].startswith("# arXiv:")
         number = lines[0].removeprefix("# arXiv:").removesuffix("v1")
         model_file = (properties_dir() / "model" / f"{path.stem}.yaml").read_text()

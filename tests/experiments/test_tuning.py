@@ -20,7 +20,7 @@ import optuna
 import pytest
 from recbole.trainer import HyperTuning
 
-from recbole_simdiff import files, run
+from recbole_simdiff import files
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.cli.main import main
 from recbole_simdiff.config import config as config_module
@@ -33,6 +33,7 @@ from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import report
 from recbole_simdiff.runs import build
 from recbole_simdiff.runs.result import RESULT
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training.trainer import PlanTrainer
 from recbole_simdiff.tuning import search as tuning
 from recbole_simdiff.tuning import space

@@ -26,7 +26,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.dreamrec import OPTIONS, SCHEDULES, DreamRec
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.transformer import TokenLayout
-from recbole_simdiff.runs.run import run
+from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 
