@@ -112,7 +112,9 @@ def commands(lines: Sequence[dict[str, str]]) -> str:
     """The command of each run."""
     once = {line["row"]: line for line in lines}.values()
     body = "".join(f"    $R {line['arguments']}\n" for line in once)
-    return f'\n    R="python run_recbole_simdiff.py --dataset=amazon-beauty"\n{body}\n'
+    # They ran before patience was counted in updates, too.
+    start = 'R="python run_recbole_simdiff.py --dataset=amazon-beauty --stopping_updates=0"'
+    return f"\n    {start}\n{body}\n"
 
 
 def of_experiment(path: Path) -> str:

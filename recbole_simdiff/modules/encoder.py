@@ -208,7 +208,7 @@ class EncoderRecommender(SequentialModel):
     def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
         """Uniform items of 1..V outside the row's history and target (Eq. 3).
 
-        There must be one: ``data.create_loaders`` refuses training rows that hold all items.
+        There must be one: ``create_loaders`` refuses training rows that hold all items.
 
         Args:
             item_seq (LongTensor): items, [B, L].
