@@ -83,6 +83,6 @@ def start(
         UserError, ConnectionError, TrainingDiverged, OutOfMemory, Interrupted: as ``run``.
         ProcessLost: if another process of a ``distributed.group`` ended.
     """
-    if resume is None and config.name in PIPELINES:
-        return PIPELINES[config.name](config, run_dir, listeners, test)
+    if config.name in PIPELINES:
+        return PIPELINES[config.name](config, resume, run_dir, listeners, test)
     return run_one(config, resume, run_dir, listeners=listeners, test=test)

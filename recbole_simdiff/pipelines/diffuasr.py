@@ -52,7 +52,7 @@ from recbole_simdiff.runs.build import prepare
 from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.identity import code, fingerprint, short_key
 from recbole_simdiff.runs.restore import check_same_data, evaluate
-from recbole_simdiff.runs.result import RunResult
+from recbole_simdiff.runs.result import RESULT, RunResult, read_result
 from recbole_simdiff.runs.run import run_once, run_one
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
@@ -80,6 +80,7 @@ class Augmented(NamedTuple):
 
 def run_stages(
     config: Config,
+    resume: Path | None = None,
     run_dir: Path | None = None,
     listeners: Sequence[Listener] = (),
     test: bool = True,
@@ -88,6 +89,9 @@ def run_stages(
 
     Args:
         config (Config): of ``--model=DiffuASR``.
+        resume (Path | None): a ``last`` checkpoint of the final stage to continue from. It holds
+            the pseudo-items, so the stages before are passed over, unless the run was finished
+            without a test and is to be tested now, as then its baseline is.
         run_dir (Path | None): folder of the final stage; a fresh one under ``checkpoint_dir`` by
             default.
         listeners (Sequence): of the final stage, see ``run_one``.
@@ -100,10 +104,14 @@ def run_stages(
         UserError: if data or settings cannot be used.
         Interrupted: after a signal; finished stages and the state of this one are kept.
     """
+    if resume:
+        finished = (resume.parent / RESULT).is_file()
+        if not (test and finished and not read_result(resume.parent).tested):
+            return run_one(config, resume, run_dir, listeners=listeners, test=test)
     with logged(config):
         _, pseudo, notes = augment(config, test)
         logger.info(f"final: {config.model} on augmented data")
-        return run_one(config, None, run_dir, pseudo, notes, listeners, test)
+        return run_one(config, resume, run_dir, pseudo, notes, listeners, test)
 
 
 def augment(config: Config, test: bool = True) -> Augmented:
