@@ -55,7 +55,7 @@ def resume(place: str | Path, **values: Any) -> RunResult:
     Raises:
         UserError: if the checkpoint cannot be used, or a key may not be given; and as ``run``.
     """
-    path = checkpoint.find(place, LAST)
+    path = checkpoint.resolve(place, LAST)
     return start(resumed_config(path, values), path)
 
 

@@ -80,7 +80,7 @@ def foreign(path: Path, what: str) -> UserError:
     return UserError(f"{path} is not a checkpoint of this version: {what}")
 
 
-def find(place: str | Path, name: str) -> Path:
+def resolve(place: str | Path, name: str) -> Path:
     """The checkpoint file meant by ``place``: the file itself, or ``name`` inside a run folder.
 
     Args:
@@ -99,7 +99,7 @@ def find(place: str | Path, name: str) -> Path:
     return path
 
 
-def split(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def subset(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose name starts with ``prefix.``, under the rest of their name."""
     start = len(prefix) + 1
     return {name[start:]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

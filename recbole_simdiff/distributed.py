@@ -1,12 +1,12 @@
 """One training by several processes: who they are, and what they say to one another.
 
-Every process makes the same batches and takes its own part of the rows of each (``own_rows``). Its
+Every process makes the same batches and takes its own part of the rows of each (``local_rows``). Its
 loss is its share: the shares of all processes add up to the loss of one process on the whole batch,
 and so do the gradients. Three kinds of losses are such shares:
 
     * a sum over rows or tokens, over a constant: as it is
-    * a mean over rows or tokens: times ``share``
-    * a loss that compares the rows of a batch: under ``of_all_rows``
+    * a mean over rows or tokens: times ``local_fraction``
+    * a loss that compares the rows of a batch: under ``over_global_batch``
 
 In a single process all of this returns what it is given. Whatever is called here must be called by
 all processes, in the same order.
@@ -39,7 +39,7 @@ P = ParamSpec("P")
 Rows = TypeVar("Rows", Tensor, list[int])
 
 
-def launched() -> bool:
+def is_distributed() -> bool:
     """Whether torchrun, or ``launch``, started this process as one of several."""
     by_torchrun = dist.is_available() and dist.is_torchelastic_launched()
     return by_torchrun and int(os.environ["WORLD_SIZE"]) > 1
@@ -92,8 +92,8 @@ def launch(n: int) -> int:
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Within the block a process that was ``launched`` is one of its group."""
-    if not launched():
+    """Within the block a process that was ``is_distributed`` is one of its group."""
+    if not is_distributed():
         yield
         return
     # Small tensors of the CPU are exchanged in runs on GPUs, too.
@@ -111,7 +111,7 @@ def own_gpu() -> torch.device:
     Raises:
         UserError: if there are fewer GPUs than processes.
     """
-    if not launched():
+    if not is_distributed():
         return torch.device("cuda")
     number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= found:
@@ -124,35 +124,35 @@ def own_gpu() -> torch.device:
     return torch.device("cuda", number)
 
 
-def n_processes() -> int:
+def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Number of this process; process 0 alone writes."""
-    return dist.get_rank() if n_processes() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def own_rows(rows: Rows) -> Rows:
+def local_rows(rows: Rows) -> Rows:
     """The part of a batch's rows that is this process's: every n-th, so that lengths are alike."""
-    return rows[rank() :: n_processes()]
+    return rows[rank() :: world_size()]
 
 
-def share(n_rows: int) -> float:
+def local_fraction(n_rows: int) -> float:
     """This process's part of all rows or tokens that a mean is taken over.
 
     Args:
         n_rows (int): how many it has; may be 0.
     """
-    if n_processes() == 1:
+    if world_size() == 1:
         return 1.0
     total = torch.tensor(n_rows)
     _call(dist.all_reduce, total)
     return n_rows / max(int(total), 1)
 
 
-def of_all_rows(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def over_global_batch(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Let a loss compare the rows of all processes: tensors [B, H] come in with all B rows.
 
     Every process computes the whole loss, from the same numbers, and returns 1/n of it.
@@ -160,11 +160,11 @@ def of_all_rows(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @wraps(loss)
     def shared(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if n_processes() == 1:
+        if world_size() == 1:
             return loss(*args, **kwargs)
         arguments = [_AllRows.apply(a) if isinstance(a, Tensor) else a for a in args]
         named = {k: _AllRows.apply(a) if isinstance(a, Tensor) else a for k, a in kwargs.items()}
-        return loss(*arguments, **named) / n_processes()  # type: ignore[arg-type]
+        return loss(*arguments, **named) / world_size()  # type: ignore[arg-type]
 
     return shared
 
@@ -178,7 +178,7 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        sizes = [torch.tensor(0) for _ in range(n_processes())]
+        sizes = [torch.tensor(0) for _ in range(world_size())]
         _call(dist.all_gather, sizes, torch.tensor(len(rows)))
         counts = [int(size) for size in sizes]
         before = sum(counts[: rank()])
@@ -191,21 +191,21 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0][ctx.own] * n_processes()
+        return grads[0][ctx.own] * world_size()
 
 
-def in_order(rows: Tensor, n_rows: int, batch_size: int) -> Tensor:
+def gather_in_order(rows: Tensor, n_rows: int, batch_size: int) -> Tensor:
     """Rows of a data set that were worked on batch by batch, by all processes, in their order.
 
     Args:
-        rows (Tensor): those of this process, ``own_rows`` of each batch, [n, ...].
+        rows (Tensor): those of this process, ``local_rows`` of each batch, [n, ...].
         n_rows (int): number of rows of all processes.
         batch_size (int): rows of a batch, before it was divided.
 
     Returns:
         Tensor: [n_rows, ...], on every process.
     """
-    n = n_processes()
+    n = world_size()
     if n == 1:
         return rows
     batches = torch.arange(n_rows).split(batch_size)
@@ -220,7 +220,7 @@ def sum_gradients(parameters: Sequence[Parameter]) -> None:
     A parameter that no process has a gradient for has none afterwards, either, so that optimisers
     pass it over.
     """
-    if n_processes() == 1:
+    if world_size() == 1:
         return
     found = torch.tensor([float(p.grad is not None) for p in parameters])
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -231,25 +231,25 @@ def sum_gradients(parameters: Sequence[Parameter]) -> None:
         parameter.grad = total.view_as(parameter) if number else None
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over all processes."""
-    if n_processes() > 1:
+    if world_size() > 1:
         _call(dist.all_reduce, values)
     return values
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """Largest value of all processes."""
-    if n_processes() == 1:
+    if world_size() == 1:
         return value
     found = torch.tensor(value)
     _call(dist.all_reduce, found, dist.ReduceOp.MAX)
     return int(found)
 
 
-def of_first(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """The text of process 0, up to 4096 bytes."""
-    if n_processes() == 1:
+    if world_size() == 1:
         return text
     content = torch.zeros(_TEXT_BYTES, dtype=torch.uint8)
     content[: len(text.encode())] = torch.tensor(list(text.encode()))
@@ -257,17 +257,17 @@ def of_first(text: str) -> str:
     return bytes(content.tolist()).rstrip(b"\0").decode()
 
 
-def take_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Overwrite the tensors with those of process 0."""
-    for tensor in tensors if n_processes() > 1 else ():
+    for tensor in tensors if world_size() > 1 else ():
         _call(dist.broadcast, tensor, 0)
 
 
-def each(values: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+def all_gather(values: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The values of every process, in order of rank; names and shapes must be the same."""
-    if n_processes() == 1:
+    if world_size() == 1:
         return [values]
-    found: list[dict[str, Tensor]] = [{} for _ in range(n_processes())]
+    found: list[dict[str, Tensor]] = [{} for _ in range(world_size())]
     for name, value in values.items():
         parts = [torch.empty_like(value) for _ in found]
         _call(dist.all_gather, parts, value)
@@ -276,9 +276,9 @@ def each(values: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return found
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when all processes are here."""
-    largest(0)
+    all_reduce_max(0)
 
 
 def _call(collective: Callable[..., Any], *arguments: Any) -> None:

@@ -34,7 +34,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def turn(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Within the block no other process is in a block for the same path; each waits its turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent / f".{path.name}.lock"):

@@ -34,7 +34,7 @@ from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import pairs, report
 from recbole_simdiff.pipelines.diffuasr import augment, export, run_stages
 from recbole_simdiff.pipelines.report import quality
-from recbole_simdiff.runs.build import prepare
+from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.restore import stored_config
 from recbole_simdiff.runs.result import RESULT, read_result
 from recbole_simdiff.runs.run import run_one as run
@@ -264,7 +264,7 @@ def test_the_last_stage_is_resumed(
     found = run(stored_config(checkpoint.load(last)[1], {}, ()), last)
     assert_same(found, wanted)
     weights, others = (
-        checkpoint.split(checkpoint.load(Path(r.run_dir) / LAST)[0], "model")
+        checkpoint.subset(checkpoint.load(Path(r.run_dir) / LAST)[0], "model")
         for r in (found, wanted)
     )
     assert weights.keys() == others.keys()
@@ -517,7 +517,7 @@ def test_the_condition_is_the_training_sequence(
     sequences = {f"u{u}": [f"{u}-{k}" for k in range(n)] for u, n in enumerate(lengths)}
     write_inter(tmp_path / "dataset", "d1", sequences)
     config = configure("SASRec", "d1", n_pseudo=n_pseudo, MAX_ITEM_LIST_LENGTH=30)
-    dataset, train, *_, model = prepare(config.backbone())
+    dataset, train, *_, model = build_run(config.backbone())
     items, ends = train._dataset.training_items()
     augmentation.generate(config, items, ends, dataset.item_num, model, tmp_path / "generator")
     assert given["users"].tolist() == [1, 2, 3, 4, 5, 6]
@@ -538,7 +538,7 @@ def test_of_a_long_history_the_newest_items_are_the_condition(
 ) -> None:
     """The label stays the first item: it is what the pseudo-items precede."""
     config = configure("SASRec")
-    dataset, train, *_, model = prepare(config.backbone())
+    dataset, train, *_, model = build_run(config.backbone())
     items, ends = train._dataset.training_items()
     augmentation.generate(config, items, ends, dataset.item_num, model, tmp_path / "generator")
     for row, label, history in zip(
@@ -668,7 +668,7 @@ def test_whatever_shapes_the_generator_is_in_its_key(
     assert OTHER_VALUES.keys() == {"augmenter", "seed", *GENERATION_KEYS}
     config = configure()
     baseline = run(config.backbone())
-    model = prepare(config.backbone())[-1]
+    model = build_run(config.backbone())[-1]
     monkeypatch.setattr(augmentation, "train_baseline", lambda *_: baseline)
     monkeypatch.setattr(augmentation, "_recommender", lambda *_: model)
     monkeypatch.setattr(augmentation, "_compared", lambda *_: {"this augmenter": {}})
@@ -748,7 +748,7 @@ def test_one_process_at_a_time_is_in_a_stage(tmp_path: Path) -> None:
         "print('ready', flush=True)\n"
         "with files.turn(Path(sys.argv[1])): print('in', flush=True)"
     )
-    with files.turn(path):
+    with files.exclusive(path):
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
         )
@@ -1051,7 +1051,7 @@ def test_stopped_in_the_baseline(
 
 def generator(config: Config, place: Path) -> Any:
     """generate() with an untrained recommender; (pseudo, log, tensors of the checkpoint)."""
-    dataset, train, *_, model = prepare(config.backbone())
+    dataset, train, *_, model = build_run(config.backbone())
     items, ends = train._dataset.training_items()
     pseudo, log = augmentation.generate(config, items, ends, dataset.item_num, model, place)
     return pseudo, log, checkpoint.load(place / LAST)[0]
@@ -1133,7 +1133,7 @@ class Learner:
         self, config: Config, monkeypatch: pytest.MonkeyPatch, n_pairs: int, n_held: int
     ) -> None:
         self.config = config
-        model = prepare(config.backbone())[-1]
+        model = build_run(config.backbone())[-1]
         torch.manual_seed(0)
         self.model = DiffuASR(config, N_ITEMS + 1, Guide(model, "cpu"))
         number = torch.arange(n_pairs)
@@ -1206,14 +1206,14 @@ def test_who_is_held_out_depends_on_the_seed_alone(configure: Configure) -> None
 def test_the_generator_depends_on_the_seed_alone(configure: Configure, tmp_path: Path) -> None:
     """Not on what drew random numbers before it: its initial weights, its steps, its items."""
     config = configure("SASRec")
-    dataset, train, *_, model = prepare(config.backbone())
+    dataset, train, *_, model = build_run(config.backbone())
     items, ends = train._dataset.training_items()
     made, weights = [], []
     for number in (1, 2):
         torch.manual_seed(number)
         place = tmp_path / f"{number}"
         made.append(augmentation.generate(config, items, ends, dataset.item_num, model, place)[0])
-        weights.append(checkpoint.split(checkpoint.load(place / LAST)[0], "model"))
+        weights.append(checkpoint.subset(checkpoint.load(place / LAST)[0], "model"))
     assert torch.equal(made[0], made[1])
     for name, tensor in weights[0].items():
         assert torch.equal(weights[1][name], tensor), name
@@ -1312,7 +1312,7 @@ def test_averaged_weights_write_the_items(
     learner = Learner(config, monkeypatch, 40, 2)
     learner.script = [0.9, 0.4, 0.5]
     learner.train(tmp_path)
-    saved = checkpoint.split(checkpoint.load(tmp_path / LAST)[0], "model")
+    saved = checkpoint.subset(checkpoint.load(tmp_path / LAST)[0], "model")
     for name, value in learner.model.named_parameters():
         average = (learner.weights[1][name] + learner.weights[2][name]) / 2
         torch.testing.assert_close(value, average, msg=name)

@@ -193,7 +193,7 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path) ->
     (tmp_path / ".run.lock").symlink_to(precious)
     with (
         pytest.raises(UserError, match=r"\.run\.lock is a symbolic link"),
-        files.turn(tmp_path / "run"),
+        files.exclusive(tmp_path / "run"),
     ):
         pass
     assert precious.read_text() == "mine"
@@ -272,17 +272,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_find_takes_a_folder_or_a_file(path: Path) -> None:
-    assert checkpoint.find(path.parent, "last.safetensors") == path
-    assert checkpoint.find(path, "best.safetensors") == path
+    assert checkpoint.resolve(path.parent, "last.safetensors") == path
+    assert checkpoint.resolve(path, "best.safetensors") == path
     with pytest.raises(UserError, match=r"no checkpoint at .*best\.safetensors; give a run folder"):
-        checkpoint.find(path.parent, "best.safetensors")
+        checkpoint.resolve(path.parent, "best.safetensors")
     with pytest.raises(UserError, match="no checkpoint at"):
-        checkpoint.find(path.parent / "elsewhere", "last.safetensors")
+        checkpoint.resolve(path.parent / "elsewhere", "last.safetensors")
 
 
 def test_split_takes_whole_prefixes_only() -> None:
     tensors = {"model.a.b": torch.ones(1), "modelx.c": torch.ones(1), "rng.model.d": torch.ones(1)}
-    assert list(checkpoint.split(tensors, "model")) == ["a.b"]
+    assert list(checkpoint.subset(tensors, "model")) == ["a.b"]
 
 
 def test_others_may_read_a_run(tmp_path: Path) -> None:

@@ -232,19 +232,19 @@ def test_what_every_model_shares_has_a_row() -> None:
 def test_lists_of_keys_follow_from_the_rows() -> None:
     """Of a run that goes on, what decides its numbers stays."""
     here = {"data_path", "use_gpu", "gpu_id", "show_progress"}
-    assert here <= set(keys.RESUMABLE_KEYS) & set(keys.EVALUATION_KEYS) & keys.ELSEWHERE_KEYS
+    assert here <= set(keys.RESUMABLE_KEYS) & set(keys.EVALUATION_KEYS) & keys.NOT_IN_RESULT
     ending = {"epochs", "stopping_step", "stopping_updates"}
-    assert set(keys.RESUMABLE_KEYS) - keys.ELSEWHERE_KEYS == ending
+    assert set(keys.RESUMABLE_KEYS) - keys.NOT_IN_RESULT == ending
     measures = {"metrics", "topk", "tail_ratio", "valid_metric", "length_groups"}
-    assert set(keys.EVALUATION_KEYS) - keys.ELSEWHERE_KEYS == measures
-    assert not keys.ELSEWHERE_KEYS & (keys.REFUSED.keys() | keys.UNREAD.keys())
+    assert set(keys.EVALUATION_KEYS) - keys.NOT_IN_RESULT == measures
+    assert not keys.NOT_IN_RESULT & (keys.REFUSED.keys() | keys.UNREAD.keys())
 
 
 def test_what_a_result_is_named_after() -> None:
     config = Config(MODEL, "toy", overrides={"tau": 0.2})
     named = config.identity()
     assert (named["model"], named["dataset"], named["values"]["tau"]) == (MODEL, "toy", 0.2)
-    assert named["values"].keys() == config.plain()["values"].keys() - keys.ELSEWHERE_KEYS
+    assert named["values"].keys() == config.plain()["values"].keys() - keys.NOT_IN_RESULT
     elsewhere = Config(MODEL, "toy", overrides={"tau": 0.2, "data_path": "/data", "worker": 2})
     assert elsewhere.identity() == named != Config(MODEL, "toy").identity()
     assert elsewhere.data_root == "/data"

@@ -29,7 +29,7 @@ from recbole_simdiff.config.layers import properties_dir, read_yaml
 from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.models.registry import plugin_models
-from recbole_simdiff.runs.build import prepare
+from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run_one as run
@@ -93,7 +93,7 @@ def fitted(folder: Path, model: str, changes: dict[str, Any]) -> dict[str, Tenso
     known = Config(model, "toy").final_config_dict
     plain = {key: value for key, value in plain.items() if key in known}
     config = make(folder, model, **plain | {"clip_grad_norm": {"max_norm": 1.0}} | changes)
-    _, train, valid, _, network = prepare(config)
+    _, train, valid, _, network = build_run(config)
     name = f"{model}{sorted(changes.items())}".replace("/", " ")
     trainer = PlanTrainer(config, network, folder / "fitted" / name)
     with constant_draws():
@@ -148,7 +148,7 @@ def program(folder: Path) -> None:
     bf16 = {"enable_amp": True, "epochs": 16, "learning_rate": 0.01}
     run(make(folder, "SimDiffRec", **bf16), run_dir=folder / "bf16")
     for name in ("few", "bf16", "pair", "stopped"):
-        digest = files.digest(checkpoint.split(checkpoint.load(folder / name / BEST)[0], "model"))
+        digest = files.digest(checkpoint.subset(checkpoint.load(folder / name / BEST)[0], "model"))
         write(folder / f"{name} {number}.json", digest)
 
     refused = {}
@@ -240,7 +240,7 @@ def test_two_processes_train_as_one_does(pair: Path, tmp_path: Path, case: str) 
     wanted = fitted(tmp_path, *CASES[case])
     first, second = (load_file(pair / f"{case} {number}.safetensors") for number in (0, 1))
     assert wanted.keys() == first.keys() == second.keys()
-    start = prepare(make(tmp_path, *CASES[case][:1], **CASES[case][1]))[-1].state_dict()
+    start = build_run(make(tmp_path, *CASES[case][:1], **CASES[case][1]))[-1].state_dict()
     moved = 0.0
     for name, value in wanted.items():
         assert torch.equal(first[name], second[name]), name
@@ -289,7 +289,7 @@ def test_one_process_writes(pair: Path) -> None:
 def test_each_process_draws_its_own_numbers(pair: Path) -> None:
     tensors, content = checkpoint.load(pair / "stopped" / LAST)
     assert content["processes"] == 2
-    first, second = (checkpoint.split(tensors, name) for name in ("rng", "rng1"))
+    first, second = (checkpoint.subset(tensors, name) for name in ("rng", "rng1"))
     assert first.keys() == second.keys()
     for name in ("torch", "python", "numpy"):
         assert not torch.equal(first[name], second[name]), name

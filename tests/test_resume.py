@@ -24,7 +24,7 @@ from recbole_simdiff.cli.main import main
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.modules.random_state import _get_rng
-from recbole_simdiff.runs.build import prepare
+from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training import progress as progress_module
@@ -83,7 +83,7 @@ def train(
     The hooks get the number of the training step that is about to start, or of the batch that is
     about to be scored.
     """
-    _, train_data, valid_data, test_data, model = prepare(config)
+    _, train_data, valid_data, test_data, model = build_run(config)
     if resume:  # a new process is in another state than the old one
         torch.manual_seed(1)
         random.seed(1)
@@ -111,7 +111,7 @@ def train(
     log = [{k: v for k, v in e.items() if k != "seconds"} for e in progress.log]
     return {
         "weights": model.state_dict(),
-        "best": checkpoint.split(checkpoint.load(run_dir / BEST)[0], "model"),
+        "best": checkpoint.subset(checkpoint.load(run_dir / BEST)[0], "model"),
         "moments": {
             f"{i}.{k}": torch.as_tensor(v)
             for i, slots in optimizer["state"].items()

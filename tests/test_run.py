@@ -24,7 +24,7 @@ from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, REMOVED
 from recbole_simdiff.models.simdiffrec import SimDiffRec
 from recbole_simdiff.runs.build import evaluate_splits
 from recbole_simdiff.runs.folder import claimed
-from recbole_simdiff.runs.identity import code
+from recbole_simdiff.runs.identity import source_checksum
 from recbole_simdiff.runs.result import RESULT, format_table, read_result
 from recbole_simdiff.runs.run import run_once
 from recbole_simdiff.runs.run import run_one as run
@@ -670,7 +670,7 @@ def test_the_checksum_of_the_code_is_blind_to_layout(tmp_path: Path) -> None:
             path = folder / f"{name.replace('__', '/')}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        return code(folder)
+        return source_checksum(folder)
 
     before = checksum(
         a='"""Module."""\nimport os\n\nK = 3\n\ndef f(x):\n    """Doc."""\n    return x + K\n',

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_simdiff.cli.parser import COMMANDS
-from recbole_simdiff.config.keys import ELSEWHERE_KEYS
+from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.config.layers import parse_value, read_yaml
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import kept
@@ -16,7 +16,7 @@ from recbole_simdiff.experiments import analysis, execute, plots, report, spec
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.results import Cell, Measured, measured
 from recbole_simdiff.experiments.tables import as_csv, plain
-from recbole_simdiff.runs.identity import short_key
+from recbole_simdiff.runs.identity import digest_of
 from recbole_simdiff.runs.result import RESULT, read_result
 
 # Command -> kinds of experiments that it runs.
@@ -170,9 +170,9 @@ def _of_part(
     folder: Path,
 ) -> Path:
     """Where tables and figures go: those of a part leave the whole experiment's alone."""
-    changed = overrides.keys() - ELSEWHERE_KEYS
+    changed = overrides.keys() - NOT_IN_RESULT
     if namespace.models or namespace.datasets or namespace.seeds or changed:
-        return folder / f"part-{short_key({'spec': repr(experiment)})[:8]}"
+        return folder / f"part-{digest_of({'spec': repr(experiment)})[:8]}"
     return folder
 
 
@@ -259,7 +259,7 @@ def _stem(runs: Sequence[str], folder: Path) -> str:
     """Where files about single runs go, named after their folders."""
     name = "-".join(Path(run).name for run in runs)
     if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}-{short_key({'runs': list(runs)})[:8]}"
+        name = f"{name[:LONGEST_NAME]}-{digest_of({'runs': list(runs)})[:8]}"
     return str(folder / name)
 
 

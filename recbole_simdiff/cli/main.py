@@ -91,7 +91,7 @@ def _several() -> bool:
     """Whether this is one of several processes that train together."""
     from recbole_simdiff import distributed  # not for --help
 
-    return distributed.launched()
+    return distributed.is_distributed()
 
 
 def _first() -> bool:

@@ -47,11 +47,11 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         for key in ("model", "dataset", "config_files"):
             if getattr(namespace, key):
                 raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
-        resume = checkpoint.find(namespace.resume, LAST)
+        resume = checkpoint.resolve(namespace.resume, LAST)
         config = resumed_config(resume, overrides, COMMAND_LINE)
     else:
         config = command_config(namespace, overrides)
-    several = distributed.launched()
+    several = distributed.is_distributed()
     n = int(os.environ["WORLD_SIZE"]) if several else namespace.nproc
     check_processes(config, n)
     if n > 1 and not several:

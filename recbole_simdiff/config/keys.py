@@ -163,7 +163,7 @@ RESUMABLE_KEYS = tuple(name for name, key in KEYS.items() if key.on_resume)
 EVALUATION_KEYS = tuple(name for name, key in KEYS.items() if key.on_evaluate)
 
 # Keys that change where a run happens or what is shown, not what it computes.
-ELSEWHERE_KEYS = frozenset(name for name, key in KEYS.items() if not key.shapes_result)
+NOT_IN_RESULT = frozenset(name for name, key in KEYS.items() if not key.shapes_result)
 
 REFUSED = {name: key.refused for name, key in KEYS.items() if key.refused}
 
@@ -217,7 +217,7 @@ def naming(plain: Mapping[str, Any]) -> dict[str, Any]:
         plain (Mapping): see ``Config.plain``; today's or a stored one.
 
     Returns:
-        dict: the same without the values of ``ELSEWHERE_KEYS``.
+        dict: the same without the values of ``NOT_IN_RESULT``.
     """
-    values = {k: v for k, v in plain["values"].items() if k not in ELSEWHERE_KEYS}
+    values = {k: v for k, v in plain["values"].items() if k not in NOT_IN_RESULT}
     return {**plain, "values": values}

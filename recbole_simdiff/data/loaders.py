@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.data.rows import gather_rows
-from recbole_simdiff.distributed import own_rows
+from recbole_simdiff.distributed import local_rows
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.registry import plugin_models
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START, TARGET
@@ -72,7 +72,7 @@ class BucketLoader:
 
     def collate(self, index: Tensor) -> Interaction:
         """This process's rows as a right-padded batch, no longer than its longest row."""
-        dataset, index = self.dataset, own_rows(index)
+        dataset, index = self.dataset, local_rows(index)
         longest = int(self._lengths[index].max())
         index = index.to(self._items.device)
         user, length = self._users[index], self._device_lengths[index]
@@ -111,7 +111,7 @@ class HistoryEvalLoader(FullSortEvalDataLoader):
         Returns:
             tuple | None: None if the batch has fewer rows than there are processes, and none here.
         """
-        index = own_rows(index)
+        index = local_rows(index)
         if len(index) == 0:
             return None
         interaction, _, positive_u, positive_i = super().collate_fn(index)

@@ -13,7 +13,7 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_simdiff.data.atomic_files import ABSENT, AtomicFile, obstacle
-from recbole_simdiff.distributed import n_processes
+from recbole_simdiff.distributed import world_size
 from recbole_simdiff.errors import UserError
 
 # Whole numbers beyond it are rounded to the nearest float.
@@ -58,7 +58,7 @@ class LoadingFixes(Dataset):
                 f"{self.dataset_name}/{self.dataset_name}.inter",
                 keys=("dataset",),
             )
-        if n_processes() > 1:
+        if world_size() > 1:
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist, and several processes "
                 f"do not download. Start once with one process, or fetch {known} by hand",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 TIME_EMBEDDINGS = ("sinusoidal", "learned")
 
 
-def sinusoid(t: Tensor, width: int, endpoint: bool = False) -> Tensor:
+def timestep_embedding(t: Tensor, width: int, endpoint: bool = False) -> Tensor:
     """Features sin(t w_k), then cos(t w_k), of falling frequencies w_k, [n] -> [n, width].
 
     Args:
@@ -27,7 +27,7 @@ def sinusoid(t: Tensor, width: int, endpoint: bool = False) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)[..., :width]
 
 
-class SinusoidalTime(nn.Module):
+class TimestepEmbedding(nn.Module):
     """Sinusoid of t, then Linear - SiLU - Linear: t [n] -> [n, H] (DDPM, Appendix B).
 
     Args:
@@ -45,11 +45,11 @@ class SinusoidalTime(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embedding of each step, [n] -> [n, H]."""
-        out: Tensor = self.mlp(sinusoid(t, self.hidden_size))
+        out: Tensor = self.mlp(timestep_embedding(t, self.hidden_size))
         return out
 
 
-class TransformerDenoiser(nn.Module):
+class DenoiserInput(nn.Module):
     """Input side of a Transformer denoiser f(z_t, t): adds time and positions, normalises, drops.
 
     The Transformer itself is an argument of ``forward``, so that a model may share its encoder's.
@@ -80,7 +80,7 @@ class TransformerDenoiser(nn.Module):
             nn.Embedding(max_length, hidden_size) if absolute_positions else None
         )
         self.time_embedding: nn.Module = (
-            SinusoidalTime(hidden_size)
+            TimestepEmbedding(hidden_size)
             if time_embedding == "sinusoidal"
             else nn.Embedding(n_steps + 1, hidden_size)
         )

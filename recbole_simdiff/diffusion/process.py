@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-class AffineProcess(nn.Module):
+class ForwardProcess(nn.Module):
     """A forward process given by its two coefficient tables.
 
     eps is an argument of ``q_sample``: Gaussian for a DDPM, the mean of the nearest items for

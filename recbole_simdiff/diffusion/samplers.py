@@ -10,12 +10,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.diffusion.process import ForwardProcess
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
-def evenly_spaced(start: Tensor, n_steps: int) -> Tensor:
+def trailing(start: Tensor, n_steps: int) -> Tensor:
     """start, then n_steps - 1 evenly spaced steps below it, then 0.
 
     Args:
@@ -48,7 +48,7 @@ def leading(total: int, n_steps: int) -> Tensor:
 def ddim(
     denoise: Denoise,
     x: Tensor,
-    process: AffineProcess,
+    process: ForwardProcess,
     times: Tensor,
     clamp: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
@@ -60,7 +60,7 @@ def ddim(
     Args:
         denoise (Callable): (x_t [n, ...], t [n]) -> estimate of x_0 [n, ...].
         x (Tensor): vectors at step times[0], [n, ...].
-        process (AffineProcess): the forward process that made x.
+        process (ForwardProcess): the forward process that made x.
         times (LongTensor): falling steps, ending with 0, [K + 1] or [K + 1, n].
         clamp (Callable | None): takes the place of each estimate inside the chain, [n, ...] ->
             [n, ...]; the last estimate is returned as it is ("clamping trick" of Diffusion-LM, Li
@@ -85,7 +85,7 @@ def ddim(
 def ancestral(
     denoise: Denoise,
     x: Tensor,
-    process: AffineProcess,
+    process: ForwardProcess,
     times: Tensor,
     draw: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
@@ -97,7 +97,7 @@ def ancestral(
     Args:
         denoise (Callable): (x_t [n, ...], t [n]) -> estimate of x_0 [n, ...].
         x (Tensor): vectors at step times[0], [n, ...].
-        process (AffineProcess): a Gaussian forward process.
+        process (ForwardProcess): a Gaussian forward process.
         times (LongTensor): strictly falling steps, ending with 0, [K + 1].
         draw (Callable): standard Gaussian noise of the shape of its argument.
 

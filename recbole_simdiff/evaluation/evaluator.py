@@ -172,7 +172,7 @@ class Evaluator:
                     collectors[REMOVED].eval_batch_collect(scores, rows, *positive)
 
         def whole(rows: Tensor) -> Tensor:
-            return distributed.in_order(rows, eval_data.sample_size, eval_data.step)
+            return distributed.gather_in_order(rows, eval_data.sample_size, eval_data.step)
 
         structs = {}
         for name, collector in collectors.items():

@@ -17,7 +17,7 @@ from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.results import metric_of_rank
 from recbole_simdiff.experiments.tables import grid, plain
 from recbole_simdiff.modules.random_state import preserved_rng
-from recbole_simdiff.runs.restore import Restored, restore
+from recbole_simdiff.runs.restore import RestoredRun, restore
 
 # Greatest value of each group but the last. 0 training interactions: an item seen in no training
 # history, a cold start.
@@ -142,7 +142,7 @@ def views(run_dir: Path, table_of: Path | None = None) -> dict[str, dict[str, fl
     return {label: _means(total) for label, total in sums.items()}
 
 
-def _table(restored: Restored) -> Tensor:
+def _table(restored: RestoredRun) -> Tensor:
     table = restored.model.item_table
     if table is None:
         raise UserError(f"{restored.path}: model={restored.config.name} has no item embeddings")

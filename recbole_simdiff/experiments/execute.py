@@ -33,7 +33,7 @@ from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.checks import check
 from recbole_simdiff.experiments.spec import Experiment, RunSpec
 from recbole_simdiff.log import logger, terminal
-from recbole_simdiff.runs.identity import fingerprint, short_key
+from recbole_simdiff.runs.identity import digest_of, fingerprint
 from recbole_simdiff.runs.result import RESULT, versions
 from recbole_simdiff.runs.run import run_once
 from recbole_simdiff.training.interrupt import StopRequest
@@ -118,7 +118,7 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
     """Add a line; what a crash left of an unfinished one is cut off first."""
-    with files.turn(path), open(path, "a+b") as file:
+    with files.exclusive(path), open(path, "a+b") as file:
         file.seek(0)
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
@@ -160,7 +160,7 @@ def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bo
 def _check_writable(path: Path) -> None:
     """Refuse a place for the lines that cannot be used, before a run has cost anything."""
     try:
-        with files.turn(path), open(path, "ab"):
+        with files.exclusive(path), open(path, "ab"):
             pass
     except OSError as error:
         raise UserError(
@@ -409,4 +409,4 @@ def _settings(config: Config) -> str:
 
 def _settings_key(plain: Mapping[str, Any]) -> str:
     """What names a run but for code and data, see ``fingerprint``."""
-    return short_key(naming(plain))
+    return digest_of(naming(plain))

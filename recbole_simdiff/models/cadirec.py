@@ -49,9 +49,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from recbole_simdiff.diffusion import samplers, schedules
-from recbole_simdiff.diffusion.denoisers import TransformerDenoiser
-from recbole_simdiff.diffusion.process import AffineProcess
-from recbole_simdiff.distributed import share
+from recbole_simdiff.diffusion.denoisers import DenoiserInput
+from recbole_simdiff.diffusion.process import ForwardProcess
+from recbole_simdiff.distributed import local_fraction
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
@@ -169,9 +169,9 @@ class CaDiRec(EncoderRecommender):
             if config["noise_schedule"] == "sqrt"
             else schedules.linear_betas(n_steps, 1e-4, 0.02)
         )
-        self.process = AffineProcess(*schedules.variance_preserving(betas))
+        self.process = ForwardProcess(*schedules.variance_preserving(betas))
         # Code: the input dropout is the encoder's own module. Here: the denoiser's.
-        self.denoiser = TransformerDenoiser(
+        self.denoiser = DenoiserInput(
             self.hidden_size,
             self.max_seq_length,
             n_steps,
@@ -367,7 +367,7 @@ class CaDiRec(EncoderRecommender):
             Tensor: scalar.
         """
         loss = x_hat.new_zeros(())
-        by_token, by_row = share(len(x_hat)), share(noised.n_rows)
+        by_token, by_row = local_fraction(len(x_hat)), local_fraction(noised.n_rows)
         if len(x_hat) == 0:
             return loss
         # Code: means over the batch. Here: sums over what a batch is expected to have, so that each
@@ -420,7 +420,7 @@ class CaDiRec(EncoderRecommender):
 
         # Paper: number of steps not at hand. Code: no reverse process. Here: a strided DDIM.
         start = torch.tensor(self.process.n_steps, device=x_0.device)
-        times = samplers.evenly_spaced(start, self.reverse_steps)
+        times = samplers.trailing(start, self.reverse_steps)
         x_t = torch.randn(len(noised.token), self.hidden_size, device=x_0.device)
         with self._without_dropout():
             return samplers.ddim(denoise, x_t, self.process, times)

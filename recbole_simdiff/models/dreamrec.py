@@ -46,8 +46,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.diffusion import samplers, schedules
-from recbole_simdiff.diffusion.denoisers import sinusoid
-from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.diffusion.denoisers import timestep_embedding
+from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
@@ -207,7 +207,7 @@ class Denoiser(nn.Module):
 
     def time(self, t: Tensor) -> Tensor:
         """q(t), features of the steps 1..T, [n] -> [n, H]."""
-        wave = sinusoid(t - 1, self.hidden_size, endpoint=True)
+        wave = timestep_embedding(t - 1, self.hidden_size, endpoint=True)
         out: Tensor = self.time_mlp(wave.to(next(self.parameters()).dtype))
         return out
 
@@ -217,7 +217,7 @@ class Denoiser(nn.Module):
         return out
 
 
-class ReverseLaw(NamedTuple):
+class ChainDistribution(NamedTuple):
     """x_0 | x_T, h~ = start x_T + gain h~ + offset + N(0, noise) of an affine denoiser, float64."""
 
     start: Tensor  # [H, H]
@@ -298,7 +298,7 @@ class DreamRec(SequentialModel):
             )
         self.denoiser = Denoiser(self.hidden_size, linear=config["denoiser"] == "linear")
         betas = SCHEDULES[config["beta_schedule"]](config["diffusion_steps"])
-        self.process = AffineProcess(*schedules.variance_preserving(betas))
+        self.process = ForwardProcess(*schedules.variance_preserving(betas))
         left = self.process.signal[-1].item()
         if left > 0.1:
             self.logger.warning(
@@ -306,7 +306,7 @@ class DreamRec(SequentialModel):
                 f"{config['diffusion_steps']} leaves {left:.2f} of the signal at its last step, "
                 "but sampling starts from pure noise"
             )
-        self._law: tuple[Tensor, ReverseLaw] | None = None
+        self._law: tuple[Tensor, ChainDistribution] | None = None
         self._monitored: dict[str, Tensor] = {}
 
     @staticmethod
@@ -472,7 +472,7 @@ class DreamRec(SequentialModel):
             return self.guided_estimate(x, h, time[t - 1])
 
         if self.sampler == "ddim":
-            times = samplers.evenly_spaced(torch.tensor(n_steps), self.sample_steps)
+            times = samplers.trailing(torch.tensor(n_steps), self.sample_steps)
             return samplers.ddim(denoise, draw(h), self.process, times)
         times = torch.arange(n_steps, -1, -1)
         return samplers.ancestral(denoise, draw(h), self.process, times, draw)
@@ -494,7 +494,7 @@ class DreamRec(SequentialModel):
             h = samplers.classifier_free(h, self.null_guidance, self.guidance)
         return draw(h) @ law.root.to(h) + h @ law.gain.t().to(h) + law.offset.to(h)
 
-    def reverse_law(self) -> ReverseLaw:
+    def reverse_law(self) -> ChainDistribution:
         """The law of the T-step chain; computed again only after the denoiser has changed."""
         weights = torch.cat([p.detach().flatten() for p in self.denoiser.parameters()])
         if self._law is None or not torch.equal(self._law[0], weights):
@@ -502,7 +502,7 @@ class DreamRec(SequentialModel):
         return self._law[1]
 
     @torch.no_grad()
-    def _compose_steps(self) -> ReverseLaw:
+    def _compose_steps(self) -> ChainDistribution:
         """Compose x <- c_0 (A x + B h~ + g(t)) + c_t x + sigma z over t = T..1, from t = 1 up."""
         layer: Any = self.denoiser.layers
         a, b, c = layer.weight.double().split(self.hidden_size, dim=1)
@@ -520,7 +520,7 @@ class DreamRec(SequentialModel):
         # The symmetric root is unique, unlike eigenvectors and their signs.
         values, vectors = torch.linalg.eigh(noise + later @ later.t())
         root = (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
-        return ReverseLaw(later, total @ b, offset, noise, root)
+        return ChainDistribution(later, total @ b, offset, noise, root)
 
     # ------------------------------------------------------------------ ranking
 

@@ -42,7 +42,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_simdiff.distributed import of_all_rows
+from recbole_simdiff.distributed import over_global_batch
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.augmentations import View, two_views
 from recbole_simdiff.modules.encoder import EncoderRecommender
@@ -258,7 +258,7 @@ class MCLRec(EncoderRecommender):
         return ExtractorLoss(learned, regularizer)
 
 
-@of_all_rows
+@over_global_batch
 def regularizer_of(first: Tensor, second: Tensor, by_row: bool) -> Tensor:
     """R = mean [s+ - low]_+ + mean [high - s-]_+ of one pair of views.
 

@@ -42,9 +42,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.diffusion import samplers, schedules
-from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
-from recbole_simdiff.diffusion.process import AffineProcess
-from recbole_simdiff.distributed import share
+from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, DenoiserInput
+from recbole_simdiff.diffusion.process import ForwardProcess
+from recbole_simdiff.distributed import local_fraction
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.encoder import EncoderRecommender
@@ -166,8 +166,8 @@ class SimDiffRec(EncoderRecommender):
         betas = schedules.linear_betas(
             config["diffusion_steps"], config["beta_start"], config["beta_end"]
         )
-        self.process = AffineProcess(*schedules.FAMILIES[config["forward_coef"]](betas))
-        self.denoiser = TransformerDenoiser(
+        self.process = ForwardProcess(*schedules.FAMILIES[config["forward_coef"]](betas))
+        self.denoiser = DenoiserInput(
             self.hidden_size,
             self.max_seq_length,
             config["diffusion_steps"],
@@ -408,7 +408,7 @@ class SimDiffRec(EncoderRecommender):
                 total = full_softmax_loss(query, table[1:], items - 1, self.loss_memory_mb)
             loss = loss + self.diff_round_weight * total
         if self.pad_in_diffusion_loss:
-            return share(len(items)) * loss / len(items)
+            return local_fraction(len(items)) * loss / len(items)
         return loss / (self.tokens_per_batch or len(items))
 
     # ------------------------------------------------------------------ views, Eq. 11, 14-16
@@ -476,7 +476,7 @@ class SimDiffRec(EncoderRecommender):
 
         token_start = start[layout.row]
         z_t = self.process.q_sample(self.item_embedding(items), token_start, noise)
-        times = samplers.evenly_spaced(token_start, self.reverse_steps)
+        times = samplers.trailing(token_start, self.reverse_steps)
         clamp = self.nearest_embedding if self.reverse_clamp == "nearest" else None
         return samplers.ddim(denoise, z_t, self.process, times, clamp)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_simdiff.distributed import of_all_rows
+from recbole_simdiff.distributed import over_global_batch
 
 SIMILARITIES = ("cosine", "dot")
 
@@ -147,7 +147,7 @@ def sampled_bce_loss(hidden: Tensor, table: Tensor, target: Tensor, negative: Te
     return F.softplus(-right).sum() + F.softplus(wrong).sum()
 
 
-@of_all_rows
+@over_global_batch
 def info_nce(
     anchor: Tensor,
     positive: Tensor,
@@ -181,7 +181,7 @@ def info_nce(
     return F.cross_entropy(logits, torch.arange(len(anchor), device=anchor.device))
 
 
-@of_all_rows
+@over_global_batch
 def state_info_nce(
     anchor: Tensor,
     positive: Tensor,
@@ -250,7 +250,7 @@ def _vectors(rows: Tensor, similarity: str) -> Tensor:
     return F.normalize(rows.float(), dim=-1) if similarity == "cosine" else rows.float()
 
 
-@of_all_rows
+@over_global_batch
 def nt_xent(
     first: Tensor,
     second: Tensor,

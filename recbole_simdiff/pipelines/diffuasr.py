@@ -48,9 +48,9 @@ from recbole_simdiff.models.diffuasr.random_items import random_items, random_ow
 from recbole_simdiff.models.registry import WRAPPERS, build_model
 from recbole_simdiff.pipelines.pairs import Pairs, _long_enough, learning_pairs
 from recbole_simdiff.pipelines.report import _compared, format_quality
-from recbole_simdiff.runs.build import prepare
+from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.folder import logged
-from recbole_simdiff.runs.identity import code, fingerprint, short_key
+from recbole_simdiff.runs.identity import digest_of, fingerprint, source_checksum
 from recbole_simdiff.runs.restore import check_same_data, evaluate
 from recbole_simdiff.runs.result import RESULT, RunResult, read_result
 from recbole_simdiff.runs.run import run_once, run_one
@@ -146,10 +146,10 @@ def _augment(config: Config, test: bool) -> Augmented:
 
     width = _check_backbone(config, train, ends)
     baseline = train_baseline(config, cache, dataset, test)
-    weights, _ = checkpoint.load(checkpoint.find(baseline.run_dir, BEST))
-    guide = files.digest(checkpoint.split(weights, "model"))
+    weights, _ = checkpoint.load(checkpoint.resolve(baseline.run_dir, BEST))
+    guide = files.digest(checkpoint.subset(weights, "model"))
     shaped_by = {
-        "code": code(),
+        "code": source_checksum(),
         "augmenter": config["augmenter"],
         "settings": {key: config[key] for key in GENERATION_KEYS},
         "seed": config["seed"],
@@ -160,9 +160,9 @@ def _augment(config: Config, test: bool) -> Augmented:
     }
     if config["augmenter"] != "diffuasr":
         shaped_by |= {"settings": {"n_pseudo": config["n_pseudo"]}, "guide": ""}
-    path = cache / f"{config['augmenter']}-{config['dataset']}-{short_key(shaped_by)}.safetensors"
+    path = cache / f"{config['augmenter']}-{config['dataset']}-{digest_of(shaped_by)}.safetensors"
     model = _recommender(config.backbone(), weights, baseline)
-    with files.turn(path):
+    with files.exclusive(path):
         if path.is_file():
             logger.info(f"pseudo: {path}")
         else:
@@ -226,9 +226,9 @@ def _invent(
     # What only sampling reads does not change the generator, unless it is trained with guidance.
     guided = config["diffuasr_guide_in_training"] or config["diffuasr_cf_training"] == "combined"
     settings = {k: config[k] for k in GENERATION_KEYS if guided or k not in SAMPLING_KEYS}
-    key = short_key({**shaped_by, "settings": settings})
+    key = digest_of({**shaped_by, "settings": settings})
     place = Path(config["augmentation_cache"]) / f"diffuser-{config['dataset']}-{key}"
-    with files.turn(place):
+    with files.exclusive(place):
         return generate(config, items, ends, n_items, model, place)
 
 
@@ -252,7 +252,7 @@ def train_baseline(
     place = config["baseline_checkpoint"]
     if place is not None:
         logger.info(f"baseline: {place}")
-        path = checkpoint.find(place, BEST)
+        path = checkpoint.resolve(place, BEST)
         tensors, content = load_run(path)
         check_same_data(path, tensors, content, dataset)
         theirs = content["config"]["values"].get("eval_args") or {}
@@ -282,8 +282,8 @@ def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResul
         values = {**stored["values"], "data_path": config.data_root}
         values["use_gpu"] = config["use_gpu"]
         config = Config(stored["model"], stored["dataset"], overrides=values, origin=CHECKPOINT)
-    model = prepare(config)[-1]
-    load_model_state(model, checkpoint.split(weights, "model"), Path(result.run_dir))
+    model = build_run(config)[-1]
+    load_model_state(model, checkpoint.subset(weights, "model"), Path(result.run_dir))
     return model.eval()
 
 
@@ -370,11 +370,11 @@ class _Fitting:
         tensors, content = checkpoint.load(self.last)
         if lacking := {"optimizer", "state"} - content.keys():
             raise checkpoint.foreign(self.last, f"it lacks {min(lacking)}")
-        load_model_state(self.model, checkpoint.split(tensors, "model"), self.last)
-        self.best = checkpoint.split(tensors, "best")
+        load_model_state(self.model, checkpoint.subset(tensors, "model"), self.last)
+        self.best = checkpoint.subset(tensors, "best")
         if self.average is not None:
-            self.average.load_state_dict(checkpoint.split(tensors, "average"))
-        stored = checkpoint.split(tensors, "optimizer")
+            self.average.load_state_dict(checkpoint.subset(tensors, "average"))
+        stored = checkpoint.subset(tensors, "optimizer")
         load_optimizer_state(self.optimizer, stored, content["optimizer"])
         self.state = content["state"]
         logger.info(f"diffuser: resumed at epoch {self.state['epoch']}")

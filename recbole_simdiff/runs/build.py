@@ -17,7 +17,9 @@ from recbole_simdiff.models.registry import build_model
 PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
 
 
-def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, Any, Any, Any, Any]:
+def build_run(
+    config: Config, pseudo: Tensor | None = None
+) -> tuple[FlatDataset, Any, Any, Any, Any]:
     """Data set, training, validation and test loader, and the model on its device, all seeded.
 
     Args:
@@ -39,7 +41,7 @@ def prepare(config: Config, pseudo: Tensor | None = None) -> tuple[FlatDataset, 
     return dataset, train_data, valid_data, test_data, model
 
 
-class Found(NamedTuple):
+class SplitMetrics(NamedTuple):
     """Metrics of a trained model; see ``RunResult`` and ``Evaluation`` for the fields."""
 
     splits: dict[str, dict[str, Metrics]]
@@ -48,7 +50,7 @@ class Found(NamedTuple):
     rankings: dict[Any, Tensor]
 
 
-def evaluate_splits(evaluator: Evaluator, valid_data: Any, test_data: Any) -> Found:
+def evaluate_splits(evaluator: Evaluator, valid_data: Any, test_data: Any) -> SplitMetrics:
     """Both splits under both protocols, and test by input length and over sampling seeds."""
     config, splits = evaluator.config, {}
     by_length: dict[str, Metrics] = {}
@@ -64,7 +66,7 @@ def evaluate_splits(evaluator: Evaluator, valid_data: Any, test_data: Any) -> Fo
         several = "sampling_seeds" in config and config["sampling_seeds"] > 1
         if several and evaluator.model.reseed_sampling(config["sampling_seed"]):
             sampling = _over_sampling_seeds(evaluator, test_data, splits["test"][KEPT])
-    return Found(splits, by_length, sampling, rankings)
+    return SplitMetrics(splits, by_length, sampling, rankings)
 
 
 def _over_sampling_seeds(evaluator: Evaluator, test_data: Any, first: Metrics) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
             taken = True
         except OSError as error:
             raise _unwritable(run_dir, error) from error
-        if distributed.largest(taken):
+        if distributed.all_reduce_max(taken):
             raise UserError(f"another process trains in {run_dir}; wait for it, or stop it")
         yield
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole_simdiff.config.config import Config
 
-READERS = (  # of results
+UNHASHED = (  # of results
     "experiments/",
     "tuning/",
     "cli/",
@@ -28,11 +28,11 @@ def fingerprint(config: Config, data: str) -> str:
         config (Config): resolved configuration.
         data (str): checksum of the data.
     """
-    return short_key(config.identity() | {"data": data, "code": code()})
+    return digest_of(config.identity() | {"data": data, "code": source_checksum()})
 
 
 @cache
-def code(package: Path = Path(__file__).parents[1]) -> str:
+def source_checksum(package: Path = Path(__file__).parents[1]) -> str:
     """Checksum of the package's definitions, but for those that only read results.
 
     In which file a definition stands does not count, nor do imports, docstrings, comments and
@@ -43,7 +43,7 @@ def code(package: Path = Path(__file__).parents[1]) -> str:
     """
     found: list[str] = []
     for path in package.rglob("*.py"):
-        if not path.relative_to(package).as_posix().startswith(READERS):
+        if not path.relative_to(package).as_posix().startswith(UNHASHED):
             found += filter(None, map(outline, ast.parse(path.read_text()).body))
     return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=8).hexdigest()
 
@@ -65,7 +65,7 @@ def outline(part: Any) -> str:
     return f"{type(part).__name__}({','.join(fields)})"
 
 
-def short_key(values: Mapping[str, Any]) -> str:
+def digest_of(values: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that stand for a set of JSON-ready values."""
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -53,10 +53,10 @@ def _join_processes(
     Raises:
         UserError: if they differ, or rows cannot be divided among them.
     """
-    n, number = distributed.n_processes(), distributed.rank()
+    n, number = distributed.world_size(), distributed.rank()
     check_processes(config, n)
     name = fingerprint(config, files.digest(dataset.histories()))
-    if distributed.largest(name != distributed.of_first(name)):
+    if distributed.all_reduce_max(name != distributed.broadcast_text(name)):
         raise UserError(
             "the processes differ in settings, data or version of this package; each host must run "
             "the same command on the same files"
@@ -83,7 +83,7 @@ def _join_processes(
             f"eval_batch_size={config['eval_batch_size']}: {n} processes cannot divide batches of "
             f"{least} to be scored. Use fewer processes or, if there are more rows, a larger value"
         )
-    distributed.take_from_first(model.state_dict().values())
+    distributed.broadcast_(model.state_dict().values())
     if number > 0:
         config["show_progress"] = False
         init_seed((config["seed"] + number) % 2**32, config["reproducibility"])

@@ -16,7 +16,7 @@ from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.rankings import save_rankings
 from recbole_simdiff.log import logger
-from recbole_simdiff.runs.build import PSEUDO, evaluate_splits, prepare
+from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.result import RunResult, _result
 from recbole_simdiff.runs.stored import load_run
@@ -27,7 +27,7 @@ from recbole_simdiff.training.progress import Progress
 FORMER = {"SimDiffRec": {"rounding": "tied", "reverse_clamp": "none"}}
 
 
-class Restored(NamedTuple):
+class RestoredRun(NamedTuple):
     """A trained model with its data.
 
     Attributes:
@@ -49,7 +49,7 @@ class Restored(NamedTuple):
 
 def restore(
     place: str | Path, overrides: Mapping[str, Any] | None = None, origin: str = OVERRIDES
-) -> Restored:
+) -> RestoredRun:
     """A checkpoint's model with the data it was trained on.
 
     Args:
@@ -60,17 +60,17 @@ def restore(
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
-    path = checkpoint.find(place, BEST)
+    path = checkpoint.resolve(place, BEST)
     tensors, content = load_run(path)
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *model_class.evaluation_keys)
     config = stored_config(content, overrides or {}, allowed, origin)
     with logged(config):
-        dataset, *loaders, model = prepare(config, tensors.get(PSEUDO))
+        dataset, *loaders, model = build_run(config, tensors.get(PSEUDO))
         logger.info(f"{config['dataset']}: {dataset.statistics}")
     check_same_data(path, tensors, content, dataset)
-    load_model_state(model, checkpoint.split(tensors, "model"), path)
-    return Restored(path, config, dataset, tuple(loaders), model, content)
+    load_model_state(model, checkpoint.subset(tensors, "model"), path)
+    return RestoredRun(path, config, dataset, tuple(loaders), model, content)
 
 
 def evaluate(
@@ -192,7 +192,7 @@ def check_same_data(
     Raises:
         UserError: if they differ.
     """
-    stored = checkpoint.split(tensors, "data")
+    stored = checkpoint.subset(tensors, "data")
     same = content["items"] == dataset.item_ids and content["users"] == dataset.user_ids
     same = same and content.get("ready_rows") == dataset.ready_rows()
     if not same or any(not torch.equal(v, stored[k]) for k, v in dataset.histories().items()):

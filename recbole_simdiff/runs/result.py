@@ -17,7 +17,7 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT, Metrics, protocol_name
-from recbole_simdiff.runs.build import Found
+from recbole_simdiff.runs.build import SplitMetrics
 from recbole_simdiff.training.progress import Progress
 from recbole_simdiff.version import __version__
 
@@ -146,7 +146,7 @@ def read_result(run_dir: Path) -> RunResult:
 def _result(
     config: Config,
     dataset: FlatDataset,
-    found: Found,
+    found: SplitMetrics,
     progress: Progress,
     run_dir: Path,
     augmentation: dict[str, Any],
@@ -168,7 +168,7 @@ def _result(
         by_length=found.by_length,
         sampling=found.sampling,
         augmentation=augmentation,
-        processes=distributed.n_processes(),
+        processes=distributed.world_size(),
         peak_gpu_memory_mb=torch.cuda.max_memory_allocated() / 2**20,
     )
 

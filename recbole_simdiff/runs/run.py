@@ -16,7 +16,7 @@ from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
-from recbole_simdiff.runs.build import PSEUDO, evaluate_splits, prepare
+from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import _made, claimed, logged
 from recbole_simdiff.runs.processes import _join_processes
 from recbole_simdiff.runs.restore import check_same_data, check_same_settings, evaluate
@@ -86,8 +86,8 @@ def _run_one(
     augmentation = augmentation or stored[1].get("augmentation", {})
     if config.wraps and pseudo is None:
         raise UserError(f"model={config.name} has runs before this one, which api.start makes")
-    dataset, train_data, valid_data, test_data, model = prepare(config, pseudo)
-    if distributed.n_processes() > 1:
+    dataset, train_data, valid_data, test_data, model = build_run(config, pseudo)
+    if distributed.world_size() > 1:
         _join_processes(config, dataset, (train_data, valid_data, test_data), model)
     if resume:
         check_same_data(resume, *stored, dataset)
@@ -97,7 +97,7 @@ def _run_one(
     if resume:
         run_dir = resume.parent
     else:
-        run_dir = Path(distributed.of_first(str(_made(config, run_dir))))
+        run_dir = Path(distributed.broadcast_text(str(_made(config, run_dir))))
         held.enter_context(claimed(run_dir))
     held.enter_context(logged(config, run_dir))
     logger.info(f"{config['dataset']}: {dataset.statistics}")
@@ -156,7 +156,7 @@ def run_once(
     Raises:
         UserError, TrainingDiverged, Interrupted: as ``run_one``.
     """
-    with files.turn(run_dir):
+    with files.exclusive(run_dir):
         begin = begin or run_one
         last = run_dir / LAST if (run_dir / LAST).is_file() else None
         if (run_dir / RESULT).is_file():

@@ -171,7 +171,7 @@ def _augmentation(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 def _tensors(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
     """Whether weights are there, and histories and invented items are of the ids there are."""
     n_items, n_users = len(content["items"]), len(content["users"])
-    weights, data = checkpoint.split(tensors, "model"), checkpoint.split(tensors, "data")
+    weights, data = checkpoint.subset(tensors, "model"), checkpoint.subset(tensors, "data")
     if not weights:
         return "it lacks the weights of the model"
     for key, value in content["config"]["values"].items():
@@ -211,7 +211,7 @@ def _resumable(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Ten
     if not _fits(processes, int) or not 0 < processes < 2**16:
         return f"its processes is {_short(processes)}"
     for number in range(processes):
-        states = checkpoint.split(tensors, f"rng{number or ''}")
+        states = checkpoint.subset(tensors, f"rng{number or ''}")
         for name in _RNG:
             if name not in states:
                 return f"it lacks rng{number or ''}.{name}"

@@ -178,7 +178,7 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
     Raises:
         UserError: if there is no usable checkpoint, or its model needs the data set to be built.
     """
-    path = checkpoint.find(place, BEST)
+    path = checkpoint.resolve(place, BEST)
     tensors, content = load_run(path)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
     if config.wraps and config["pseudo_at_evaluation"]:
@@ -194,6 +194,6 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
             f"model={config.name} cannot be built from a checkpoint alone: it reads more of the "
             f"data set than its size ({error}). Use the evaluate command"
         ) from error
-    load_model_state(model, checkpoint.split(tensors, "model"), path)
+    load_model_state(model, checkpoint.subset(tensors, "model"), path)
     model = model.to(config["device"])
-    return Recommender(config, model, content, checkpoint.split(tensors, "data"))
+    return Recommender(config, model, content, checkpoint.subset(tensors, "data"))

@@ -61,7 +61,7 @@ class StopRequest:
         Raises:
             Interrupted: if one came.
         """
-        signum = distributed.largest(self.signum or 0)
+        signum = distributed.all_reduce_max(self.signum or 0)
         if signum:
             self.signum = None
             raise Interrupted(signum, run_dir)

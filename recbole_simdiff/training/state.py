@@ -74,10 +74,10 @@ class Resumed:
         self.path = path
         self.tensors, self.content = checkpoint.load(path)
         n = self.content.get("processes", 1)
-        if n != distributed.n_processes():
+        if n != distributed.world_size():
             raise UserError(
                 f"{path} holds the random states of {n} processes and cannot be resumed by "
-                f"{distributed.n_processes()}; give --nproc={n}"
+                f"{distributed.world_size()}; give --nproc={n}"
             )
         self.progress = Progress(**self.content["progress"])
 
@@ -87,7 +87,7 @@ class Resumed:
         Raises:
             UserError: if they do not fit.
         """
-        load_model_state(model, checkpoint.split(self.tensors, "model"), self.path)
+        load_model_state(model, checkpoint.subset(self.tensors, "model"), self.path)
 
     def load_optimizers(self, optimizers: Mapping[str, Optimizer]) -> None:
         """Put back the optimisers' states.
@@ -98,7 +98,7 @@ class Resumed:
         for key, optimizer in optimizers.items():
             if key not in self.content:
                 raise checkpoint.foreign(self.path, f"it lacks {key}")
-            state = checkpoint.split(self.tensors, key)
+            state = checkpoint.subset(self.tensors, key)
             if problem := _foreign_optimizer(optimizer, state, self.content[key]):
                 raise checkpoint.foreign(self.path, f"its {key} has {problem}")
             load_optimizer_state(optimizer, state, self.content[key])
@@ -109,7 +109,7 @@ class Resumed:
         Raises:
             UserError: if they are none.
         """
-        states = checkpoint.split(self.tensors, _rng_key(distributed.rank()))
+        states = checkpoint.subset(self.tensors, _rng_key(distributed.rank()))
         try:
             with preserved_rng():
                 _set_rng(states)

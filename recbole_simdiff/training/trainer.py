@@ -108,7 +108,7 @@ class PlanTrainer(Trainer):
             logger.info(f"phases: {listed}")
         told = (*self._listeners, *listeners)
         with self.stoppable():
-            if distributed.largest(not (self.run_dir / LAST).is_file()):
+            if distributed.all_reduce_max(not (self.run_dir / LAST).is_file()):
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
             for number in range(self.progress.phase, len(phases)):
                 if number > self.progress.phase:
@@ -263,13 +263,13 @@ class PlanTrainer(Trainer):
         The random states are those of all processes; the rest is the same for all, and process 0
         writes it.
         """
-        states = distributed.each(self._resume_rng or _get_rng())
+        states = distributed.all_gather(self._resume_rng or _get_rng())
         if distributed.rank() == 0:
             tensors, content = pack(self.model, self.progress, self.payload, self.data)
             if name == LAST:
                 add_resumable(tensors, content, self.optimizers, states)
             checkpoint.save(self.run_dir / name, tensors, content)
-        distributed.wait_for_all()
+        distributed.barrier()
 
     def load_weights(self, path: Path) -> None:
         """Put the weights of a checkpoint into the model.
@@ -278,7 +278,7 @@ class PlanTrainer(Trainer):
             UserError: if they do not fit.
         """
         tensors, _ = checkpoint.load(path)
-        load_model_state(self.model, checkpoint.split(tensors, "model"), path)
+        load_model_state(self.model, checkpoint.subset(tensors, "model"), path)
 
     def resume(self, path: Path) -> None:
         """Continue from a ``last`` checkpoint: the next step is the one that was not taken.

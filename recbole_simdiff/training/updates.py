@@ -96,9 +96,9 @@ def _values(model: Any, losses: Mapping[str, Tensor]) -> tuple[Metrics, Metrics]
     They come from the device together. Means over a batch are those of all processes, each
     counting the same.
     """
-    n = distributed.n_processes()
+    n = distributed.world_size()
     monitor = {k: v.float() / n for k, v in model.monitored().items()}
-    values = distributed.summed(
+    values = distributed.all_reduce_sum(
         torch.stack([*(loss.detach().float() for loss in losses.values()), *monitor.values()])
     ).tolist()
     parts = dict(zip(losses, values[: len(losses)], strict=True))

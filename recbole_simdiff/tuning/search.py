@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_simdiff.config.config import Config
-from recbole_simdiff.config.keys import ELSEWHERE_KEYS
+from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.config.layers import read_yaml
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
@@ -157,7 +157,7 @@ def _check_comparable(config: Config, dimension: Dimension) -> None:
     key = dimension.key
     groups = ("General", "Evaluation", "Dataset")
     measured = {name for group in groups for name in config.parameters[group]}
-    if key in (measured | ELSEWHERE_KEYS) - {"MAX_ITEM_LIST_LENGTH"}:
+    if key in (measured | NOT_IN_RESULT) - {"MAX_ITEM_LIST_LENGTH"}:
         raise UserError(
             f"{dimension.place}: {key} cannot be searched: it belongs to data, evaluation or "
             "machine, and scores under its values cannot be compared"
@@ -248,7 +248,7 @@ def _write_best(search: Search, trials: Sequence[Trial]) -> None:
     best = search.ranked(trials)[0]
     config = search.config(best.values)
     given = {key for file in search.files for key in read_yaml(file)} | search.settings.keys()
-    given -= ELSEWHERE_KEYS | best.values.keys() | {"model", "dataset"}
+    given -= NOT_IN_RESULT | best.values.keys() | {"model", "dataset"}
     counts = Counter(trial.state for trial in trials)
     path = search.folder / BEST_SETTING
     lines = [

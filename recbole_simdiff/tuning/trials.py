@@ -214,7 +214,7 @@ def drop_weights(search: Search, trials: Sequence[Trial], newest: Trial) -> None
     for name in {newest.run, *finished} - kept - {""}:
         run_dir = search.folder / "trials" / name
         # Another process may be about to try the same setting.
-        with files.turn(run_dir) if name not in finished else contextlib.nullcontext():
+        with files.exclusive(run_dir) if name not in finished else contextlib.nullcontext():
             for weights in (BEST, LAST):
                 (run_dir / weights).unlink(missing_ok=True)
 

@@ -10,18 +10,18 @@ from torch import nn
 
 from recbole_simdiff.diffusion.denoisers import (
     TIME_EMBEDDINGS,
-    SinusoidalTime,
-    TransformerDenoiser,
-    sinusoid,
+    DenoiserInput,
+    TimestepEmbedding,
+    timestep_embedding,
 )
 
 # Two rows, of lengths 3 and 1.
 LAYOUT = SimpleNamespace(row=torch.tensor([0, 0, 0, 1]), position=torch.tensor([0, 1, 2, 0]))
 
 
-def make(time_embedding: str = "sinusoidal", dropout_prob: float = 0.0) -> TransformerDenoiser:
+def make(time_embedding: str = "sinusoidal", dropout_prob: float = 0.0) -> DenoiserInput:
     torch.manual_seed(0)
-    return TransformerDenoiser(8, 4, 10, dropout_prob, 1e-12, time_embedding)
+    return DenoiserInput(8, 4, 10, dropout_prob, 1e-12, time_embedding)
 
 
 def identity(
@@ -39,14 +39,14 @@ def test_sinusoid_equals_diffusers(endpoint, width):
     theirs = get_timestep_embedding(
         t, width, flip_sin_to_cos=False, downscale_freq_shift=float(endpoint)
     )
-    torch.testing.assert_close(sinusoid(t, width, endpoint), theirs, atol=1e-4, rtol=0)
+    torch.testing.assert_close(timestep_embedding(t, width, endpoint), theirs, atol=1e-4, rtol=0)
 
 
 def test_frequencies_fall_to_their_end():
     """Small angles are their own sine, so the first half shows the frequencies themselves."""
     small = torch.tensor([1e-3])
     for endpoint, last in ((True, 1e-4), (False, 1e-3)):
-        features = sinusoid(small, 8, endpoint)[0, :4] / 1e-3
+        features = timestep_embedding(small, 8, endpoint)[0, :4] / 1e-3
         steps = (features[1:] / features[:-1]).log()
         assert features[0].item() == pytest.approx(1.0, rel=1e-5)
         assert features[-1].item() == pytest.approx(last, rel=1e-5)
@@ -56,7 +56,7 @@ def test_frequencies_fall_to_their_end():
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
 @pytest.mark.parametrize("endpoint", [False, True])
 def test_odd_and_tiny_widths(width, endpoint):
-    out = sinusoid(torch.tensor([0, 3]), width, endpoint)
+    out = timestep_embedding(torch.tensor([0, 3]), width, endpoint)
     assert out.shape == (2, width)
     assert torch.isfinite(out).all()
     assert out[1, 0].item() == pytest.approx(math.sin(3.0))
@@ -64,9 +64,9 @@ def test_odd_and_tiny_widths(width, endpoint):
 
 def test_sinusoidal_time_is_two_layers_over_the_sinusoid():
     torch.manual_seed(0)
-    module, t = SinusoidalTime(8), torch.tensor([1, 9])
+    module, t = TimestepEmbedding(8), torch.tensor([1, 9])
     first, _, second = module.mlp
-    inner = first(sinusoid(t, 8))
+    inner = first(timestep_embedding(t, 8))
     assert inner.shape == (2, 32)
     torch.testing.assert_close(module(t), second(inner * inner.sigmoid()))
 
@@ -90,7 +90,7 @@ def test_without_positions_equal_tokens_stay_equal():
     t = torch.tensor([3, 10])
     z_t = torch.randn(1, 8).expand(4, 8)
     torch.manual_seed(0)
-    model = TransformerDenoiser(8, 4, 10, 0.0, 1e-12, "sinusoidal", absolute_positions=False)
+    model = DenoiserInput(8, 4, 10, 0.0, 1e-12, "sinusoidal", absolute_positions=False)
     out = model(z_t, t, LAYOUT, identity)
     assert torch.equal(out[0], out[2])
     assert not torch.equal(out[0], out[3])  # another step

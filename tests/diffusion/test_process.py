@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.diffusion.schedules import (
     FAMILIES,
     cosine_betas,
@@ -22,8 +22,8 @@ BETAS = {
 EVERY_SCHEDULE = pytest.mark.parametrize("schedule", sorted(BETAS))
 
 
-def make_process(family: str = "vp_zsnr", n_steps: int = T) -> AffineProcess:
-    return AffineProcess(*FAMILIES[family](linear_betas(n_steps, 1e-4, 0.02)))
+def make_process(family: str = "vp_zsnr", n_steps: int = T) -> ForwardProcess:
+    return ForwardProcess(*FAMILIES[family](linear_betas(n_steps, 1e-4, 0.02)))
 
 
 def vectors(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -34,7 +34,7 @@ def vectors(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_q_sample_by_hand():
-    process = AffineProcess(torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.0, 2.0, 3.0]))
+    process = ForwardProcess(torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.0, 2.0, 3.0]))
     x_0 = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
     eps = torch.tensor([[10.0, 0.0], [10.0, 1.0], [10.0, 1.0]])
     out = process.q_sample(x_0, torch.tensor([0, 1, 2]), eps)
@@ -115,7 +115,7 @@ def test_conversions_in_float32():
 @EVERY_SCHEDULE
 def test_q_sample_equals_add_noise_of_diffusers(schedule):
     """DreamRec T3, DiffuASR T4; their index t - 1 is our t, their tables are float32."""
-    process = AffineProcess(*variance_preserving(BETAS[schedule]))
+    process = ForwardProcess(*variance_preserving(BETAS[schedule]))
     other = DDPMScheduler(T, trained_betas=BETAS[schedule].numpy())
     x_0, eps, t = vectors(T, 4), vectors(T, 4, seed=1), torch.arange(1, T + 1)
     theirs = other.add_noise(x_0, eps, t - 1)
@@ -133,7 +133,7 @@ def test_posterior_is_gaussian_conditioning(schedule, stride):
     The forward chain is multiplied out beta by beta, not read from the tables under test.
     """
     betas = BETAS[schedule]
-    process = AffineProcess(*variance_preserving(betas))
+    process = ForwardProcess(*variance_preserving(betas))
     for end in range(stride, T + 1):
         to = end - stride
         mean_to = mean_end = torch.ones((), dtype=torch.float64)  # multiples of x_0
@@ -157,7 +157,7 @@ def test_posterior_is_gaussian_conditioning(schedule, stride):
 def test_posterior_by_the_formula_of_ddpm(schedule):
     """DreamRec T2: c_0, c_t and variance of DDPM Eq. 7; at the clean end (1, 0, 0) exactly."""
     betas = BETAS[schedule]
-    process = AffineProcess(*variance_preserving(betas))
+    process = ForwardProcess(*variance_preserving(betas))
     bar = torch.cat([torch.ones(1).double(), (1 - betas).cumprod(0)])
     t = torch.arange(1, T + 1)
     c_0, c_t, variance = process.posterior(t, t - 1)

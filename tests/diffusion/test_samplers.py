@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from recbole_simdiff.diffusion import samplers
-from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.diffusion.schedules import (
     FAMILIES,
     cosine_betas,
@@ -28,12 +28,12 @@ BETAS: dict[str, Callable[[int], torch.Tensor]] = {
 EVERY_SCHEDULE = pytest.mark.parametrize("schedule", sorted(BETAS))
 
 
-def make_process(family: str = "vp_zsnr", n_steps: int = T) -> AffineProcess:
-    return AffineProcess(*FAMILIES[family](linear_betas(n_steps, 1e-4, 0.02)))
+def make_process(family: str = "vp_zsnr", n_steps: int = T) -> ForwardProcess:
+    return ForwardProcess(*FAMILIES[family](linear_betas(n_steps, 1e-4, 0.02)))
 
 
-def gaussian_process(schedule: str, n_steps: int) -> AffineProcess:
-    return AffineProcess(*variance_preserving(BETAS[schedule](n_steps)))
+def gaussian_process(schedule: str, n_steps: int) -> ForwardProcess:
+    return ForwardProcess(*variance_preserving(BETAS[schedule](n_steps)))
 
 
 def vectors(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -55,9 +55,7 @@ def test_oracle_denoiser_is_followed_to_the_clean_end(family, steps):
     t = torch.full((4,), T)
     x = process.q_sample(x_0, t, vectors(4, 3, seed=1))
     assert not torch.allclose(x, x_0, atol=0.1)
-    assert torch.equal(
-        samplers.ddim(lambda *_: x_0, x, process, samplers.evenly_spaced(t, steps)), x_0
-    )
+    assert torch.equal(samplers.ddim(lambda *_: x_0, x, process, samplers.trailing(t, steps)), x_0)
 
 
 @pytest.mark.parametrize(("family", "steps"), FAMILY_AND_STEPS)
@@ -73,7 +71,7 @@ def test_every_intermediate_state_lies_on_the_forward_path(family, steps):
 
     start = torch.full((4,), T)
     samplers.ddim(
-        oracle, process.q_sample(x_0, start, eps), process, samplers.evenly_spaced(start, steps)
+        oracle, process.q_sample(x_0, start, eps), process, samplers.trailing(start, steps)
     )
     visited = [t for (t,) in seen]
     assert len(visited) == steps
@@ -87,7 +85,7 @@ def test_one_step_is_one_call_of_the_denoiser():
     process, x = make_process(), vectors(4, 3)
     start = torch.full((4,), T)
     out = samplers.ddim(
-        lambda x, t: x.sin() + t.unsqueeze(-1), x, process, samplers.evenly_spaced(start, 1)
+        lambda x, t: x.sin() + t.unsqueeze(-1), x, process, samplers.trailing(start, 1)
     )
     assert torch.equal(out, x.sin() + T)
 
@@ -104,7 +102,7 @@ def test_two_steps_by_hand():
     half = T // 2
     middle = process.signal[half] * first + process.noise[half] * eps
     expected = torch.tanh(middle) + 0.01 * half
-    out = samplers.ddim(denoise, x, process, samplers.evenly_spaced(torch.full((4,), T), 2))
+    out = samplers.ddim(denoise, x, process, samplers.trailing(torch.full((4,), T), 2))
     torch.testing.assert_close(out, expected)
 
 
@@ -119,7 +117,7 @@ def test_rows_may_start_at_different_steps():
         return x_0 + len(calls)
 
     x = process.q_sample(x_0, start, eps)
-    out = samplers.ddim(denoise, x, process, samplers.evenly_spaced(start, 10))
+    out = samplers.ddim(denoise, x, process, samplers.trailing(start, 10))
     assert [row[0] for row in calls] == [1] * 10
     assert [row[2] for row in calls] == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
     torch.testing.assert_close(out[0], x_0[0] + 1)  # live in the first call only
@@ -157,10 +155,10 @@ def test_the_true_eps_leads_back_in_one_jump():
 # ---------------------------------------------------------------- steps visited
 
 
-def test_evenly_spaced_steps():
-    assert samplers.evenly_spaced(torch.tensor(10), 3).tolist() == [10, 6, 3, 0]
-    assert samplers.evenly_spaced(torch.tensor(3), 3).tolist() == [3, 2, 1, 0]
-    each = samplers.evenly_spaced(torch.tensor([1, 4]), 2)
+def test_trailing_steps():
+    assert samplers.trailing(torch.tensor(10), 3).tolist() == [10, 6, 3, 0]
+    assert samplers.trailing(torch.tensor(3), 3).tolist() == [3, 2, 1, 0]
+    each = samplers.trailing(torch.tensor([1, 4]), 2)
     assert each.tolist() == [[1, 4], [0, 2], [0, 0]]
 
 
@@ -326,7 +324,7 @@ DDIM_MOMENTS = {
 }
 
 
-def best_denoiser(process: AffineProcess) -> samplers.Denoise:
+def best_denoiser(process: ForwardProcess) -> samplers.Denoise:
     """E[x_0 | x_t] for x_0 ~ N(1.5, 0.49)."""
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -212,7 +212,7 @@ def test_figures_and_analyses_of_what_is_there(
     assert "has no finished run of parts" in err
     # What shows results trains nothing, so neither other code nor missing data stop it.
     before = (files / "parts-analysis.csv").read_text()
-    monkeypatch.setattr(identity, "code", lambda: "of tomorrow")
+    monkeypatch.setattr(identity, "source_checksum", lambda: "of tomorrow")
     shutil.rmtree(data_path / "toy")
     assert main("plot", path, "--figures=curves", models=())[:2] == (0, figures)
     code, _, err = main("analyze", path, "--by=length,train_count", models=())

@@ -421,14 +421,14 @@ def test_trials_are_counted_and_begun_in_turn(
     study = begin(search)
 
     def elsewhere(self: Search, *_: Any) -> Any:
-        with files.turn(search.folder / STUDY):  # free while a trial is trained
+        with files.exclusive(search.folder / STUDY):  # free while a trial is trained
             return SimpleNamespace(valid={KEPT: {METRIC: 0.5}}, epochs=1, seconds=1.0)
 
     monkeypatch.setattr(Search, "measure", elsewhere)
     worker = threading.Thread(
         target=engine_of_optuna._work_on, args=(search, study, Screen(search, [])), daemon=True
     )
-    with files.turn(search.folder / STUDY):
+    with files.exclusive(search.folder / STUDY):
         worker.start()
         worker.join(0.5)
         assert worker.is_alive()

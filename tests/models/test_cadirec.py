@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_simdiff.config.config import Config
-from recbole_simdiff.diffusion.denoisers import sinusoid
+from recbole_simdiff.diffusion.denoisers import timestep_embedding
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.cadirec import OPTIONS, CaDiRec, DiffCLRec, Noised
 from recbole_simdiff.modules.encoder import EncoderRecommender
@@ -570,7 +570,7 @@ def test_step_is_counted_from_zero_in_the_time_embedding(small, monkeypatch):
     seen = record(monkeypatch, model.denoiser.time_embedding, "forward")
     model.denoise(torch.randn(7, 8), torch.randn(3, 8), torch.tensor([1, T]), THREE)
     assert seen[0][0].tolist() == [0, T - 1]
-    features = sinusoid(torch.arange(1000), 64)
+    features = timestep_embedding(torch.arange(1000), 64)
     assert torch.equal(features[0], torch.tensor([0.0] * 32 + [1.0] * 32))
     torch.testing.assert_close(
         features[37, 32:], torch.cos(37 * torch.exp(-math.log(1e4) * torch.arange(32) / 32))

@@ -21,7 +21,7 @@ from recbole_simdiff.config.layers import properties_dir, read_yaml
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.diffusion import samplers
-from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.dreamrec import OPTIONS, SCHEDULES, DreamRec
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
@@ -343,14 +343,14 @@ def test_targets_weigh_alike_in_every_batch(small: Any, sampling: str) -> None:
 
 def test_steps_are_uniform_over_all_of_them(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = small(diffusion_steps=5), []
-    q_sample = AffineProcess.q_sample
+    q_sample = ForwardProcess.q_sample
 
     def spy(self: Any, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         seen.extend(t.tolist())
         assert eps.std() > 0.5
         return q_sample(self, x_0, t, eps)
 
-    monkeypatch.setattr(AffineProcess, "q_sample", spy)
+    monkeypatch.setattr(ForwardProcess, "q_sample", spy)
     for seed in range(250):
         seeded_loss(model, seed=seed)
     counts = torch.tensor(seen).bincount(minlength=6)
@@ -914,7 +914,7 @@ def test_losses_do_not_depend_on_evaluations(make_config: Any) -> None:
 def test_a_checkpoint_restores_the_scores(trained: Any, make_config: Any) -> None:
     """T25: also with another w and sampler; the tables are made anew, not stored."""
     tensors, _ = checkpoint.load(trained[0] / BEST)
-    state = checkpoint.split(tensors, "model")
+    state = checkpoint.subset(tensors, "model")
     assert not [name for name in state if name.startswith("process")]
     scores = []
     for changes in ({}, {}, {"guidance": 5.0}, {"sampler": "ddpm", "score": "ip"}):

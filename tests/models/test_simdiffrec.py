@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
-from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, SinusoidalTime
+from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TimestepEmbedding
 from recbole_simdiff.diffusion.schedules import FAMILIES
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
@@ -386,7 +386,7 @@ def test_denoiser_sees_the_step(small, time_embedding):
 @pytest.mark.parametrize("hidden_size", [8, 7])
 def test_sinusoidal_features_by_hand(hidden_size):
     """sin and cos of t over 10000^(i / half), before the two linear layers."""
-    time = SinusoidalTime(hidden_size)
+    time = TimestepEmbedding(hidden_size)
     time.mlp = torch.nn.Identity()
     half = (hidden_size + 1) // 2
     angle = [3 / 10000 ** (i / half) for i in range(half)]

@@ -45,7 +45,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recbole_simdiff.diffusion import samplers, schedules
-from recbole_simdiff.diffusion.process import AffineProcess
+from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.log import logger
 from recbole_simdiff.models.diffuasr.guide import KINDS, Guide
@@ -342,7 +342,7 @@ class DiffuASR(nn.Module):
 
         n_steps: int = config["diffuasr_diffusion_steps"]
         betas = noise_schedule(config["diffuasr_schedule"], n_steps)
-        self.process = AffineProcess(*schedules.variance_preserving(betas))
+        self.process = ForwardProcess(*schedules.variance_preserving(betas))
         self.times = samplers.leading(n_steps, config["diffuasr_sample_steps"])
 
         source: str = config["diffuasr_embeddings"]

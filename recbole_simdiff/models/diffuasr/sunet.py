@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_simdiff.diffusion.denoisers import sinusoid
+from recbole_simdiff.diffusion.denoisers import timestep_embedding
 
 _EPS = 1e-6  # of the group normalisations
 
@@ -175,7 +175,7 @@ class SUNet(nn.Module):
             Tensor: [B, M, d].
         """
         # Papers that count steps from 0 feed t - 1.
-        z = self.time(sinusoid(t - 1, self.base, endpoint=True)) + self.condition(c)
+        z = self.time(timestep_embedding(t - 1, self.base, endpoint=True)) + self.condition(c)
         h = self.conv_in(as_images(x_t))
         skips = [h]
         for number, block in enumerate(self.down):

@@ -24,7 +24,7 @@ from recbole_simdiff import files
 from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.evaluation.protocols import kept
 from recbole_simdiff.log import logger, terminal
-from recbole_simdiff.runs.identity import code
+from recbole_simdiff.runs.identity import source_checksum
 from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.training.progress import Progress
 from recbole_simdiff.tuning.screen import Screen
@@ -57,7 +57,7 @@ def run_trials(search: Search) -> list[Trial]:
     search.folder.mkdir(parents=True, exist_ok=True)
     study = _open_study(search)
     if search.algo == "exhaustive":
-        with files.turn(search.folder / STUDY):
+        with files.exclusive(search.folder / STUDY):
             for draws in search.grid():
                 study.enqueue_trial(draws, skip_if_exists=True)
     screen = Screen(search, _recorded(search, study))
@@ -82,7 +82,7 @@ def _open_study(search: Search) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     retry = optuna.storages.RetryHeartbeatStaleTrialCallback
     try:
-        with files.turn(search.folder / STUDY), warnings.catch_warnings():
+        with files.exclusive(search.folder / STUDY), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # heartbeats are called experimental
             storage = optuna.storages.RDBStorage(
                 search.storage,
@@ -127,7 +127,7 @@ def _made_with(search: Search) -> dict[str, Any]:
     values = search.config({}).identity()["values"]
     searched = {dimension.key: f"search over {dimension}" for dimension in search.space}
     common = {k: v for k, v in values.items() if k not in searched}
-    common |= searched | {"data": search.data, "code of recbole_simdiff": code()}
+    common |= searched | {"data": search.data, "code of recbole_simdiff": source_checksum()}
     found: dict[str, Any] = json.loads(json.dumps(common, default=str))
     return found
 
@@ -168,7 +168,7 @@ def _work_on(search: Search, study: Any, screen: Screen) -> None:
             optuna.storages.fail_stale_trials(study)
         with contextlib.ExitStack() as claim:
             # Counted and begun in one turn; two processes would else begin the last trial twice.
-            claim.enter_context(files.turn(search.folder / STUDY))
+            claim.enter_context(files.exclusive(search.folder / STUDY))
             states = Counter(stored.state.name for stored in study.get_trials(deepcopy=False))
             over = len(_recorded(search, study))
             if states["WAITING"] or over + states["RUNNING"] < search.trials:
