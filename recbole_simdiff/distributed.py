@@ -1,8 +1,8 @@
 """One training by several processes: who they are, and what they say to one another.
 
-Every process makes the same batches and takes its own part of the rows of each (``local_rows``). Its
-loss is its share: the shares of all processes add up to the loss of one process on the whole batch,
-and so do the gradients. Three kinds of losses are such shares:
+Every process makes the same batches and takes its own part of the rows of each (``local_rows``).
+Its loss is its share: the shares of all processes add up to the loss of one process on the whole
+batch, and so do the gradients. Three kinds of losses are such shares:
 
     * a sum over rows or tokens, over a constant: as it is
     * a mean over rows or tokens: times ``local_fraction``
