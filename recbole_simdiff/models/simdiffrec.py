@@ -658,10 +658,11 @@ class SimDiffRec(EncoderRecommender):
         if n_states > self.contrast_states:
             drawn = torch.randperm(n_states, device=state.device)[: self.contrast_states]
             state = state[drawn]
-        positive = self.encode(views.positive, layout)[state]
+        # With pad_in_diffusion_loss views have more padding than the batch.
+        positive = self.encode(views.positive[:, : layout.length], layout)[state]
         negative = None
         if self.cl_negatives == "pos_and_hard":
-            negative = self.encode(views.negative, layout)[state]
+            negative = self.encode(views.negative[:, : layout.length], layout)[state]
         target = self.labels(interaction[self.ITEM_SEQ], layout, interaction[self.POS_ITEM_ID])
         expected = self.targets_per_batch or n_states
         return state_info_nce(

@@ -991,6 +991,19 @@ def test_pseudo_items_have_no_state_to_contrast(small, monkeypatch):
     assert torch.equal(seen[0], hidden[[2, 3, 4, 5, 6, 8, 9]])
 
 
+@pytest.mark.parametrize("negatives", OPTIONS["cl_negatives"])
+def test_states_of_views_with_more_padding_are_those_of_the_batch(small, negatives):
+    """``pad_in_diffusion_loss`` fills rows up to the longest that any batch can have."""
+    model = small(contrast_at="every", pad_in_diffusion_loss=True, cl_negatives=negatives)
+    seq = SEQ[:, :4]
+    layout, batch = TokenLayout(LEN, 4), with_users([1, 2, 3, 4])
+    batch = Interaction({**batch.interaction, "item_id_list": seq})
+    hidden, views = model.encode(seq, layout), Views(seq, LEN, seq.flip(0), LEN, {})
+    longer = Views(F.pad(seq, (0, 2)), LEN, F.pad(seq.flip(0), (0, 2)), LEN, {})
+    losses = [model.contrast_every_state(hidden, layout, batch, made) for made in (views, longer)]
+    torch.testing.assert_close(losses[1], losses[0])
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
