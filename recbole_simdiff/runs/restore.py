@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, load_model_state
-from recbole_simdiff.config.config import CHECKPOINT, OVERRIDES, Config
+from recbole_simdiff.config.config import AUGMENTED, CHECKPOINT, OVERRIDES, Config
 from recbole_simdiff.config.keys import EVALUATION_KEYS, RESUMABLE_KEYS
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, telling_memory
@@ -136,7 +136,8 @@ def stored_config(
                 f"{', '.join(allowed)}"
             )
     stored = content["config"]
-    values = {**FORMER.get(stored["model"], {}), **stored["values"], **overrides}
+    trained = stored["values"]["backbone"] if stored["model"] == AUGMENTED else stored["model"]
+    values = {**FORMER.get(trained, {}), **stored["values"], **overrides}
     origins = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, origin)
     return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
 
