@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TransformerDenoiser
 from recbole_simdiff.diffusion.process import AffineProcess
-from recbole_simdiff.distributed import share
+from recbole_simdiff.distributed import n_processes, share
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.encoder import EncoderRecommender
@@ -554,8 +554,9 @@ class SimDiffRec(EncoderRecommender):
             return first + low, nth + low
         positive, negative = torch.empty_like(original), torch.empty_like(original)
         table = self.item_embedding.weight[1:]
+        query = self.rounding_query(z_hat)  # ranked as confidence and rounding loss do
         with torch.autocast(z_hat.device.type, enabled=False):
-            for part, logits in logit_blocks(z_hat, table, self.loss_memory_mb):
+            for part, logits in logit_blocks(query, table, self.loss_memory_mb):
                 own = (original[part] - 1).unsqueeze(1)
                 depth = min(self.k_sample + 1, logits.shape[1])
                 ranked = logits.topk(depth).indices  # [rows, k_sample + 1]
@@ -655,8 +656,9 @@ class SimDiffRec(EncoderRecommender):
         if PSEUDO_LENGTH in interaction:  # states within pseudo-items have no target
             state = state[layout.position >= interaction[PSEUDO_LENGTH][layout.row]]
         n_states = len(state)
-        if n_states > self.contrast_states:
-            drawn = torch.randperm(n_states, device=state.device)[: self.contrast_states]
+        limit = max(1, self.contrast_states // n_processes())  # of this process
+        if n_states > limit:
+            drawn = torch.randperm(n_states, device=state.device)[:limit]
             state = state[drawn]
         # With pad_in_diffusion_loss views have more padding than the batch.
         positive = self.encode(views.positive[:, : layout.length], layout)[state]

@@ -912,6 +912,16 @@ def test_contrast_by_dot_product_does_not_normalise(small, negatives):
     torch.testing.assert_close(model.contrastive_loss(anchor, views), expected)
 
 
+@pytest.mark.parametrize("scale", [0.02, -0.02])
+def test_what_is_most_confident_is_what_replaces(small, scale):
+    """Also where training has turned the sign of the learned scale."""
+    model = small(rounding="scaled")
+    model.estimate_scale.data.fill_(scale)
+    z_hat = torch.randn(len(ITEMS), 8) * scale
+    positive, _ = model.replacements(z_hat, ITEMS)
+    assert torch.equal(positive, model.confidence(z_hat)[1])
+
+
 def with_users(users: list[int], pos: Tensor = POS) -> Interaction:
     return Interaction({**rows(pos=pos).interaction, "user_id": torch.tensor(users)})
 
@@ -973,6 +983,22 @@ def test_states_are_drawn_where_there_are_too_many(small):
     assert drawn.shape == (200, 8)
     counts = (drawn.unsqueeze(1) == hidden).all(2).sum(0)
     assert counts.min() > 5
+
+
+def test_processes_draw_as_many_states_together_as_one(small, monkeypatch):
+    model = small(contrast_at="every", contrast_states=6)
+    seen = []
+
+    def keep(anchor: Tensor, *args: Any, weight: Tensor, **kwargs: Any) -> Tensor:
+        seen.append(len(anchor))
+        return weight.sum()
+
+    monkeypatch.setattr("recbole_simdiff.models.simdiffrec.state_info_nce", keep)
+    monkeypatch.setattr("recbole_simdiff.models.simdiffrec.n_processes", lambda: 3)
+    batch = with_users([1, 2, 3, 4])
+    loss = model.contrast_every_state(torch.randn(10, 8), LAYOUT, batch, make_views(model))
+    assert seen == [2]
+    assert loss.item() == pytest.approx(1.0)
 
 
 def test_pseudo_items_have_no_state_to_contrast(small, monkeypatch):
