@@ -1,7 +1,7 @@
 """What RecBole 1.2.1 needs to run on today's libraries: one function per fault.
 
-RecBole itself stays untouched. Faults of its data classes are closed by overrides in ``data.py``,
-those of its trainer in ``trainer.py`` and those of its configuration in ``config.py``; this module
+RecBole itself stays untouched. Faults of its data classes are closed by overrides in ``data/``,
+those of its trainer in ``training/`` and those of its configuration in ``config/``; this module
 holds what has to happen to the process as a whole. Every folder of this package that imports
 RecBole applies it first, in its ``__init__.py``.
 """
