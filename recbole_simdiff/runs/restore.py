@@ -136,7 +136,8 @@ def stored_config(
                 f"{', '.join(allowed)}"
             )
     stored = content["config"]
-    trained = stored["values"]["backbone"] if stored["model"] == AUGMENTED else stored["model"]
+    alone = stored["model"] != AUGMENTED
+    trained = stored["model"] if alone else str(stored["values"].get("backbone"))
     values = {**FORMER.get(trained, {}), **stored["values"], **overrides}
     origins = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, origin)
     return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
