@@ -47,6 +47,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "SimDiffRec, next item only": ("SimDiffRec", {"cl_weight": 0, "diff_weight": 0}),
     "SimDiffRec, released": ("SimDiffRec", {"preset": "official"}),
     "SimDiffRec, prefixes": ("SimDiffRec", {"train_sampling": "prefix_last"}),
+    "SimDiffRec, every state": ("SimDiffRec", {"contrast_at": "every"}),
+    "SimDiffRec, same target": (
+        "SimDiffRec",
+        {"contrast_at": "every", "cl_positives": "same_target", "cl_negatives": "pos_only"},
+    ),
     "CaDiRec, by row": ("CaDiRec", {"nll_reduction": "sequence"}),
     "DuoRec, us": ("DuoRec", {"contrast": "us"}),
     "MCLRec, by row": ("MCLRec", {"regularizer": "row", "encoder_steps": 2}),

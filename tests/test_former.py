@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from recbole_simdiff import evaluate, load
+from recbole_simdiff import checkpoint, evaluate, load
+from recbole_simdiff.checkpoint import BEST
 from recbole_simdiff.experiments.execute import LINES, read_lines
+from recbole_simdiff.runs.restore import stored_config
 
 FORMER = Path(__file__).parent / "former"
 MODELS = ["CL4SRec", "DreamRec", "GRU4Rec", "SimDiffRec"]
@@ -39,6 +41,14 @@ def test_settings_that_came_later_are_what_the_code_did_then(run_of: Path) -> No
     model = load(run_of / "SimDiffRec").model
     assert model.estimate_scale is None
     assert model.reverse_clamp == "none"
+
+
+def test_so_they_are_for_a_backbone_of_diffuasr(run_of: Path) -> None:
+    former = checkpoint.load(run_of / "SimDiffRec" / BEST)[1]["config"]
+    values = {**former["values"], "backbone": "SimDiffRec", "augmenter": "random"}
+    stored = {"model": "DiffuASR", "dataset": "toy", "values": values}
+    config = stored_config({"config": stored}, {}, ())
+    assert (config["rounding"], config["reverse_clamp"]) == ("tied", "none")
 
 
 def test_records_are_read(run_of: Path) -> None:

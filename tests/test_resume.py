@@ -282,6 +282,18 @@ def test_early_stopping_counts_on(make_config: Any, tmp_path: Path) -> None:
     assert_identical(train(config, tmp_path / "stopped", resume=True), wanted)
 
 
+def test_an_epoch_that_was_begun_is_ended(make_config: Any, tmp_path: Path) -> None:
+    """Patience runs out between epochs, not at the update at which a run is resumed."""
+    changes = SMALL_STEPS | {"stopping_step": 1, "stopping_updates": STEPS + 2}
+    config = make_config(**changes | {"epochs": 9, "learning_rate": 1e-12})
+    wanted = train(config, tmp_path / "unbroken")
+    assert len(wanted["progress"][-1]) == 3
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "stopped", at(3 * STEPS - 1, interrupt))
+    assert checkpoint.load(tmp_path / "stopped" / LAST)[1]["progress"]["idle_updates"] > STEPS + 2
+    assert_identical(train(config, tmp_path / "stopped", resume=True), wanted)
+
+
 def test_a_second_signal_is_final(make_config: Any, tmp_path: Path) -> None:
     """The first asks; whoever presses Ctrl-C again does not want to wait."""
 

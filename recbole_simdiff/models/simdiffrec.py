@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, DenoiserInput
 from recbole_simdiff.diffusion.process import ForwardProcess
-from recbole_simdiff.distributed import local_fraction
+from recbole_simdiff.distributed import local_fraction, world_size
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.encoder import EncoderRecommender
@@ -98,6 +98,7 @@ RANGES = {
     "cl_warmup_epochs": at_least(0),
     "aug_ratio": ratio_above_0,
     "tau": positive,
+    "initializer_range": positive,
 }
 
 
@@ -185,9 +186,12 @@ class SimDiffRec(EncoderRecommender):
         if self.denoiser_encoder is not None:
             self.denoiser_encoder.apply(self.init_weights)
         # The Transformer ends in a LayerNorm, so its output is long and the items are short. The
-        # estimate is the output times 1 / g, of the items' length at first.
+        # estimate is the output times 1 / g, of the items' length at first. The squared error alone
+        # teaches it; the rounding loss does not depend on it.
         self.estimate_scale = (
-            nn.Parameter(torch.tensor(self.initializer_range))
+            nn.Parameter(
+                torch.tensor(self.initializer_range), requires_grad=self.diff_mse_weight > 0
+            )
             if config["rounding"] == "scaled"
             else None
         )
@@ -554,8 +558,9 @@ class SimDiffRec(EncoderRecommender):
             return first + low, nth + low
         positive, negative = torch.empty_like(original), torch.empty_like(original)
         table = self.item_embedding.weight[1:]
+        query = self.rounding_query(z_hat)  # ranked as confidence and rounding loss do
         with torch.autocast(z_hat.device.type, enabled=False):
-            for part, logits in logit_blocks(z_hat, table, self.loss_memory_mb):
+            for part, logits in logit_blocks(query, table, self.loss_memory_mb):
                 own = (original[part] - 1).unsqueeze(1)
                 depth = min(self.k_sample + 1, logits.shape[1])
                 ranked = logits.topk(depth).indices  # [rows, k_sample + 1]
@@ -655,13 +660,15 @@ class SimDiffRec(EncoderRecommender):
         if PSEUDO_LENGTH in interaction:  # states within pseudo-items have no target
             state = state[layout.position >= interaction[PSEUDO_LENGTH][layout.row]]
         n_states = len(state)
-        if n_states > self.contrast_states:
-            drawn = torch.randperm(n_states, device=state.device)[: self.contrast_states]
+        limit = max(1, self.contrast_states // world_size())  # of this process
+        if n_states > limit:
+            drawn = torch.randperm(n_states, device=state.device)[:limit]
             state = state[drawn]
-        positive = self.encode(views.positive, layout)[state]
+        # With pad_in_diffusion_loss views have more padding than the batch.
+        positive = self.encode(views.positive[:, : layout.length], layout)[state]
         negative = None
         if self.cl_negatives == "pos_and_hard":
-            negative = self.encode(views.negative, layout)[state]
+            negative = self.encode(views.negative[:, : layout.length], layout)[state]
         target = self.labels(interaction[self.ITEM_SEQ], layout, interaction[self.POS_ITEM_ID])
         expected = self.targets_per_batch or n_states
         return state_info_nce(

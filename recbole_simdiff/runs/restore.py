@@ -16,6 +16,7 @@ from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.rankings import save_rankings
 from recbole_simdiff.log import logger
+from recbole_simdiff.models.registry import WRAPPERS
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.result import RunResult, _result
@@ -136,7 +137,9 @@ def stored_config(
                 f"{', '.join(allowed)}"
             )
     stored = content["config"]
-    values = {**FORMER.get(stored["model"], {}), **stored["values"], **overrides}
+    alone = stored["model"] not in WRAPPERS
+    trained = stored["model"] if alone else str(stored["values"].get("backbone"))
+    values = {**FORMER.get(trained, {}), **stored["values"], **overrides}
     origins = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, origin)
     return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
 

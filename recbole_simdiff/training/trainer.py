@@ -154,7 +154,8 @@ class PlanTrainer(Trainer):
         progress = self.progress
         validated, patience = phase.evaluate and valid_data, self.config["stopping_updates"]
         while progress.epoch < phase.epochs:
-            if progress.out_of_patience(self.stopping_step, patience):
+            # An epoch that was begun is ended: within it there are more idle updates than before.
+            if not progress.step and progress.out_of_patience(self.stopping_step, patience):
                 break
             self.model.begin_epoch(phase.name, progress.epoch)
             with progress.timed():

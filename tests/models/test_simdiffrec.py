@@ -348,9 +348,17 @@ def test_scaled_rounding_reads_the_output_itself(small):
     assert grads["estimate_scale"] != 0
 
 
-def test_scaled_rounding_gives_the_rounding_loss_no_say_over_the_length(small):
-    model = small(rounding="scaled", diff_mse_weight=0.0)
-    assert abs(gradients(model, seeded_loss(model).diffusion)["estimate_scale"]) < 1e-4
+def test_the_squared_error_alone_teaches_the_scale(small):
+    """The rounding loss does not depend on it: what it leaves is noise, which Adam would follow."""
+    assert not small(rounding="scaled", diff_mse_weight=0.0).estimate_scale.requires_grad
+    whole = small(rounding="scaled")
+    torch.manual_seed(5)
+    both = gradients(whole, whole.calculate_loss(rows()).diffusion)["estimate_scale"]
+    whole.diff_round_weight = 0.0
+    torch.manual_seed(5)
+    alone = gradients(whole, whole.calculate_loss(rows()).diffusion)["estimate_scale"]
+    torch.testing.assert_close(both, alone, atol=1e-4, rtol=1e-4)
+    assert alone != 0
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -912,6 +920,16 @@ def test_contrast_by_dot_product_does_not_normalise(small, negatives):
     torch.testing.assert_close(model.contrastive_loss(anchor, views), expected)
 
 
+@pytest.mark.parametrize("scale", [0.02, -0.02])
+def test_what_is_most_confident_is_what_replaces(small, scale):
+    """Also where training has turned the sign of the learned scale."""
+    model = small(rounding="scaled")
+    model.estimate_scale.data.fill_(scale)
+    z_hat = torch.randn(len(ITEMS), 8) * scale
+    positive, _ = model.replacements(z_hat, ITEMS)
+    assert torch.equal(positive, model.confidence(z_hat)[1])
+
+
 def with_users(users: list[int], pos: Tensor = POS) -> Interaction:
     return Interaction({**rows(pos=pos).interaction, "user_id": torch.tensor(users)})
 
@@ -975,6 +993,22 @@ def test_states_are_drawn_where_there_are_too_many(small):
     assert counts.min() > 5
 
 
+def test_processes_draw_as_many_states_together_as_one(small, monkeypatch):
+    model = small(contrast_at="every", contrast_states=6)
+    seen = []
+
+    def keep(anchor: Tensor, *args: Any, weight: Tensor, **kwargs: Any) -> Tensor:
+        seen.append(len(anchor))
+        return weight.sum()
+
+    monkeypatch.setattr("recbole_simdiff.models.simdiffrec.state_info_nce", keep)
+    monkeypatch.setattr("recbole_simdiff.models.simdiffrec.world_size", lambda: 3)
+    batch = with_users([1, 2, 3, 4])
+    loss = model.contrast_every_state(torch.randn(10, 8), LAYOUT, batch, make_views(model))
+    assert seen == [2]
+    assert loss.item() == pytest.approx(1.0)
+
+
 def test_pseudo_items_have_no_state_to_contrast(small, monkeypatch):
     """As in the next-item loss, whose positions they are."""
     model = small(contrast_at="every")
@@ -989,6 +1023,19 @@ def test_pseudo_items_have_no_state_to_contrast(small, monkeypatch):
     monkeypatch.setattr("recbole_simdiff.models.simdiffrec.state_info_nce", keep)
     model.contrast_every_state(hidden, LAYOUT, batch, make_views(model))
     assert torch.equal(seen[0], hidden[[2, 3, 4, 5, 6, 8, 9]])
+
+
+@pytest.mark.parametrize("negatives", OPTIONS["cl_negatives"])
+def test_states_of_views_with_more_padding_are_those_of_the_batch(small, negatives):
+    """``pad_in_diffusion_loss`` fills rows up to the longest that any batch can have."""
+    model = small(contrast_at="every", pad_in_diffusion_loss=True, cl_negatives=negatives)
+    seq = SEQ[:, :4]
+    layout, batch = TokenLayout(LEN, 4), with_users([1, 2, 3, 4])
+    batch = Interaction({**batch.interaction, "item_id_list": seq})
+    hidden, views = model.encode(seq, layout), Views(seq, LEN, seq.flip(0), LEN, {})
+    longer = Views(F.pad(seq, (0, 2)), LEN, F.pad(seq.flip(0), (0, 2)), LEN, {})
+    losses = [model.contrast_every_state(hidden, layout, batch, made) for made in (views, longer)]
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 @pytest.mark.parametrize(
