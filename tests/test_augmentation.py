@@ -31,7 +31,7 @@ from recbole_simdiff.models.diffuasr.generator import GENERATION_KEYS, DiffuASR,
 from recbole_simdiff.models.diffuasr.guide import Guide
 from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
 from recbole_simdiff.pipelines import diffuasr as augmentation
-from recbole_simdiff.pipelines import pairs, report
+from recbole_simdiff.pipelines import generation, pairs, report
 from recbole_simdiff.pipelines.diffuasr import augment, export, run_stages
 from recbole_simdiff.pipelines.report import quality
 from recbole_simdiff.runs.build import build_run
@@ -502,7 +502,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["condition"], seen["users"], seen["labels"] = condition, users, labels
         return torch.ones(len(users), self.n_pseudo, dtype=torch.long)
 
-    monkeypatch.setattr(augmentation, "_train", train)
+    monkeypatch.setattr(generation, "_train", train)
     monkeypatch.setattr(DiffuASR, "generate", write)
     return seen
 
@@ -519,7 +519,7 @@ def test_the_condition_is_the_training_sequence(
     config = configure("SASRec", "d1", n_pseudo=n_pseudo, MAX_ITEM_LIST_LENGTH=30)
     dataset, train, *_, model = build_run(config.backbone())
     items, ends = train._dataset.training_items()
-    augmentation.generate(config, items, ends, dataset.item_num, model, tmp_path / "generator")
+    generation.generate(config, items, ends, dataset.item_num, model, tmp_path / "generator")
     assert given["users"].tolist() == [1, 2, 3, 4, 5, 6]
     tokens = dataset.field2id_token["item_id"]
     for row, label, whole in zip(
@@ -540,7 +540,7 @@ def test_of_a_long_history_the_newest_items_are_the_condition(
     config = configure("SASRec")
     dataset, train, *_, model = build_run(config.backbone())
     items, ends = train._dataset.training_items()
-    augmentation.generate(config, items, ends, dataset.item_num, model, tmp_path / "generator")
+    generation.generate(config, items, ends, dataset.item_num, model, tmp_path / "generator")
     for row, label, history in zip(
         given["condition"], given["labels"], training_histories(), strict=True
     ):
@@ -575,7 +575,7 @@ def test_too_few_long_histories_are_refused(configure: Configure, tmp_path: Path
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry a training: the recommender's class, or DiffuASR."""
     done: list[str] = []
-    fit, step = PlanTrainer.fit, augmentation._train
+    fit, step = PlanTrainer.fit, generation._train
 
     def fitted(self: Any, *rest: Any, **more: Any) -> Any:
         done.append(type(self.model).__name__)
@@ -586,7 +586,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return step(*rest)
 
     monkeypatch.setattr(PlanTrainer, "fit", fitted)
-    monkeypatch.setattr(augmentation, "_train", stepped)
+    monkeypatch.setattr(generation, "_train", stepped)
     return done
 
 
@@ -698,7 +698,7 @@ def test_sampling_settings_keep_the_trained_generator(
 ) -> None:
     """Unless it is trained with the guidance that they describe."""
     places: list[Path] = []
-    stock = augmentation.generate
+    stock = generation.generate
 
     def note(*arguments: Any) -> Any:
         places.append(arguments[-1])
@@ -746,7 +746,7 @@ def test_one_process_at_a_time_is_in_a_stage(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from recbole_simdiff import files\n"
         "print('ready', flush=True)\n"
-        "with files.turn(Path(sys.argv[1])): print('in', flush=True)"
+        "with files.exclusive(Path(sys.argv[1])): print('in', flush=True)"
     )
     with files.exclusive(path):
         other = subprocess.Popen(
@@ -813,7 +813,7 @@ def test_other_code_makes_another_generator(
     """T26: what an older version made is not taken for this one's."""
     config = configure(diffuasr_epochs=1)
     before = augment(config).notes["pseudo"]
-    monkeypatch.setattr(augmentation, "code", lambda: "another version")
+    monkeypatch.setattr(augmentation, "source_checksum", lambda: "another version")
     assert augment(config).notes["pseudo"] != before
     assert len(list(Path(config["augmentation_cache"]).glob("diffuser-*"))) == 2
 
@@ -1053,7 +1053,7 @@ def generator(config: Config, place: Path) -> Any:
     """generate() with an untrained recommender; (pseudo, log, tensors of the checkpoint)."""
     dataset, train, *_, model = build_run(config.backbone())
     items, ends = train._dataset.training_items()
-    pseudo, log = augmentation.generate(config, items, ends, dataset.item_num, model, place)
+    pseudo, log = generation.generate(config, items, ends, dataset.item_num, model, place)
     return pseudo, log, checkpoint.load(place / LAST)[0]
 
 
@@ -1084,9 +1084,9 @@ def test_stopped_in_the_generator(
 
     The seconds are those of all parts: on a clock that ticks when it is looked at, an epoch has 1.
     """
-    monkeypatch.setattr(augmentation, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     config = configure("SASRec", diffuasr_epochs=4, **changes)
-    monkeypatch.setattr(augmentation, "SAVE_EVERY_SECONDS", 60 if saves else 0)
+    monkeypatch.setattr(generation, "SAVE_EVERY_SECONDS", 60 if saves else 0)
     wanted = generator(config, tmp_path / "unbroken")
     assert wanted[1]["training_seconds"] == wanted[1]["epoch"] == 4
     steps = -(-wanted[1]["pairs"] // config["diffuasr_batch_size"])
@@ -1168,7 +1168,7 @@ class Learner:
         return ((target[:, 0] - 1) * N_ITEMS + target[:, 1] - 1).tolist()
 
     def train(self, place: Path) -> dict[str, Any]:
-        return augmentation._train(self.config, self.model, self.pairs, self.held_out, place)
+        return generation._train(self.config, self.model, self.pairs, self.held_out, place)
 
 
 @pytest.mark.parametrize("windows", ["first", "all"])
@@ -1212,7 +1212,7 @@ def test_the_generator_depends_on_the_seed_alone(configure: Configure, tmp_path:
     for number in (1, 2):
         torch.manual_seed(number)
         place = tmp_path / f"{number}"
-        made.append(augmentation.generate(config, items, ends, dataset.item_num, model, place)[0])
+        made.append(generation.generate(config, items, ends, dataset.item_num, model, place)[0])
         weights.append(checkpoint.subset(checkpoint.load(place / LAST)[0], "model"))
     assert torch.equal(made[0], made[1])
     for name, tensor in weights[0].items():

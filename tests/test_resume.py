@@ -434,7 +434,7 @@ def test_the_best_checkpoint_cannot_be_resumed(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused before the data are read and the log of the run is opened."""
-    monkeypatch.setattr(sys.modules[run.__module__], "prepare", None)
+    monkeypatch.setattr(sys.modules[run.__module__], "build_run", None)
     (log,) = finished.glob("*.log")
     log.unlink()
     assert main([f"--resume={finished / BEST}"]) == 2

@@ -198,7 +198,7 @@ def test_lines_of_other_code_or_data_count_where_there_are_none_of_todays(
     assert found[2][0].run_dir.name == "SimDiffRec-toy-newest"
     assert f"{path}: 1 of these 3 runs were made by other code of this package" in caplog.text
     # All of them, once the code has changed.
-    monkeypatch.setattr(identity, "code", lambda: "of tomorrow")
+    monkeypatch.setattr(identity, "source_checksum", lambda: "of tomorrow")
     assert [line["fingerprint"] for _, line in execute.finished(made, path)] == [
         *("later", planned[1].fingerprint, "newest")
     ]
@@ -239,7 +239,7 @@ def test_what_other_code_made_is_made_again_and_said(
     _, path, _ = done(seeds=[1], rows={"SimDiffRec": {}})
     assert caplog.messages[0].endswith("0 runs there, 1 to do")
     caplog.clear()
-    monkeypatch.setattr(identity, "code", lambda: "of tomorrow")
+    monkeypatch.setattr(identity, "source_checksum", lambda: "of tomorrow")
     done(seeds=[1], rows={"SimDiffRec": {}})
     again = "0 runs there, 1 to do, 1 of them again, made before by other code"
     assert again in caplog.messages[0]

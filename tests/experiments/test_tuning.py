@@ -497,7 +497,7 @@ def test_other_code_is_another_search(prepare: Any, monkeypatch: pytest.MonkeyPa
     search = prepare(RATES, options={"trials": 1})
     message = "was made with code of recbole_simdiff='[0-9a-f]{16}', and now it is 'of tomorrow'"
     with monkeypatch.context() as patch:
-        patch.setattr(engine_of_optuna, "code", lambda: "of tomorrow")
+        patch.setattr(engine_of_optuna, "source_checksum", lambda: "of tomorrow")
         with pytest.raises(UserError, match=message):
             tuning.tune(search)
     assert tuning.tune(search) == first
