@@ -1,7 +1,9 @@
 """SimDiffRec against its formulas, against RecBole's SASRec, and on data it must learn."""
 
 import copy
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
 from recbole_simdiff.models.simdiffrec import OPTIONS, SimDiffRec, Views
 from recbole_simdiff.modules.losses import info_nce
 from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.runs.run import run_one
 from recbole_simdiff.training.trainer import PlanTrainer
 
 MAX_LENGTH = 6
@@ -1804,3 +1807,14 @@ def test_switches_that_would_have_no_effect_are_refused(small):
         small(aug_count="fixed")
     with pytest.raises(UserError, match="with aug_items=random there is nothing to rank"):
         small(aug_items="random", neg_exclude_original=True)
+
+
+@pytest.mark.slow
+def test_on_ml_100k_the_denoiser_gets_better_while_it_is_trained(tmp_path):
+    """As in ``make run``. At first the noise alone tells items apart, until they form clusters."""
+    values = {"epochs": 30, "checkpoint_dir": str(tmp_path), "use_gpu": False}
+    result = run_one(Config("SimDiffRec", "ml-100k", overrides=values))
+    log = json.loads((Path(result.run_dir) / "result.json").read_text())["log"]
+    restored = [entry["monitor"]["restored"] for entry in log]
+    assert sum(restored[25:]) > 2 * sum(restored[8:13])
+    assert log[-1]["monitor"]["restored_selected"] > restored[-1]
