@@ -444,7 +444,7 @@ def test_views_by_hand() -> None:
     )
 
 
-def test_a_model_without_substituted_views_is_refused(finished: Any) -> None:
+def test_a_model_without_augmented_views_is_refused(finished: Any) -> None:
     with pytest.raises(UserError, match="model=CL4SRec replaces no items"):
         analysis.views(finished("CL4SRec"))
 

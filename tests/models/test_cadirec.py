@@ -909,7 +909,7 @@ def test_without_positions_the_views_are_the_sequence(small, monkeypatch):
 
 @pytest.mark.parametrize("aug_mask", OPTIONS["aug_mask"])
 @pytest.mark.parametrize("steps", [0, 4])
-def test_substituted_views_are_made_as_in_training(small, monkeypatch, aug_mask, steps):
+def test_augmented_views_are_made_as_in_training(small, monkeypatch, aug_mask, steps):
     """From the sampler or, as released, from one estimate; each under its own name."""
     model = small(reverse_steps=steps, aug_mask=aug_mask)
     estimated = record(monkeypatch, model, "estimate")
