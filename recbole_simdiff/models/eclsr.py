@@ -130,7 +130,9 @@ class ECLSR(EncoderRecommender):
         self.mask_token: int = self.n_items
 
         def tower() -> Tower:
-            return Tower(self, self.transformer(config, config["n_layers"], config["n_heads"]))
+            return Tower(
+                self, self.build_transformer(config, config["n_layers"], config["n_heads"])
+            )
 
         self.generator = tower()
         self.discriminator = None if config["share_discriminator"] else tower()

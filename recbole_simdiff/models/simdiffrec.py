@@ -164,6 +164,12 @@ class SimDiffRec(EncoderRecommender):
         self.tau: float = config["tau"]
         self._check_against_items()
 
+        self._build_denoiser(config)
+        self.epoch = 0
+        self._monitored: dict[str, Tensor] = {}
+
+    def _build_denoiser(self, config: Any) -> None:
+        """Forward process, denoiser and the scale of its estimates."""
         betas = schedules.linear_betas(
             config["diffusion_steps"], config["beta_start"], config["beta_end"]
         )
@@ -180,7 +186,7 @@ class SimDiffRec(EncoderRecommender):
         self.denoiser_encoder = (
             None
             if self.share_denoiser_encoder
-            else self.transformer(config, config["denoiser_layers"], config["denoiser_heads"])
+            else self.build_transformer(config, config["denoiser_layers"], config["denoiser_heads"])
         )
         self.denoiser.apply(self.init_weights)
         if self.denoiser_encoder is not None:
@@ -195,8 +201,6 @@ class SimDiffRec(EncoderRecommender):
             if config["rounding"] == "scaled"
             else None
         )
-        self.epoch = 0
-        self._monitored: dict[str, Tensor] = {}
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -284,14 +288,14 @@ class SimDiffRec(EncoderRecommender):
         norms = self.item_embedding.weight.detach()[1:].norm(dim=1)
         self._monitored = {"item_norm": norms.mean()}
         if self.diff_weight > 0 or cl_weight > 0:
-            item_seq, cells = self._cells(item_seq, layout)
-            items = cells.pack(item_seq)
+            item_seq, tokens = self._tokens(item_seq, layout)
+            items = tokens.pack(item_seq)
             noise = self.noise(items)
-            t = torch.randint(1, self.process.n_steps + 1, (cells.batch,), device=item_seq.device)
+            t = torch.randint(1, self.process.n_steps + 1, (tokens.batch,), device=item_seq.device)
             if self.diff_weight > 0:
-                diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, cells)
+                diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, tokens)
             if cl_weight > 0:
-                views = self.make_views(item_seq, noise.detach(), t, cells)
+                views = self.make_views(item_seq, noise.detach(), t, tokens)
                 if self.contrast_at == "every":
                     contrastive = self.contrast_every_state(hidden, layout, interaction, views)
                 else:
@@ -314,17 +318,16 @@ class SimDiffRec(EncoderRecommender):
         """The views of a batch by name, [B, L] each, for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
         layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
-        item_seq, cells = self._cells(item_seq, layout)
-        t = torch.randint(1, self.process.n_steps + 1, (cells.batch,), device=item_seq.device)
-        views = self.make_views(item_seq, self.noise(cells.pack(item_seq)), t, cells)
+        item_seq, tokens = self._tokens(item_seq, layout)
+        t = torch.randint(1, self.process.n_steps + 1, (tokens.batch,), device=item_seq.device)
+        views = self.make_views(item_seq, self.noise(tokens.pack(item_seq)), t, tokens)
         return {"positive": views.positive, "hard negative": views.negative}
 
-    def _cells(self, item_seq: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
-        """What the diffusion model works on: real tokens or, as released, padding as well."""
-        if not self.pad_in_diffusion_loss:
-            return item_seq, layout
-        item_seq = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
-        return item_seq, TokenLayout(layout.lengths, self.max_seq_length, with_padding=True)
+    def _tokens(self, item_seq: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
+        """Items and tokens that the diffusion model works on: the real ones."""
+        if self.pad_in_diffusion_loss:  # Code
+            return with_padding(item_seq, layout, self.max_seq_length)
+        return item_seq, layout
 
     def _warmup(self) -> float:
         return min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0
@@ -406,10 +409,8 @@ class SimDiffRec(EncoderRecommender):
             table = self.item_embedding.weight
             table = table.detach() if self.round_detach_table else table
             query = self.rounding_query(z_hat)
-            if self.pad_in_diffusion_loss:
-                total = full_softmax_loss(query, table, items, self.loss_memory_mb)
-            else:
-                total = full_softmax_loss(query, table[1:], items - 1, self.loss_memory_mb)
+            first = 0 if self.pad_in_diffusion_loss else 1  # of the classes
+            total = full_softmax_loss(query, table[first:], items - first, self.loss_memory_mb)
             loss = loss + self.diff_round_weight * total
         if self.pad_in_diffusion_loss:
             return local_fraction(len(items)) * loss / len(items)
@@ -451,15 +452,13 @@ class SimDiffRec(EncoderRecommender):
             "negative_is_original": (negative == original).float().mean(),
             "confidence": confidence[real].mean(),
         }
-        if self.aug_count == "fixed":
-            positive, positive_len = self._refill(item_seq, layout, token, positive)
-            negative, negative_len = self._refill(item_seq, layout, token, negative)
-        else:
-            positive, negative = (
-                self._overwrite(item_seq, layout, token, new) for new in (positive, negative)
-            )
-            positive_len = negative_len = layout.lengths
-        return Views(positive, positive_len, negative, negative_len, monitor)
+        positive, negative = (
+            overwritten(item_seq, layout, token, new) for new in (positive, negative)
+        )
+        if self.aug_count == "fixed":  # Code: padding may have become items
+            views = (*refilled(positive, item_seq, layout), *refilled(negative, item_seq, layout))
+            return Views(*views, monitor)
+        return Views(positive, layout.lengths, negative, layout.lengths, monitor)
 
     def restore(self, items: Tensor, noise: Tensor, start: Tensor, layout: TokenLayout) -> Tensor:
         """Noise the items up to step ``start`` and run the reverse process (Eq. 11).
@@ -522,15 +521,12 @@ class SimDiffRec(EncoderRecommender):
         Returns:
             LongTensor: [m].
         """
-        if self.aug_count == "fixed":
-            padded = layout.unpack(score, fill=-torch.inf)
-            padded = padded.masked_fill(~layout.keys, 0.0)
-            count = torch.full_like(
-                layout.lengths, max(1, int(self.aug_ratio * self.max_seq_length))
-            )
-        else:
-            padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, -torch.inf)
-            count = (self.aug_ratio * layout.lengths.double() + 1e-9).floor().long().clamp(min=1)
+        padding = -torch.inf
+        count = (self.aug_ratio * layout.lengths.double() + 1e-9).floor().long().clamp(min=1)
+        if self.aug_count == "fixed":  # Code
+            padding = 0.0
+            count = torch.full_like(count, max(1, int(self.aug_ratio * self.max_seq_length)))
+        padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, padding)
         order = padded.argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(
             1, order, torch.arange(layout.length, device=order.device).expand_as(order)
@@ -547,60 +543,30 @@ class SimDiffRec(EncoderRecommender):
         Returns:
             tuple: ids for the positive and for the hard-negative view, both in 1..V, [m].
         """
-        if self.aug_items == "random":
-            # Code: the logits are overwritten with uniform numbers before the choice, so both
-            # replacements are random ids, padding included.
-            low = 0 if self.aug_count == "fixed" else 1
-            n_ids = self.n_items - low
-            first = torch.randint(n_ids, original.shape, device=original.device)
-            other = torch.randint(1, n_ids, original.shape, device=original.device)
-            nth = first if self.k_sample == 1 else (first + other) % n_ids
-            return first + low, nth + low
+        if self.aug_items == "random":  # Code
+            first_id = 0 if self.aug_count == "fixed" else 1
+            return random_items(original, first_id, self.n_items, self.k_sample > 1)
         positive, negative = torch.empty_like(original), torch.empty_like(original)
         table = self.item_embedding.weight[1:]
         query = self.rounding_query(z_hat)  # ranked as confidence and rounding loss do
         with torch.autocast(z_hat.device.type, enabled=False):
             for part, logits in logit_blocks(query, table, self.loss_memory_mb):
-                own = (original[part] - 1).unsqueeze(1)
+                item = (original[part] - 1).unsqueeze(1)
                 depth = min(self.k_sample + 1, logits.shape[1])
                 ranked = logits.topk(depth).indices  # [rows, k_sample + 1]
-                positive[part] = self._rank(ranked, own, 1, self.pos_exclude_original) + 1
-                negative[part] = self._rank(ranked, own, self.k_sample, self.neg_exclude_original)
+                positive[part] = self._rank(ranked, item, 1, self.pos_exclude_original) + 1
+                negative[part] = self._rank(ranked, item, self.k_sample, self.neg_exclude_original)
                 negative[part] += 1
         return positive, negative
 
     @staticmethod
-    def _rank(ranked: Tensor, own: Tensor, rank: int, exclude: bool) -> Tensor:
-        """The rank-th column of ``ranked``, not counting the token's own item if ``exclude``."""
+    def _rank(ranked: Tensor, original: Tensor, rank: int, exclude: bool) -> Tensor:
+        """The rank-th column of ``ranked``, not counting the original item if ``exclude``."""
         if not exclude:
             return ranked[:, rank - 1]
-        above = (ranked[:, :rank] == own).any(1)  # the own item takes one of the first places
+        above = (ranked[:, :rank] == original).any(1)  # it is among the first ``rank``
         pick = torch.where(above, rank, rank - 1).clamp(max=ranked.shape[1] - 1)
         return ranked.gather(1, pick.unsqueeze(1)).squeeze(1)
-
-    @staticmethod
-    def _overwrite(item_seq: Tensor, layout: TokenLayout, token: Tensor, new: Tensor) -> Tensor:
-        """``item_seq`` with the selected tokens replaced, [B, L]."""
-        flat = item_seq.flatten().index_copy(0, layout.index[token], new)
-        return flat.view_as(item_seq)
-
-    @classmethod
-    def _refill(
-        cls, item_seq: Tensor, layout: TokenLayout, token: Tensor, new: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Released behaviour: replaced padding cells become items *before* the history.
-
-        Code pads on the left, so an overwritten padding cell lengthens the sequence at its old end,
-        and a replacement by id 0 leaves a hole. Both are kept; holes are closed.
-        """
-        view = cls._overwrite(item_seq, layout, token, new)
-        place = torch.arange(layout.length, device=view.device)
-        left_padded = view.gather(1, (place + layout.lengths.unsqueeze(1)) % layout.length)
-        order = (left_padded == 0).int().argsort(dim=1, stable=True)
-        length = (left_padded != 0).sum(1)
-        empty = length == 0
-        closed = torch.where(empty.unsqueeze(1), item_seq, left_padded.gather(1, order))
-        return closed, torch.where(empty, layout.lengths, length)
 
     @contextmanager
     def _denoiser_mode(self, dropout: bool) -> Iterator[None]:
@@ -682,3 +648,85 @@ class SimDiffRec(EncoderRecommender):
             negative=negative,
             same_target=self.cl_positives == "same_target",
         )
+
+
+def overwritten(item_seq: Tensor, layout: TokenLayout, token: Tensor, new: Tensor) -> Tensor:
+    """A copy of ``item_seq`` with other items at the selected tokens.
+
+    Args:
+        item_seq (LongTensor): items, [B, L].
+        layout (TokenLayout): where its tokens sit.
+        token (LongTensor): the selected tokens, packed indices, [m].
+        new (LongTensor): their items, [m].
+
+    Returns:
+        LongTensor: [B, L].
+    """
+    flat = item_seq.flatten().index_copy(0, layout.index[token], new)
+    return flat.view_as(item_seq)
+
+
+# ---------------------------------------------------------------------- the released code only
+# What `pad_in_diffusion_loss`, `aug_count: fixed` and `aug_items: random` of `preset: official`
+# need. No other setting calls what follows.
+
+
+def with_padding(
+    item_seq: Tensor, layout: TokenLayout, max_length: int
+) -> tuple[Tensor, TokenLayout]:
+    """The batch padded to the maximum length, with its padding cells among the tokens.
+
+    Args:
+        item_seq (LongTensor): items, [B, L].
+        layout (TokenLayout): where its tokens sit.
+        max_length (int): longest row of the data set.
+
+    Returns:
+        tuple: items, [B, max_length], and the layout of all its cells.
+    """
+    item_seq = F.pad(item_seq, (0, max_length - item_seq.shape[1]))
+    return item_seq, TokenLayout(layout.lengths, max_length, with_padding=True)
+
+
+def random_items(
+    original: Tensor, first_id: int, n_items: int, different: bool
+) -> tuple[Tensor, Tensor]:
+    """Uniform ids for both views: Code overwrites the logits with uniform numbers.
+
+    Args:
+        original (LongTensor): items of the selected tokens, [m].
+        first_id (int): smallest id; 0 if padding may replace an item.
+        n_items (int): number of ids, padding included.
+        different (bool): the second id of a token is never its first one.
+
+    Returns:
+        tuple: ids for the positive and for the hard-negative view, [m].
+    """
+    n_ids = n_items - first_id
+    first = torch.randint(n_ids, original.shape, device=original.device)
+    step = torch.randint(1, n_ids, original.shape, device=original.device)
+    second = (first + step) % n_ids if different else first
+    return first + first_id, second + first_id
+
+
+def refilled(view: Tensor, item_seq: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """A view whose replaced padding cells stand *before* its history.
+
+    Code pads on the left, so an overwritten padding cell lengthens the sequence at its old end, and
+    a replacement by id 0 leaves a hole. Both are kept; holes are closed.
+
+    Args:
+        view (LongTensor): items and replaced padding cells, [B, L].
+        item_seq (LongTensor): the sequences, which empty views become again, [B, L].
+        layout (TokenLayout): lengths of the sequences.
+
+    Returns:
+        tuple: the right-padded view, [B, L], and its lengths, [B].
+    """
+    place = torch.arange(layout.length, device=view.device)
+    left_padded = view.gather(1, (place + layout.lengths.unsqueeze(1)) % layout.length)
+    order = (left_padded == 0).int().argsort(dim=1, stable=True)
+    length = (left_padded != 0).sum(1)
+    empty = length == 0
+    closed = torch.where(empty.unsqueeze(1), item_seq, left_padded.gather(1, order))
+    return closed, torch.where(empty, layout.lengths, length)

@@ -22,7 +22,7 @@ from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TimestepEmbeddi
 from recbole_simdiff.diffusion.schedules import FAMILIES
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
-from recbole_simdiff.models.simdiffrec import OPTIONS, SimDiffRec, Views
+from recbole_simdiff.models.simdiffrec import OPTIONS, SimDiffRec, Views, overwritten, refilled
 from recbole_simdiff.modules.losses import info_nce
 from recbole_simdiff.modules.transformer import TokenLayout
 from recbole_simdiff.runs.run import run_one
@@ -1471,7 +1471,7 @@ def test_refilled_padding_stands_before_the_history():
     seq = torch.tensor([[1, 2, 0, 0], [1, 2, 0, 0], [3, 0, 0, 0]])
     token = torch.tensor([0, 2, 3, 4, 6, 7, 8])
     new = torch.tensor([9, 7, 8, 9, 0, 8, 0])
-    view, length = SimDiffRec._refill(seq, layout, token, new)
+    view, length = refilled(overwritten(seq, layout, token, new), seq, layout)
     # [9 2 | 7 8] is [7 8 9 2] left-padded; [9 2 | 0 8] loses its hole; an empty row stays.
     assert view.tolist() == [[7, 8, 9, 2], [8, 9, 2, 0], [3, 0, 0, 0]]
     assert length.tolist() == [4, 3, 1]
