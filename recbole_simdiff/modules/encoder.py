@@ -180,8 +180,8 @@ class EncoderRecommender(SequentialModel):
             hidden (Tensor): states of all tokens [n, H], or of the newest ones [B, H] when only the
                 last target counts (``train_sampling: prefix_last``).
             layout (TokenLayout): layout of the batch.
-            interaction (Interaction): the batch. Positions whose next item was invented by an
-                augmenter, or is the first real one after those, are no targets.
+            interaction (Interaction): the batch. Positions whose next item is a pseudo-item, or
+                the first real one after those, are no targets.
 
         Returns:
             Tensor: scalar.
