@@ -29,6 +29,8 @@ Differences, tagged where they are made: Paper / Code / Here.
     * Eq. 3 is BCE: default CE as in Code; `sr_loss: BCE` is the paper's text.
     * values of A_t, C_t, T-step sampler, tau, number of positions: not in the paper, see the yaml.
     * Eq. 17 contrasts the newest state of a row: `contrast_at: every` contrasts all of them.
+    * Here only, off by default: a weight of the contrast that balances gradients (`cl_balance`), a
+      dropout of its own for the contrast (`cl_dropout`), sampled positive views (`pos_sample`).
 The released behaviour is `preset: official`.
 """
 
@@ -44,7 +46,7 @@ from torch.nn import functional as F
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, DenoiserInput
 from recbole_simdiff.diffusion.process import ForwardProcess
-from recbole_simdiff.distributed import local_fraction, world_size
+from recbole_simdiff.distributed import all_reduce_sum, local_fraction, world_size
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.encoder import EncoderRecommender
@@ -56,9 +58,11 @@ from recbole_simdiff.modules.losses import (
     state_info_nce,
 )
 from recbole_simdiff.modules.rules import (
+    Rule,
     at_least,
     positive,
     ratio_above_0,
+    ratio_below_1_or_none,
     require,
     require_at_most,
     require_choice,
@@ -86,6 +90,7 @@ OPTIONS = {
 RANGES = {
     "k_noise": at_least(1),
     "k_sample": at_least(1),
+    "pos_sample": Rule(lambda k: k == 0 or at_least(2).holds(k), "be 0, or at least 2"),
     "diffusion_steps": at_least(2),
     "reverse_steps": at_least(1),
     "contrast_states": at_least(2),
@@ -96,10 +101,14 @@ RANGES = {
     "diff_mse_weight": at_least(0),
     "diff_round_weight": at_least(0),
     "cl_warmup_epochs": at_least(0),
+    "cl_balance": at_least(0),
+    "cl_dropout": ratio_below_1_or_none,
     "aug_ratio": ratio_above_0,
     "tau": positive,
     "initializer_range": positive,
 }
+
+BALANCE_DECAY = 0.99  # of the running means of cl_balance, per batch
 
 
 class SimDiffRecLoss(NamedTuple):
@@ -129,12 +138,15 @@ class SimDiffRec(EncoderRecommender):
     """
 
     data_parallel = True
+    gradient_norms: Tensor  # of cl_balance: running means for L_sr and L_cl, [2]
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.cl_weight: float = config["cl_weight"]
         self.diff_weight: float = config["diff_weight"]
         self.cl_warmup_epochs: int = config["cl_warmup_epochs"]
+        self.cl_balance: float = config["cl_balance"]
+        self.cl_dropout: float | None = config["cl_dropout"]
         self.k_noise: int = config["k_noise"]
         self.noise_source: str = config["noise_source"]
         self.noise_similarity: str = config["noise_similarity"]
@@ -154,6 +166,7 @@ class SimDiffRec(EncoderRecommender):
         self.aug_items: str = config["aug_items"]
         self.aug_dropout: bool = config["aug_dropout"]
         self.k_sample: int = config["k_sample"]
+        self.pos_sample: int = config["pos_sample"]
         self.pos_exclude_original: bool = config["pos_exclude_original"]
         self.neg_exclude_original: bool = config["neg_exclude_original"]
         self.cl_negatives: str = config["cl_negatives"]
@@ -165,6 +178,8 @@ class SimDiffRec(EncoderRecommender):
         self._check_against_items()
 
         self._build_denoiser(config)
+        if self.cl_balance > 0:  # part of checkpoints, so that a resumed run goes on exactly
+            self.register_buffer("gradient_norms", torch.zeros(2))
         self.epoch = 0
         self._monitored: dict[str, Tensor] = {}
 
@@ -229,18 +244,42 @@ class SimDiffRec(EncoderRecommender):
                 "0 < beta_start <= beta_end < 1",
                 keys=("beta_start", "beta_end"),
             )
+        SimDiffRec._check_views(config)
+        SimDiffRec._check_contrast(config)
+
+    @staticmethod
+    def _check_views(config: Any) -> None:
+        """Refuse settings of the views that contradict each other."""
         if config["aug_count"] == "fixed" and not config["pad_in_diffusion_loss"]:
             raise UserError(
                 "aug_count=fixed is the released behaviour, which replaces padding cells too; it "
                 "needs pad_in_diffusion_loss=True (or take preset=official)",
                 keys=("aug_count", "pad_in_diffusion_loss", "preset"),
             )
-        exclude = config["pos_exclude_original"] or config["neg_exclude_original"]
-        if config["aug_items"] == "random" and exclude:
+        ranked = ("pos_sample", "pos_exclude_original", "neg_exclude_original")
+        if config["aug_items"] == "random" and any(config[key] for key in ranked):
             raise UserError(
-                "pos_exclude_original and neg_exclude_original rank the denoiser's choices; with "
-                "aug_items=random there is nothing to rank",
+                f"{', '.join(ranked)} rank the denoiser's choices; with aug_items=random there is "
+                "nothing to rank",
                 keys=("aug_items",),
+            )
+        hard = config["cl_negatives"] == "pos_and_hard"
+        if hard and config["k_sample"] <= config["pos_sample"]:
+            raise UserError(
+                f"k_sample={config['k_sample']} must be larger than "
+                f"pos_sample={config['pos_sample']}, so that the hard negative is not among the "
+                "items that the positive view is drawn from",
+                keys=("k_sample", "pos_sample"),
+            )
+
+    @staticmethod
+    def _check_contrast(config: Any) -> None:
+        """Refuse settings of the contrast that contradict each other."""
+        if config["cl_balance"] > 0 and config["cl_weight"] == 0:
+            raise UserError(
+                f"cl_balance={config['cl_balance']} weighs a contrast that cl_weight=0 leaves out; "
+                "with cl_balance any cl_weight above 0 will do, its value is not used",
+                keys=("cl_balance", "cl_weight"),
             )
         if config["contrast_at"] == "every" and (
             config["train_sampling"] != "user_all" or config["aug_count"] == "fixed"
@@ -273,6 +312,12 @@ class SimDiffRec(EncoderRecommender):
                 f"{self.n_items - 1}{less}",
                 keys=("k_sample",),
             )
+        if self.pos_sample > self.n_items - 1:
+            raise UserError(
+                f"pos_sample={self.pos_sample} must not exceed the number of items, "
+                f"{self.n_items - 1}",
+                keys=("pos_sample",),
+            )
 
     # ------------------------------------------------------------------ total loss, Eq. 18
 
@@ -284,7 +329,8 @@ class SimDiffRec(EncoderRecommender):
         rec = self.recommendation_loss(hidden, layout, interaction)
 
         contrastive = diffusion = rec.new_zeros(())
-        cl_weight = self.cl_weight * self._warmup()
+        warmup = min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0
+        cl_weight = self.cl_weight * warmup
         norms = self.item_embedding.weight.detach()[1:].norm(dim=1)
         self._monitored = {"item_norm": norms.mean()}
         if self.diff_weight > 0 or cl_weight > 0:
@@ -296,13 +342,19 @@ class SimDiffRec(EncoderRecommender):
                 diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, tokens)
             if cl_weight > 0:
                 views = self.make_views(item_seq, noise.detach(), t, tokens)
-                if self.contrast_at == "every":
-                    contrastive = self.contrast_every_state(hidden, layout, interaction, views)
-                else:
-                    state = hidden if self.last_target_only else hidden[layout.last]
-                    contrastive = self.contrastive_loss(state, views)
-                contrastive = cl_weight * contrastive
                 self._monitored |= views.monitor
+                with self._contrast_dropout():
+                    anchor = self.anchor(hidden, layout, interaction)
+                    if self.contrast_at == "every":
+                        contrast = self.contrast_every_state(anchor, layout, interaction, views)
+                    else:
+                        contrast = self.contrastive_loss(anchor, views)
+                if self.cl_balance > 0:
+                    weight = warmup * self.balanced_weight(rec, hidden, contrast, anchor)
+                    self._monitored["cl_weight"] = weight
+                    contrastive = weight * contrast
+                else:
+                    contrastive = cl_weight * contrast
         return SimDiffRecLoss(rec, contrastive, diffusion)
 
     def begin_epoch(self, phase: str, epoch: int) -> None:
@@ -328,9 +380,6 @@ class SimDiffRec(EncoderRecommender):
         if self.pad_in_diffusion_loss:  # Code
             return with_padding(item_seq, layout, self.max_seq_length)
         return item_seq, layout
-
-    def _warmup(self) -> float:
-        return min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0
 
     # ------------------------------------------------------------------ noise, Eq. 6-7
 
@@ -536,6 +585,8 @@ class SimDiffRec(EncoderRecommender):
     def replacements(self, z_hat: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
         """First and k_sample-th choice of the denoiser for each selected token (Sec. 4.4).
 
+        Here: with ``pos_sample`` k the positive one is drawn from the first k choices.
+
         Args:
             z_hat (Tensor): restored embeddings of the selected tokens, [m, H].
             original (LongTensor): their items, [m].
@@ -552,12 +603,26 @@ class SimDiffRec(EncoderRecommender):
         with torch.autocast(z_hat.device.type, enabled=False):
             for part, logits in logit_blocks(query, table, self.loss_memory_mb):
                 item = (original[part] - 1).unsqueeze(1)
-                depth = min(self.k_sample + 1, logits.shape[1])
-                ranked = logits.topk(depth).indices  # [rows, k_sample + 1]
-                positive[part] = self._rank(ranked, item, 1, self.pos_exclude_original) + 1
+                depth = min(max(self.k_sample + 1, self.pos_sample), logits.shape[1])
+                top, ranked = logits.topk(depth)
+                if self.pos_sample:
+                    positive[part] = self._draw(top, ranked, item) + 1
+                else:
+                    positive[part] = self._rank(ranked, item, 1, self.pos_exclude_original) + 1
                 negative[part] = self._rank(ranked, item, self.k_sample, self.neg_exclude_original)
                 negative[part] += 1
         return positive, negative
+
+    def _draw(self, logits: Tensor, ranked: Tensor, original: Tensor) -> Tensor:
+        """One of the pos_sample best items, by their probability (Eq. 12) among themselves.
+
+        With ``pos_exclude_original`` the original item is none of them.
+        """
+        logits = logits[:, : self.pos_sample]
+        ranked = ranked[:, : self.pos_sample]
+        if self.pos_exclude_original:
+            logits = logits.masked_fill(ranked == original, -torch.inf)
+        return ranked.gather(1, logits.softmax(1).multinomial(1)).squeeze(1)
 
     @staticmethod
     def _rank(ranked: Tensor, original: Tensor, rank: int, exclude: bool) -> Tensor:
@@ -582,6 +647,69 @@ class SimDiffRec(EncoderRecommender):
                 module.train(training)
 
     # ------------------------------------------------------------------ contrast, Eq. 17
+
+    def anchor(self, hidden: Tensor, layout: TokenLayout, interaction: Interaction) -> Tensor:
+        """States of the sequences that the views are contrasted with.
+
+        Paper, Code: those that predict the next item. Here, with ``cl_dropout``: those of another
+        pass with the views' dropout.
+
+        Args:
+            hidden (Tensor): states of the next-item loss, [n, H] or [B, H].
+            layout (TokenLayout): layout of the batch.
+            interaction (Interaction): the batch.
+
+        Returns:
+            Tensor: h(s), [B, H], or with ``contrast_at: every`` H(s), [n, H].
+        """
+        newest = self.contrast_at == "newest"
+        if self.cl_dropout is not None:
+            return self.encode(interaction[self.ITEM_SEQ], layout, last_only=newest)
+        return hidden[layout.last] if newest and not self.last_target_only else hidden
+
+    @contextmanager
+    def _contrast_dropout(self) -> Iterator[None]:
+        """The encoder's dropout is ``cl_dropout``, if that is given; restored afterwards."""
+        if self.cl_dropout is None:
+            yield
+            return
+        modules = [self.dropout, *self.trm_encoder.modules()]
+        dropouts = [module for module in modules if isinstance(module, nn.Dropout)]
+        before = [module.p for module in dropouts]
+        for module in dropouts:
+            module.p = self.cl_dropout
+        try:
+            yield
+        finally:
+            for module, p in zip(dropouts, before, strict=True):
+                module.p = p
+
+    def balanced_weight(
+        self, rec: Tensor, hidden: Tensor, contrast: Tensor, anchor: Tensor
+    ) -> Tensor:
+        """rho times the gradient norm of L_sr at the states over that of L_cl, in running means.
+
+        The means start at 0, which their ratio does not see. The norms are those of the gradients
+        at the states of the whole batch, so that several processes find the same weight.
+
+        Args:
+            rec (Tensor): L_sr, scalar.
+            hidden (Tensor): states that it was computed from, [n, H] or [B, H].
+            contrast (Tensor): L_cl without weight, scalar.
+            anchor (Tensor): H(s) or h(s) that it was computed from, [n, H] or [B, H].
+
+        Returns:
+            Tensor: scalar, without gradient; 0 as long as the contrast has had no gradient.
+        """
+        if torch.is_grad_enabled():
+            squares = [
+                torch.autograd.grad(loss, states, retain_graph=True)[0].float().pow(2).sum()
+                for loss, states in ((rec, hidden), (contrast, anchor))
+            ]
+            norms = all_reduce_sum(torch.stack(squares)).sqrt()
+            self.gradient_norms.lerp_(norms, 1 - BALANCE_DECAY)
+        of_rec, of_contrast = self.gradient_norms
+        return torch.where(of_contrast > 0, self.cl_balance * of_rec / of_contrast, 0.0)
 
     def contrastive_loss(self, state: Tensor, views: Views) -> Tensor:
         """InfoNCE of h(s) against h(s+), the other rows' views and h(s-) (Eq. 17).
