@@ -16,7 +16,7 @@ class Rule(NamedTuple):
     """A test of a value and, for the message, what the value must do."""
 
     holds: Callable[[Any], bool]
-    wanted: str
+    condition: str
 
 
 def is_number(value: Any) -> bool:
@@ -88,7 +88,7 @@ def require(config: Any, rules: Mapping[str, Rule]) -> None:
     """
     for key, rule in rules.items():
         if not rule.holds(config[key]):
-            raise UserError(f"{key}={config[key]!r} must {rule.wanted}", keys=(key,))
+            raise UserError(f"{key}={config[key]!r} must {rule.condition}", keys=(key,))
 
 
 def require_choice(config: Any, options: Mapping[str, Sequence[str]]) -> None:

@@ -1038,7 +1038,7 @@ def test_states_of_views_with_more_padding_are_those_of_the_batch(small, negativ
     batch = Interaction({**batch.interaction, "item_id_list": seq})
     hidden, views = model.encode(seq, layout), Views(seq, LEN, seq.flip(0), LEN, {})
     longer = Views(F.pad(seq, (0, 2)), LEN, F.pad(seq.flip(0), (0, 2)), LEN, {})
-    losses = [model.contrast_every_state(hidden, layout, batch, made) for made in (views, longer)]
+    losses = [model.contrast_every_state(hidden, layout, batch, some) for some in (views, longer)]
     torch.testing.assert_close(losses[1], losses[0])
 
 
