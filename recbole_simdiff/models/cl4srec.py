@@ -28,9 +28,9 @@ Differences, tagged where they are made: Paper / Code / Here.
     * operators: two different ones a row; `operators: independent` lets them coincide.
     * short rows: floor(gamma n) and floor(beta n) leave the shortest ones as they are, as in Code.
     * views are copies: Code corrupts the batch, and with it the stored training set, in place.
-    * other rows of the same user stay wrong answers, as in Code, which has one row a prefix, too;
+    * other rows of the same user stay negatives, as in Code, which has one row a prefix, too;
       in the paper a user has one row. `fn_mask` takes them out.
-    * batches hold rows of similar length (see BucketLoader), so the wrong answers do, too.
+    * batches hold rows of similar length (see BucketLoader), so the negatives do, too.
 """
 
 from typing import Any, NamedTuple

@@ -370,7 +370,7 @@ class ECLSR(EncoderRecommender):
         """The likeliest item of each masked token, in 1..V, [m, H] -> [m]."""
         chosen = torch.empty(len(states), dtype=torch.long, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
-            # Code: padding may be the answer. Here: items only.
+            # Code: padding may be chosen. Here: items only.
             blocks = logit_blocks(states.float(), self.item_table[1:], self.loss_memory_mb)
             for part, logits in blocks:
                 chosen[part] = logits.argmax(1) + 1

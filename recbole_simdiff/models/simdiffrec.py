@@ -424,7 +424,7 @@ class SimDiffRec(EncoderRecommender):
 
         Paper ("trainable rounding"): the softmax of Eq. 12 has weights of its own or the table's.
         Code, and ``rounding: tied``: the table's, g = 1. ``scaled``: a learned g, so that squared
-        error and rounding do not fight over the length of the estimate.
+        error and rounding do not ask for different lengths of the estimate.
         """
         return z_hat if self.estimate_scale is None else z_hat / self.estimate_scale
 
@@ -686,7 +686,7 @@ class SimDiffRec(EncoderRecommender):
         """rho times the gradient norm of L_sr at the states over that of L_cl, in running means.
 
         The means start at 0, which their ratio does not see. The norms are those of the gradients
-        at the states of the whole batch, so that several processes find the same weight.
+        at the states of the whole batch, so that several processes compute the same weight.
 
         Args:
             rec (Tensor): L_sr, scalar.
