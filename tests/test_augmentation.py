@@ -1,6 +1,5 @@
 """DiffuASR from data to result: what each stage may read, what is kept, and that it repeats."""
 
-import itertools
 import os
 import random
 import signal
@@ -9,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -421,7 +419,8 @@ def test_no_stage_reads_what_is_held_out(
     watch(DiffuASR, "fixed_noise_loss", lambda target, condition, seed: [target, condition])
     watch(DiffuASR, "generate", lambda condition, users, labels, seed: [condition, labels])
     watch(Guide, "log_prob", lambda x, label, kind: [label])
-    watch(PlanTrainer, "_step", lambda batch, *rest: [batch["item_id"], batch["item_id_list"]])
+    columns = ("item_id", "item_id_list", "target", "condition")
+    watch(PlanTrainer, "_step", lambda batch, *rest: [batch[c] for c in columns if c in batch])
     monkeypatch.setattr(pairs, "HELD_OUT", 3)
     written = set(augment(config).pseudo.unique().tolist())
     assert len(written) > 3
@@ -496,13 +495,13 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def train(config: Any, model: Any, pairs: Any, held_out: Any, place: Path) -> Any:
         rows = torch.cat([torch.cat(part, 1) for part in (pairs, held_out)])
         seen["pairs"] = sorted(row[row > 0].tolist() for row in rows)
-        return {}
+        return model, {}
 
     def write(self: Any, condition: Tensor, users: Tensor, labels: Tensor, seed: int) -> Tensor:
         seen["condition"], seen["users"], seen["labels"] = condition, users, labels
         return torch.ones(len(users), self.n_pseudo, dtype=torch.long)
 
-    monkeypatch.setattr(generation, "_train", train)
+    monkeypatch.setattr(generation, "train_generator", train)
     monkeypatch.setattr(DiffuASR, "generate", write)
     return seen
 
@@ -573,20 +572,15 @@ def test_too_few_long_histories_are_refused(configure: Configure, tmp_path: Path
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry a training: the recommender's class, or DiffuASR."""
+    """One entry a training: the class of what is trained."""
     done: list[str] = []
-    fit, step = PlanTrainer.fit, generation._train
+    fit = PlanTrainer.fit
 
     def fitted(self: Any, *rest: Any, **more: Any) -> Any:
         done.append(type(self.model).__name__)
         return fit(self, *rest, **more)
 
-    def stepped(*rest: Any) -> Any:
-        done.append("DiffuASR")
-        return step(*rest)
-
     monkeypatch.setattr(PlanTrainer, "fit", fitted)
-    monkeypatch.setattr(generation, "_train", stepped)
     return done
 
 
@@ -595,7 +589,7 @@ def test_a_second_command_trains_the_last_stage_only(
 ) -> None:
     """T26: and ends with the same numbers."""
     first = run_stages(configure())
-    assert trained == ["GRU4Rec", "DiffuASR", "GRU4Rec"]
+    assert trained == ["GRU4Rec", "GeneratorTraining", "GRU4Rec"]
     trained.clear()
     second = run_stages(configure(train_batch_size=16, checkpoint_dir="elsewhere"))
     assert trained == ["GRU4Rec"]
@@ -607,7 +601,7 @@ def test_the_augmenters_share_one_baseline(configure: Configure, trained: list[s
         augment(configure(augmenter=augmenter)).notes
         for augmenter in ("random", "diffuasr", "random_seq")
     ]
-    assert trained == ["GRU4Rec", "DiffuASR"]
+    assert trained == ["GRU4Rec", "GeneratorTraining"]
     assert len({part["baseline"]["run_dir"] for part in notes}) == 1
     assert len({part["pseudo"] for part in notes}) == 3
 
@@ -671,7 +665,7 @@ def test_whatever_shapes_the_generator_is_in_its_key(
     model = build_run(config.backbone())[-1]
     monkeypatch.setattr(augmentation, "train_baseline", lambda *_: baseline)
     monkeypatch.setattr(augmentation, "_recommender", lambda *_: model)
-    monkeypatch.setattr(augmentation, "_compared", lambda *_: {"this augmenter": {}})
+    monkeypatch.setattr(augmentation, "compared_quality", lambda *_: {"this augmenter": {}})
     monkeypatch.setattr(
         augmentation,
         "generate",
@@ -730,7 +724,9 @@ def test_a_cache_that_was_moved_is_found(configure: Configure, tmp_path: Path) -
 
 
 def test_a_generator_that_diverges_stops_the_run(configure: Configure) -> None:
-    with pytest.raises(TrainingDiverged, match="the generator's loss is nan at epoch"):
+    with pytest.raises(
+        TrainingDiverged, match=r"loss part 'noise' is nan .* A smaller diffuasr_lea"
+    ):
         augment(configure(diffuasr_learning_rate=1e30, diffuasr_epochs=5))
     assert not list(Path(configure()["augmentation_cache"]).glob("diffuasr-*.safetensors"))
 
@@ -790,7 +786,7 @@ def test_one_training_interaction_changes_every_stage(
     assert changed != HISTORIES
     write_inter(tmp_path / "dataset", "toy", changed)
     notes = augment(config).notes
-    assert trained == ["GRU4Rec", "DiffuASR"] * 2
+    assert trained == ["GRU4Rec", "GeneratorTraining"] * 2
     assert notes["baseline"]["run_dir"] != before[0]
     assert notes["pseudo"] != before[1]
     assert augment(configure(augmenter="random_seq")).notes["pseudo"] != own
@@ -828,7 +824,9 @@ def test_loading_equals_making_again(configure: Configure, trained: list[str]) -
     path.unlink()
     trained.clear()
     assert torch.equal(augment(config).pseudo, wanted.pseudo)
-    assert trained == ["DiffuASR"]  # looked up, see test_a_trained_generator_is_not_trained_again
+    assert trained == [
+        "GeneratorTraining"
+    ]  # looked up, see test_a_trained_generator_is_not_trained_again
     for file in cache.rglob("*"):
         if file.is_file():
             file.unlink()
@@ -1080,27 +1078,31 @@ def test_stopped_in_the_generator(
     changes: dict[str, Any],
     saves: bool,
 ) -> None:
-    """A signal loses the steps of an epoch at most; a crash, what came after the last save.
+    """A signal loses nothing, within an epoch either; a crash loses the steps of its epoch.
 
-    The seconds are those of all parts: on a clock that ticks when it is looked at, an epoch has 1.
+    The seconds are those of all parts: they do not shrink.
     """
-    monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     config = configure("SASRec", diffuasr_epochs=4, **changes)
-    monkeypatch.setattr(generation, "SAVE_EVERY_SECONDS", 60 if saves else 0)
     wanted = generator(config, tmp_path / "unbroken")
-    assert wanted[1]["training_seconds"] == wanted[1]["epoch"] == 4
     steps = -(-wanted[1]["pairs"] // config["diffuasr_batch_size"])
     assert steps > 1
-    place = tmp_path / "stopped"
-    for at, epoch in ((steps + 1, 2), (steps, 3)) if saves else ((steps + 1, 1), (2 * steps, 2)):
+    place, seconds = tmp_path / "stopped", 0.0
+    places = ((steps + 1, (1, 1)), (steps, (2, 1))) if saves else ((steps + 1, (1, 0)), (2, (1, 0)))
+    for at, reached in places:
         with monkeypatch.context() as patch:
             act = interrupt if saves else crash
             patch.setattr(DiffuASR, "loss", stopping(DiffuASR.loss, at, act))
             with pytest.raises(Interrupted if saves else Crash):
                 generator(config, place)
-        assert checkpoint.load(place / LAST)[1]["state"]["epoch"] == epoch
+        progress = checkpoint.load(place / LAST)[1]["progress"]
+        assert (progress["epoch"], progress["step"]) == reached
+        assert progress["seconds"] >= seconds
+        seconds = progress["seconds"]
     found = generator(config, place)
+    assert found[1]["training_seconds"] > seconds
     assert torch.equal(found[0], wanted[0])
+    for log in (found[1], wanted[1]):
+        del log["training_seconds"], log["generation_seconds"]
     assert found[1] == wanted[1]
     assert found[2].keys() == wanted[2].keys()
     for name, tensor in wanted[2].items():
@@ -1127,7 +1129,7 @@ def test_stopped_in_the_generator_the_same_command_goes_on(
 
 
 class Learner:
-    """``_train`` on pairs of its own, with the monitored losses given."""
+    """``train_generator`` on pairs of its own, with the monitored losses given."""
 
     def __init__(
         self, config: Config, monkeypatch: pytest.MonkeyPatch, n_pairs: int, n_held: int
@@ -1168,7 +1170,9 @@ class Learner:
         return ((target[:, 0] - 1) * N_ITEMS + target[:, 1] - 1).tolist()
 
     def train(self, place: Path) -> dict[str, Any]:
-        return generation._train(self.config, self.model, self.pairs, self.held_out, place)
+        given = self.config, self.model, self.pairs, self.held_out, place
+        self.best, log = generation.train_generator(*given)
+        return log
 
 
 @pytest.mark.parametrize("windows", ["first", "all"])
@@ -1232,9 +1236,8 @@ def test_each_epoch_trains_on_every_pair_that_is_not_held_out(
     epochs = [[p for step in learner.trained[4 * e : 4 * e + 4] for p in step] for e in range(3)]
     assert [len(step) for step in learner.trained] == [16, 16, 16, 9] * 3
     (held,) = {tuple(pairs) for pairs in learner.held}
-    for epoch, found in enumerate(log["train"]):  # each pair weighs the same
-        *whole, last = learner.losses[4 * epoch : 4 * epoch + 4]
-        assert found == pytest.approx((16 * sum(whole) + 9 * last) / 57)
+    for epoch, found in enumerate(log["train"]):
+        assert found == pytest.approx(sum(learner.losses[4 * epoch : 4 * epoch + 4]) / 4)
     for seen in epochs:
         assert sorted([*seen, *held]) == list(range(60))
     assert epochs[0] != epochs[1]
@@ -1261,7 +1264,7 @@ def test_the_best_epoch_writes_the_items(
     log = learner.train(tmp_path)
     assert (log["best"], log["best_epoch"], log["epoch"]) == (0.4, 2, 4)
     after_two = learner.weights[2]  # one step an epoch
-    for name, tensor in learner.model.state_dict().items():
+    for name, tensor in learner.best.state_dict().items():
         assert torch.equal(tensor, after_two[name]), name
     name = next(name for name, _ in learner.model.network.named_parameters())
     assert not torch.equal(after_two[f"network.{name}"], learner.weights[3][f"network.{name}"])
@@ -1285,7 +1288,7 @@ def test_the_best_epoch_survives_a_stop(
     assert (log["best"], log["best_epoch"], log["epoch"]) == (0.4, 2, 4)
     assert log["held_out"] == [0.9, 0.4, 0.5, 0.6]
     assert len(resumed.trained) == 1
-    for name, tensor in resumed.model.state_dict().items():
+    for name, tensor in resumed.best.state_dict().items():
         assert torch.equal(tensor, learner.weights[2][name]), name
 
 
@@ -1312,8 +1315,8 @@ def test_averaged_weights_write_the_items(
     learner = Learner(config, monkeypatch, 40, 2)
     learner.script = [0.9, 0.4, 0.5]
     learner.train(tmp_path)
-    saved = checkpoint.subset(checkpoint.load(tmp_path / LAST)[0], "model")
-    for name, value in learner.model.named_parameters():
+    saved = checkpoint.subset(checkpoint.load(tmp_path / BEST)[0], "model.average.module")
+    for name, value in learner.best.named_parameters():
         average = (learner.weights[1][name] + learner.weights[2][name]) / 2
         torch.testing.assert_close(value, average, msg=name)
         assert torch.equal(saved[name], value), name

@@ -38,8 +38,8 @@ from recbole_simdiff.models.diffuasr.guide import Guide
 from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
 from recbole_simdiff.models.registry import WRAPPERS, build_model
 from recbole_simdiff.pipelines.generation import generate
-from recbole_simdiff.pipelines.pairs import _long_enough
-from recbole_simdiff.pipelines.report import _compared, format_quality
+from recbole_simdiff.pipelines.pairs import users_to_learn_from
+from recbole_simdiff.pipelines.report import compared_quality, format_quality
 from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.identity import digest_of, fingerprint, source_checksum
@@ -174,7 +174,7 @@ def _augment(config: Config, test: bool) -> Augmented:
             "test": baseline.test,
             "by_length": baseline.by_length,
         },
-        "quality": _compared(pseudo, items, ends, model, config["seed"]),
+        "quality": compared_quality(pseudo, items, ends, model, config["seed"]),
         "pseudo": str(path),
         "log": log,
         "seconds": baseline.seconds + sum(v for k, v in log.items() if k.endswith("_seconds")),
@@ -189,7 +189,7 @@ def _check_backbone(config: Config, train: FlatDataset, ends: Tensor) -> int:
     guide = Guide(build_model(alone, train), "cpu")
     width = guide.table().shape[1]
     if config["augmenter"] == "diffuasr":
-        _long_enough(config, ends)
+        users_to_learn_from(config, ends)
         check_width(width, len(config["sunet_channel_mult"]))
         if config["diffuasr_guidance"] == "classifier":
             guide.check(config["n_pseudo"])

@@ -1,15 +1,50 @@
 """Pairs of first items and what follows them: training data of the generator."""
 
 import torch
+from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.diffuasr.generator import LEAST_CONDITION, training_pairs
+from recbole_simdiff.models.diffuasr.training import CONDITION, TARGET
 
 HELD_OUT = 20  # one user in so many is held out to choose the generator's best epoch
 
 Pairs = tuple[Tensor, Tensor]  # targets [P, M] and conditions [P, L] of the generator
+
+
+class PairLoader:
+    """Batches of pairs in an order of its own in each epoch.
+
+    Args:
+        pairs (tuple): targets and conditions, on the training device.
+        batch_size (int): pairs a batch; the last one may be smaller.
+        seed (int): of the order, and of what is drawn in training.
+    """
+
+    def __init__(self, pairs: Pairs, batch_size: int, seed: int) -> None:
+        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+
+    def __len__(self) -> int:
+        return -(-len(self.pairs[0]) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the epoch a random state of its own: its order, then its steps, noise and dropout.
+
+        Args:
+            epoch (int): from 0.
+        """
+        torch.manual_seed(self.seed * 1_000_003 + epoch)
+
+    def batches(self) -> list[Tensor]:
+        """Numbers of the pairs of every batch, drawn after ``set_epoch``."""
+        return list(torch.randperm(len(self.pairs[0])).split(self.batch_size))
+
+    def collate(self, index: Tensor) -> Interaction:
+        """A batch: ``target`` [B, M] and ``condition`` [B, L]."""
+        target, condition = self.pairs
+        return Interaction({TARGET: target[index], CONDITION: condition[index]})
 
 
 def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, Pairs]:
@@ -28,7 +63,7 @@ def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, 
     Raises:
         UserError: if fewer than two users have a history long enough.
     """
-    able = _long_enough(config, ends)
+    able = users_to_learn_from(config, ends)
     generator = torch.Generator().manual_seed(config["seed"])
     able = able[torch.randperm(len(able), generator=generator)]
     n_held = len(able) // HELD_OUT if config["diffuasr_monitor"] == "heldout" else 0
@@ -38,7 +73,7 @@ def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, 
     )
 
 
-def _long_enough(config: Config, ends: Tensor) -> Tensor:
+def users_to_learn_from(config: Config, ends: Tensor) -> Tensor:
     """Users whose training items make a pair."""
     needed = config["n_pseudo"] + LEAST_CONDITION
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))

@@ -51,7 +51,7 @@ def quality(pseudo: Tensor, items: Tensor, ends: Tensor, table: Tensor) -> dict[
     }
 
 
-def _compared(
+def compared_quality(
     pseudo: Tensor, items: Tensor, ends: Tensor, model: Any, seed: int
 ) -> dict[str, dict[str, float]]:
     """Quality of the invented items, and of the two random augmenters for the same users."""

@@ -42,7 +42,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.process import ForwardProcess
@@ -603,19 +602,3 @@ class DiffuASR(nn.Module):
             yield
         finally:
             self.train(was)
-
-
-def averaged(model: DiffuASR, decay: float) -> AveragedModel:
-    """Moving average of a generator's weights; ``update_parameters(model)`` after every step.
-
-    Code accumulates such an average and never uses it. Here its ``module`` is the generator to
-    monitor, to save and to generate with.
-
-    Args:
-        model (DiffuASR): the generator that is trained.
-        decay (float): weight of the old average, in (0, 1).
-
-    Returns:
-        AveragedModel: starts as a copy of the weights at the first update.
-    """
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

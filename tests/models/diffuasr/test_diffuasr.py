@@ -21,12 +21,12 @@ from recbole_simdiff.models.diffuasr.generator import (
     OPTIONS,
     DiffuASR,
     antithetic_steps,
-    averaged,
     check_config,
     noise_schedule,
     training_pairs,
 )
 from recbole_simdiff.models.diffuasr.guide import Guide
+from recbole_simdiff.models.diffuasr.training import averaged
 
 M, D, V = 3, 16, 12
 STEPS = 40
