@@ -15,36 +15,48 @@ Pairs = tuple[Tensor, Tensor]  # targets [P, M] and conditions [P, L] of the gen
 
 
 class PairLoader:
-    """Batches of pairs in an order of its own in each epoch.
+    """Batches of pairs, for ``PlanTrainer``.
+
+    Each epoch has a random state of its own: its order comes first, then its steps, noise and
+    dropout.
 
     Args:
         pairs (tuple): targets and conditions, on the training device.
         batch_size (int): pairs a batch; the last one may be smaller.
-        seed (int): of the order, and of what is drawn in training.
+        seed (int): of the random states.
     """
 
     def __init__(self, pairs: Pairs, batch_size: int, seed: int) -> None:
         self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+        self.epoch = 0
 
     def __len__(self) -> int:
         return -(-len(self.pairs[0]) // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the epoch a random state of its own: its order, then its steps, noise and dropout.
+        """Choose the order of the next iteration.
 
         Args:
             epoch (int): from 0.
         """
-        torch.manual_seed(self.seed * 1_000_003 + epoch)
+        self.epoch = epoch
 
-    def batches(self) -> list[Tensor]:
-        """Numbers of the pairs of every batch, drawn after ``set_epoch``."""
-        return list(torch.randperm(len(self.pairs[0])).split(self.batch_size))
+    def batches(self) -> list[tuple[int, Tensor]]:
+        """Every batch of the current epoch: its number and the numbers of its pairs."""
+        return list(enumerate(self._order().split(self.batch_size)))
 
-    def collate(self, index: Tensor) -> Interaction:
+    def collate(self, batch: tuple[int, Tensor]) -> Interaction:
         """A batch: ``target`` [B, M] and ``condition`` [B, L]."""
+        number, index = batch
+        if number == 0:  # a resumed training has put back the states of the epoch before
+            self._order()
         target, condition = self.pairs
         return Interaction({TARGET: target[index], CONDITION: condition[index]})
+
+    def _order(self) -> Tensor:
+        """The order of the epoch's pairs; the random states are those that follow it."""
+        torch.manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(len(self.pairs[0]))
 
 
 def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, Pairs]:
