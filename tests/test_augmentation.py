@@ -27,7 +27,7 @@ from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.protocols import KEPT
 from recbole_simdiff.models.diffuasr.generator import GENERATION_KEYS, DiffuASR, training_pairs
 from recbole_simdiff.models.diffuasr.guide import Guide
-from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
+from recbole_simdiff.models.diffuasr.random_items import random_items, random_from_history
 from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import generation, pairs, report
 from recbole_simdiff.pipelines.diffuasr import augment, export, run_stages
@@ -305,30 +305,6 @@ def test_the_last_stage_trains_on_the_pseudo_items(
     monkeypatch.setattr(PlanTrainer, "_step", record)
     run_stages(config)
     assert Counter(row for batch in batches for row in rows_of(batch)) == expected
-
-
-def test_users_with_longer_histories_can_be_left_out(configure: Configure) -> None:
-    """They are trained on as they are, and count for nothing in the quality."""
-    config = configure(augmenter="random", pseudo_max_history=5)
-    everybody = augment(configure(augmenter="random")).pseudo
-    found = augment(config)
-    for user, items in enumerate(training_histories(), start=1):
-        expected = everybody[user] if len(items) <= 5 else torch.zeros(2, dtype=torch.long)
-        assert torch.equal(found.pseudo[user], expected)
-    assert found.notes["pseudo"] == str(pseudo_file(config))  # made once for all limits
-    items, ends = training_part(config).training_items()
-    table = torch.eye(N_ITEMS + 1)
-    share = quality(found.pseudo, items, ends, table)["own item"]
-    assert found.notes["quality"]["this augmenter"]["own item"] == share
-
-
-def test_nobody_augmented_is_a_plain_run(configure: Configure) -> None:
-    """T24."""
-    result = run_stages(configure(augmenter="random", pseudo_max_history=1))
-    assert result.test == result.augmentation["baseline"]["test"]
-    assert result.valid == result.augmentation["baseline"]["valid"]
-    assert result.augmentation["quality"]["this augmenter"] == {}
-    assert "this augmenter" in report.format_quality(result.augmentation["quality"])
 
 
 def test_one_item_one_pair_at_a_time(configure: Configure) -> None:
@@ -636,10 +612,7 @@ OTHER_VALUES = {
     "diffuasr_guide_in_training": True,
     "diffuasr_diffusion_steps": 30,
     "diffuasr_schedule": "cosine",
-    "diffuasr_sampler": "ddpm",
     "diffuasr_sample_steps": 4,
-    "diffuasr_rounding": "dot",
-    "diffuasr_exclude": "history",
     "diffuasr_windows": "all",
     "diffuasr_epochs": 3,
     "diffuasr_patience": 7,
@@ -684,7 +657,6 @@ def test_whatever_shapes_the_generator_is_in_its_key(
     for key, value in (
         ("pseudo_mix", "replace"),
         ("pseudo_at_evaluation", True),
-        ("pseudo_max_history", 3),
         ("eval_batch_size", 7),
         ("show_users", 1),
     ):
@@ -1376,7 +1348,7 @@ def test_quality_of_the_random_augmenters() -> None:
     ends = torch.arange(0, 4001, 10)
     table = torch.randn(52, 8, generator=generator)
     uniform = quality(random_items(items, ends, 10, 0), items, ends, table)
-    own = quality(random_own(items, ends, 10, 0), items, ends, table)
+    own = quality(random_from_history(items, ends, 10, 0), items, ends, table)
     assert own["own item"] == 1
     assert uniform["own item"] < 0.3
     assert uniform["popularity"] == pytest.approx(1, abs=0.05)
@@ -1387,14 +1359,13 @@ def test_quality_of_the_random_augmenters() -> None:
 
 def test_the_other_augmenters_are_compared_for_the_same_users(configure: Configure) -> None:
     """With their own draws: the random augmenter is not compared with itself."""
-    config = configure(augmenter="random", pseudo_max_history=5)
-    augmented = augment(config)
-    compared = augmented.notes["quality"]
+    config = configure(augmenter="random")
+    compared = augment(config).notes["quality"]
     assert compared["random_seq"]["own item"] == 1
     assert compared["this augmenter"] != compared["random"]
     items, ends = training_part(config).training_items()
-    other = random_own(items, ends, 2, config["seed"] + 1)
-    other[augmented.pseudo[:, 0] == 0] = 0
+    other = random_from_history(items, ends, 2, config["seed"] + 1)
+    other[0] = 0
     expected = quality(other, items, ends, torch.eye(N_ITEMS + 1))
     for name in ("popularity", "never generated"):
         assert compared["random_seq"][name] == expected[name]
@@ -1406,7 +1377,7 @@ def test_the_quality_table() -> None:
         "random": {"similarity": -0.1239, "own item": 0.0},
     }
     assert report.format_quality(compared).splitlines() == [
-        "invented items  similarity  own item",
+        "pseudo-items    similarity  own item",
         "this augmenter       0.250     0.333",
         "random              -0.124     0.000",
     ]
@@ -1457,7 +1428,7 @@ def held_out(config: Config) -> list[dict[str, str]]:
 
 def test_the_exported_file(configure: Configure, tmp_path: Path) -> None:
     """RecBole reads it: pseudo-items first, the real ones after them, all in their own ids."""
-    config = configure(augmenter="random", pseudo_max_history=8)
+    config = configure(augmenter="random")
     augmented = augment(config)
     path = tmp_path / "dataset" / "longer" / "longer.inter"
     export(augmented, path)
@@ -1472,7 +1443,7 @@ def test_the_exported_file(configure: Configure, tmp_path: Path) -> None:
         times, written = zip(*found[user], strict=True)
         assert list(times) == list(range(len(times)))
         made = [f"i{item}" for item in augmented.pseudo[number].tolist() if item]
-        assert len(made) == (2 if len(items) <= 10 else 0)
+        assert len(made) == 2
         n_real = len(items)
         assert list(written[-n_real:]) == items
         if n_real >= 4:

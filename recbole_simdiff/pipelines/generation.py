@@ -169,7 +169,7 @@ def _pseudo_items(
     with stop.listen():
         for part in bar:
             rows, labels = (values[part].to(config["device"]) for values in (history, first))
-            made = generator.generate(rows, users[part], labels, config["seed"])
-            pseudo[users[part]] = made.cpu()
+            drawn = generator.generate(rows, users[part], labels, config["seed"])
+            pseudo[users[part]] = drawn.cpu()
             stop.check(place)
     return pseudo
