@@ -27,7 +27,7 @@ from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.protocols import KEPT
 from recbole_simdiff.models.diffuasr.generator import GENERATION_KEYS, DiffuASR, training_pairs
 from recbole_simdiff.models.diffuasr.guide import Guide
-from recbole_simdiff.models.diffuasr.random_items import random_items, random_from_history
+from recbole_simdiff.models.diffuasr.random_items import random_from_history, random_items
 from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import generation, pairs, report
 from recbole_simdiff.pipelines.diffuasr import augment, export, run_stages
@@ -1230,8 +1230,12 @@ def test_without_held_out_pairs_the_training_loss_is_watched(
 
 
 def test_the_best_epoch_writes_the_items(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "recbole_simdiff")
     config = configure("SASRec", diffuasr_monitor="heldout", diffuasr_epochs=4)
     learner = Learner(config, monkeypatch, 40, 2)
     learner.script = [0.9, 0.4, 0.4, 0.5]
@@ -1242,6 +1246,29 @@ def test_the_best_epoch_writes_the_items(
         assert torch.equal(tensor, after_two[name]), name
     name = next(name for name, _ in learner.model.network.named_parameters())
     assert not torch.equal(after_two[f"network.{name}"], learner.weights[3][f"network.{name}"])
+    lines = [line for line in caplog.messages if line.startswith("diffuser epoch")]
+    assert len(lines) == 4
+    assert lines[3].endswith("| valid held_out 0.50000 (best 0.40000, epoch 1)")
+
+
+def test_the_backbones_settings_are_not_the_generators(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its optimiser, patience and validation have keys of their own."""
+    changes = {"learner": "sgd", "learning_rate": 9.0, "weight_decay": 0.5, "eval_step": 2}
+    changes |= {"clip_grad_norm": {"max_norm": 1e-6}, "stopping_step": 1, "enable_amp": True}
+    changes |= {"valid_metric": "MRR@1", "stopping_updates": 1}
+    found = []
+    for name, given in (("plain", {}), ("changed", changes)):
+        config = configure("SASRec", diffuasr_monitor="heldout", diffuasr_epochs=4, **given)
+        with monkeypatch.context() as patch:
+            learner = Learner(config, patch, 40, 2)
+            learner.script = [0.4, 0.9, 0.9, 0.3]
+            log = learner.train(tmp_path / name)
+        del log["training_seconds"]
+        found.append((log, learner.best.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert_equal_tensors(found[0][1], found[1][1])
 
 
 def test_the_best_epoch_survives_a_stop(

@@ -35,7 +35,7 @@ from recbole_simdiff.models.diffuasr.generator import (
     check_width,
 )
 from recbole_simdiff.models.diffuasr.guide import Guide
-from recbole_simdiff.models.diffuasr.random_items import random_items, random_from_history
+from recbole_simdiff.models.diffuasr.random_items import random_from_history, random_items
 from recbole_simdiff.models.registry import WRAPPERS, build_model
 from recbole_simdiff.pipelines.generation import generate
 from recbole_simdiff.pipelines.pairs import users_to_learn_from

@@ -1,4 +1,4 @@
-"""How pseudo-items look, and what they change."""
+"""Quality of pseudo-items, and metrics with and without them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from recbole_simdiff.evaluation.protocols import kept
 from recbole_simdiff.models.diffuasr.guide import Guide
-from recbole_simdiff.models.diffuasr.random_items import random_items, random_from_history
+from recbole_simdiff.models.diffuasr.random_items import random_from_history, random_items
 from recbole_simdiff.runs.result import RunResult, aligned, format_table
 
 
 def quality(pseudo: Tensor, items: Tensor, ends: Tensor, table: Tensor) -> dict[str, float]:
-    """What pseudo-items look like next to the users' real ones.
+    """Measures of pseudo-items against the users' real items.
 
     Args:
         pseudo (LongTensor): pseudo-items, 0 for none, [users, M].

@@ -1,4 +1,4 @@
-"""Pseudo-items without a model: what a generator must beat to have added anything."""
+"""Pseudo-items without a model: the comparators of the generator."""
 
 import torch
 from torch import Tensor

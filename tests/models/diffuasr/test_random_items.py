@@ -2,7 +2,7 @@
 
 import torch
 
-from recbole_simdiff.models.diffuasr.random_items import random_items, random_from_history
+from recbole_simdiff.models.diffuasr.random_items import random_from_history, random_items
 
 ITEMS = torch.tensor([3, 1, 4, 9, 2, 6, 5, 7])
 ENDS = torch.tensor([3, 4, 4, 8])  # the third user has no training items
