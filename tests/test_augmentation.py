@@ -1,6 +1,5 @@
 """DiffuASR from data to result: what each stage may read, what is kept, and that it repeats."""
 
-import itertools
 import os
 import random
 import signal
@@ -9,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +27,7 @@ from recbole_simdiff.errors import Interrupted, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.protocols import KEPT
 from recbole_simdiff.models.diffuasr.generator import GENERATION_KEYS, DiffuASR, training_pairs
 from recbole_simdiff.models.diffuasr.guide import Guide
-from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
+from recbole_simdiff.models.diffuasr.random_items import random_from_history, random_items
 from recbole_simdiff.pipelines import diffuasr as augmentation
 from recbole_simdiff.pipelines import generation, pairs, report
 from recbole_simdiff.pipelines.diffuasr import augment, export, run_stages
@@ -117,6 +115,13 @@ def pseudo_file(config: Config) -> Path:
 def generator_file(config: Config) -> Path:
     (path,) = Path(config["augmentation_cache"]).glob(f"diffuser-*/{LAST}")
     return path
+
+
+def assert_equal_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Bit for bit; NaN equals NaN."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def n_held(items: list[str]) -> int:
@@ -302,30 +307,6 @@ def test_the_last_stage_trains_on_the_pseudo_items(
     assert Counter(row for batch in batches for row in rows_of(batch)) == expected
 
 
-def test_users_with_longer_histories_can_be_left_out(configure: Configure) -> None:
-    """They are trained on as they are, and count for nothing in the quality."""
-    config = configure(augmenter="random", pseudo_max_history=5)
-    everybody = augment(configure(augmenter="random")).pseudo
-    found = augment(config)
-    for user, items in enumerate(training_histories(), start=1):
-        expected = everybody[user] if len(items) <= 5 else torch.zeros(2, dtype=torch.long)
-        assert torch.equal(found.pseudo[user], expected)
-    assert found.notes["pseudo"] == str(pseudo_file(config))  # made once for all limits
-    items, ends = training_part(config).training_items()
-    table = torch.eye(N_ITEMS + 1)
-    share = quality(found.pseudo, items, ends, table)["own item"]
-    assert found.notes["quality"]["this augmenter"]["own item"] == share
-
-
-def test_nobody_augmented_is_a_plain_run(configure: Configure) -> None:
-    """T24."""
-    result = run_stages(configure(augmenter="random", pseudo_max_history=1))
-    assert result.test == result.augmentation["baseline"]["test"]
-    assert result.valid == result.augmentation["baseline"]["valid"]
-    assert result.augmentation["quality"]["this augmenter"] == {}
-    assert "this augmenter" in report.format_quality(result.augmentation["quality"])
-
-
 def test_one_item_one_pair_at_a_time(configure: Configure) -> None:
     """T34."""
     config = configure(n_pseudo=1, diffuasr_batch_size=1, diffuasr_epochs=1, train_batch_size=1)
@@ -421,7 +402,8 @@ def test_no_stage_reads_what_is_held_out(
     watch(DiffuASR, "fixed_noise_loss", lambda target, condition, seed: [target, condition])
     watch(DiffuASR, "generate", lambda condition, users, labels, seed: [condition, labels])
     watch(Guide, "log_prob", lambda x, label, kind: [label])
-    watch(PlanTrainer, "_step", lambda batch, *rest: [batch["item_id"], batch["item_id_list"]])
+    columns = ("item_id", "item_id_list", "target", "condition")
+    watch(PlanTrainer, "_step", lambda batch, *rest: [batch[c] for c in columns if c in batch])
     monkeypatch.setattr(pairs, "HELD_OUT", 3)
     written = set(augment(config).pseudo.unique().tolist())
     assert len(written) > 3
@@ -481,10 +463,7 @@ def test_held_out_items_change_nothing(configure: Configure, tmp_path: Path, gui
         for a, b in zip(part, other, strict=True)
     )
     assert torch.equal(first.pop("pseudo"), second.pop("pseudo"))
-    one, two = first.pop("generator"), second.pop("generator")
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, two[name]), name
+    assert_equal_tensors(first.pop("generator"), second.pop("generator"))
     assert first == second
 
 
@@ -496,13 +475,13 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def train(config: Any, model: Any, pairs: Any, held_out: Any, place: Path) -> Any:
         rows = torch.cat([torch.cat(part, 1) for part in (pairs, held_out)])
         seen["pairs"] = sorted(row[row > 0].tolist() for row in rows)
-        return {}
+        return model, {}
 
     def write(self: Any, condition: Tensor, users: Tensor, labels: Tensor, seed: int) -> Tensor:
         seen["condition"], seen["users"], seen["labels"] = condition, users, labels
         return torch.ones(len(users), self.n_pseudo, dtype=torch.long)
 
-    monkeypatch.setattr(generation, "_train", train)
+    monkeypatch.setattr(generation, "train_generator", train)
     monkeypatch.setattr(DiffuASR, "generate", write)
     return seen
 
@@ -573,20 +552,15 @@ def test_too_few_long_histories_are_refused(configure: Configure, tmp_path: Path
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry a training: the recommender's class, or DiffuASR."""
+    """One entry a training: the class of what is trained."""
     done: list[str] = []
-    fit, step = PlanTrainer.fit, generation._train
+    fit = PlanTrainer.fit
 
     def fitted(self: Any, *rest: Any, **more: Any) -> Any:
         done.append(type(self.model).__name__)
         return fit(self, *rest, **more)
 
-    def stepped(*rest: Any) -> Any:
-        done.append("DiffuASR")
-        return step(*rest)
-
     monkeypatch.setattr(PlanTrainer, "fit", fitted)
-    monkeypatch.setattr(generation, "_train", stepped)
     return done
 
 
@@ -595,7 +569,7 @@ def test_a_second_command_trains_the_last_stage_only(
 ) -> None:
     """T26: and ends with the same numbers."""
     first = run_stages(configure())
-    assert trained == ["GRU4Rec", "DiffuASR", "GRU4Rec"]
+    assert trained == ["GRU4Rec", "GeneratorTraining", "GRU4Rec"]
     trained.clear()
     second = run_stages(configure(train_batch_size=16, checkpoint_dir="elsewhere"))
     assert trained == ["GRU4Rec"]
@@ -607,7 +581,7 @@ def test_the_augmenters_share_one_baseline(configure: Configure, trained: list[s
         augment(configure(augmenter=augmenter)).notes
         for augmenter in ("random", "diffuasr", "random_seq")
     ]
-    assert trained == ["GRU4Rec", "DiffuASR"]
+    assert trained == ["GRU4Rec", "GeneratorTraining"]
     assert len({part["baseline"]["run_dir"] for part in notes}) == 1
     assert len({part["pseudo"] for part in notes}) == 3
 
@@ -638,10 +612,7 @@ OTHER_VALUES = {
     "diffuasr_guide_in_training": True,
     "diffuasr_diffusion_steps": 30,
     "diffuasr_schedule": "cosine",
-    "diffuasr_sampler": "ddpm",
     "diffuasr_sample_steps": 4,
-    "diffuasr_rounding": "dot",
-    "diffuasr_exclude": "history",
     "diffuasr_windows": "all",
     "diffuasr_epochs": 3,
     "diffuasr_patience": 7,
@@ -671,7 +642,7 @@ def test_whatever_shapes_the_generator_is_in_its_key(
     model = build_run(config.backbone())[-1]
     monkeypatch.setattr(augmentation, "train_baseline", lambda *_: baseline)
     monkeypatch.setattr(augmentation, "_recommender", lambda *_: model)
-    monkeypatch.setattr(augmentation, "_compared", lambda *_: {"this augmenter": {}})
+    monkeypatch.setattr(augmentation, "compared_quality", lambda *_: {"this augmenter": {}})
     monkeypatch.setattr(
         augmentation,
         "generate",
@@ -686,7 +657,6 @@ def test_whatever_shapes_the_generator_is_in_its_key(
     for key, value in (
         ("pseudo_mix", "replace"),
         ("pseudo_at_evaluation", True),
-        ("pseudo_max_history", 3),
         ("eval_batch_size", 7),
         ("show_users", 1),
     ):
@@ -730,7 +700,9 @@ def test_a_cache_that_was_moved_is_found(configure: Configure, tmp_path: Path) -
 
 
 def test_a_generator_that_diverges_stops_the_run(configure: Configure) -> None:
-    with pytest.raises(TrainingDiverged, match="the generator's loss is nan at epoch"):
+    with pytest.raises(
+        TrainingDiverged, match=r"loss part 'noise' is nan .* A smaller diffuasr_lea"
+    ):
         augment(configure(diffuasr_learning_rate=1e30, diffuasr_epochs=5))
     assert not list(Path(configure()["augmentation_cache"]).glob("diffuasr-*.safetensors"))
 
@@ -790,7 +762,7 @@ def test_one_training_interaction_changes_every_stage(
     assert changed != HISTORIES
     write_inter(tmp_path / "dataset", "toy", changed)
     notes = augment(config).notes
-    assert trained == ["GRU4Rec", "DiffuASR"] * 2
+    assert trained == ["GRU4Rec", "GeneratorTraining"] * 2
     assert notes["baseline"]["run_dir"] != before[0]
     assert notes["pseudo"] != before[1]
     assert augment(configure(augmenter="random_seq")).notes["pseudo"] != own
@@ -828,7 +800,9 @@ def test_loading_equals_making_again(configure: Configure, trained: list[str]) -
     path.unlink()
     trained.clear()
     assert torch.equal(augment(config).pseudo, wanted.pseudo)
-    assert trained == ["DiffuASR"]  # looked up, see test_a_trained_generator_is_not_trained_again
+    assert trained == [
+        "GeneratorTraining"
+    ]  # looked up, see test_a_trained_generator_is_not_trained_again
     for file in cache.rglob("*"):
         if file.is_file():
             file.unlink()
@@ -1080,31 +1054,33 @@ def test_stopped_in_the_generator(
     changes: dict[str, Any],
     saves: bool,
 ) -> None:
-    """A signal loses the steps of an epoch at most; a crash, what came after the last save.
+    """A signal loses nothing, within an epoch either; a crash loses the steps of its epoch.
 
-    The seconds are those of all parts: on a clock that ticks when it is looked at, an epoch has 1.
+    The seconds are those of all parts: they do not shrink.
     """
-    monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     config = configure("SASRec", diffuasr_epochs=4, **changes)
-    monkeypatch.setattr(generation, "SAVE_EVERY_SECONDS", 60 if saves else 0)
     wanted = generator(config, tmp_path / "unbroken")
-    assert wanted[1]["training_seconds"] == wanted[1]["epoch"] == 4
     steps = -(-wanted[1]["pairs"] // config["diffuasr_batch_size"])
     assert steps > 1
-    place = tmp_path / "stopped"
-    for at, epoch in ((steps + 1, 2), (steps, 3)) if saves else ((steps + 1, 1), (2 * steps, 2)):
+    place, seconds = tmp_path / "stopped", 0.0
+    places = ((steps + 1, (1, 1)), (steps, (2, 1))) if saves else ((steps + 1, (1, 0)), (2, (1, 0)))
+    for at, reached in places:
         with monkeypatch.context() as patch:
             act = interrupt if saves else crash
             patch.setattr(DiffuASR, "loss", stopping(DiffuASR.loss, at, act))
             with pytest.raises(Interrupted if saves else Crash):
                 generator(config, place)
-        assert checkpoint.load(place / LAST)[1]["state"]["epoch"] == epoch
+        progress = checkpoint.load(place / LAST)[1]["progress"]
+        assert (progress["epoch"], progress["step"]) == reached
+        assert progress["seconds"] >= seconds
+        seconds = progress["seconds"]
     found = generator(config, place)
+    assert found[1]["training_seconds"] > seconds
     assert torch.equal(found[0], wanted[0])
+    for log in (found[1], wanted[1]):
+        del log["training_seconds"], log["generation_seconds"]
     assert found[1] == wanted[1]
-    assert found[2].keys() == wanted[2].keys()
-    for name, tensor in wanted[2].items():
-        assert torch.equal(found[2][name], tensor), name
+    assert_equal_tensors(found[2], wanted[2])
 
 
 def test_stopped_in_the_generator_the_same_command_goes_on(
@@ -1127,7 +1103,7 @@ def test_stopped_in_the_generator_the_same_command_goes_on(
 
 
 class Learner:
-    """``_train`` on pairs of its own, with the monitored losses given."""
+    """``train_generator`` on pairs of its own, with the monitored losses given."""
 
     def __init__(
         self, config: Config, monkeypatch: pytest.MonkeyPatch, n_pairs: int, n_held: int
@@ -1168,7 +1144,9 @@ class Learner:
         return ((target[:, 0] - 1) * N_ITEMS + target[:, 1] - 1).tolist()
 
     def train(self, place: Path) -> dict[str, Any]:
-        return generation._train(self.config, self.model, self.pairs, self.held_out, place)
+        given = self.config, self.model, self.pairs, self.held_out, place
+        self.best, log = generation.train_generator(*given)
+        return log
 
 
 @pytest.mark.parametrize("windows", ["first", "all"])
@@ -1232,9 +1210,8 @@ def test_each_epoch_trains_on_every_pair_that_is_not_held_out(
     epochs = [[p for step in learner.trained[4 * e : 4 * e + 4] for p in step] for e in range(3)]
     assert [len(step) for step in learner.trained] == [16, 16, 16, 9] * 3
     (held,) = {tuple(pairs) for pairs in learner.held}
-    for epoch, found in enumerate(log["train"]):  # each pair weighs the same
-        *whole, last = learner.losses[4 * epoch : 4 * epoch + 4]
-        assert found == pytest.approx((16 * sum(whole) + 9 * last) / 57)
+    for epoch, found in enumerate(log["train"]):
+        assert found == pytest.approx(sum(learner.losses[4 * epoch : 4 * epoch + 4]) / 4)
     for seen in epochs:
         assert sorted([*seen, *held]) == list(range(60))
     assert epochs[0] != epochs[1]
@@ -1253,18 +1230,45 @@ def test_without_held_out_pairs_the_training_loss_is_watched(
 
 
 def test_the_best_epoch_writes_the_items(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "recbole_simdiff")
     config = configure("SASRec", diffuasr_monitor="heldout", diffuasr_epochs=4)
     learner = Learner(config, monkeypatch, 40, 2)
     learner.script = [0.9, 0.4, 0.4, 0.5]
     log = learner.train(tmp_path)
     assert (log["best"], log["best_epoch"], log["epoch"]) == (0.4, 2, 4)
     after_two = learner.weights[2]  # one step an epoch
-    for name, tensor in learner.model.state_dict().items():
+    for name, tensor in learner.best.state_dict().items():
         assert torch.equal(tensor, after_two[name]), name
     name = next(name for name, _ in learner.model.network.named_parameters())
     assert not torch.equal(after_two[f"network.{name}"], learner.weights[3][f"network.{name}"])
+    lines = [line for line in caplog.messages if line.startswith("diffuser epoch")]
+    assert len(lines) == 4
+    assert lines[3].endswith("| valid held_out 0.50000 (best 0.40000, epoch 1)")
+
+
+def test_the_backbones_settings_are_not_the_generators(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its optimiser, patience and validation have keys of their own."""
+    changes = {"learner": "sgd", "learning_rate": 9.0, "weight_decay": 0.5, "eval_step": 2}
+    changes |= {"clip_grad_norm": {"max_norm": 1e-6}, "stopping_step": 1, "enable_amp": True}
+    changes |= {"valid_metric": "MRR@1", "stopping_updates": 1}
+    found = []
+    for name, given in (("plain", {}), ("changed", changes)):
+        config = configure("SASRec", diffuasr_monitor="heldout", diffuasr_epochs=4, **given)
+        with monkeypatch.context() as patch:
+            learner = Learner(config, patch, 40, 2)
+            learner.script = [0.4, 0.9, 0.9, 0.3]
+            log = learner.train(tmp_path / name)
+        del log["training_seconds"]
+        found.append((log, learner.best.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert_equal_tensors(found[0][1], found[1][1])
 
 
 def test_the_best_epoch_survives_a_stop(
@@ -1280,12 +1284,12 @@ def test_the_best_epoch_survives_a_stop(
             learner.train(tmp_path)
     with monkeypatch.context() as patch:
         resumed = Learner(config, patch, 40, 2)
-        resumed.script = [0.6]
+        resumed.script = [0.5, 0.6]  # stopped before the third epoch was validated
         log = resumed.train(tmp_path)
     assert (log["best"], log["best_epoch"], log["epoch"]) == (0.4, 2, 4)
     assert log["held_out"] == [0.9, 0.4, 0.5, 0.6]
     assert len(resumed.trained) == 1
-    for name, tensor in resumed.model.state_dict().items():
+    for name, tensor in resumed.best.state_dict().items():
         assert torch.equal(tensor, learner.weights[2][name]), name
 
 
@@ -1312,8 +1316,8 @@ def test_averaged_weights_write_the_items(
     learner = Learner(config, monkeypatch, 40, 2)
     learner.script = [0.9, 0.4, 0.5]
     learner.train(tmp_path)
-    saved = checkpoint.subset(checkpoint.load(tmp_path / LAST)[0], "model")
-    for name, value in learner.model.named_parameters():
+    saved = checkpoint.subset(checkpoint.load(tmp_path / BEST)[0], "model.average.module")
+    for name, value in learner.best.named_parameters():
         average = (learner.weights[1][name] + learner.weights[2][name]) / 2
         torch.testing.assert_close(value, average, msg=name)
         assert torch.equal(saved[name], value), name
@@ -1371,7 +1375,7 @@ def test_quality_of_the_random_augmenters() -> None:
     ends = torch.arange(0, 4001, 10)
     table = torch.randn(52, 8, generator=generator)
     uniform = quality(random_items(items, ends, 10, 0), items, ends, table)
-    own = quality(random_own(items, ends, 10, 0), items, ends, table)
+    own = quality(random_from_history(items, ends, 10, 0), items, ends, table)
     assert own["own item"] == 1
     assert uniform["own item"] < 0.3
     assert uniform["popularity"] == pytest.approx(1, abs=0.05)
@@ -1382,14 +1386,13 @@ def test_quality_of_the_random_augmenters() -> None:
 
 def test_the_other_augmenters_are_compared_for_the_same_users(configure: Configure) -> None:
     """With their own draws: the random augmenter is not compared with itself."""
-    config = configure(augmenter="random", pseudo_max_history=5)
-    augmented = augment(config)
-    compared = augmented.notes["quality"]
+    config = configure(augmenter="random")
+    compared = augment(config).notes["quality"]
     assert compared["random_seq"]["own item"] == 1
     assert compared["this augmenter"] != compared["random"]
     items, ends = training_part(config).training_items()
-    other = random_own(items, ends, 2, config["seed"] + 1)
-    other[augmented.pseudo[:, 0] == 0] = 0
+    other = random_from_history(items, ends, 2, config["seed"] + 1)
+    other[0] = 0
     expected = quality(other, items, ends, torch.eye(N_ITEMS + 1))
     for name in ("popularity", "never generated"):
         assert compared["random_seq"][name] == expected[name]
@@ -1401,7 +1404,7 @@ def test_the_quality_table() -> None:
         "random": {"similarity": -0.1239, "own item": 0.0},
     }
     assert report.format_quality(compared).splitlines() == [
-        "invented items  similarity  own item",
+        "pseudo-items    similarity  own item",
         "this augmenter       0.250     0.333",
         "random              -0.124     0.000",
     ]
@@ -1452,7 +1455,7 @@ def held_out(config: Config) -> list[dict[str, str]]:
 
 def test_the_exported_file(configure: Configure, tmp_path: Path) -> None:
     """RecBole reads it: pseudo-items first, the real ones after them, all in their own ids."""
-    config = configure(augmenter="random", pseudo_max_history=8)
+    config = configure(augmenter="random")
     augmented = augment(config)
     path = tmp_path / "dataset" / "longer" / "longer.inter"
     export(augmented, path)
@@ -1467,7 +1470,7 @@ def test_the_exported_file(configure: Configure, tmp_path: Path) -> None:
         times, written = zip(*found[user], strict=True)
         assert list(times) == list(range(len(times)))
         made = [f"i{item}" for item in augmented.pseudo[number].tolist() if item]
-        assert len(made) == (2 if len(items) <= 10 else 0)
+        assert len(made) == 2
         n_real = len(items)
         assert list(written[-n_real:]) == items
         if n_real >= 4:

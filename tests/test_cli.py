@@ -660,8 +660,7 @@ def test_a_run_on_augmented_data_is_compared_with_one_without(
     assert ["all", "without", *(f"{v:.4f}" for v in baseline.values())] in rows
     assert ["all", "with", *(f"{v:.4f}" for v in result["test"]["history kept"].values())] in rows
     assert [
-        "invented",
-        "items",
+        "pseudo-items",
         "similarity",
         "popularity",
         "never",

@@ -9,10 +9,10 @@ import pytest
 from recbole_simdiff import checkpoint, evaluate, load
 from recbole_simdiff.checkpoint import BEST
 from recbole_simdiff.experiments.execute import LINES, read_lines
-from recbole_simdiff.runs.restore import stored_config
+from recbole_simdiff.runs.restore import RETIRED, stored_config
 
 FORMER = Path(__file__).parent / "former"
-MODELS = ["CL4SRec", "DreamRec", "GRU4Rec", "SimDiffRec"]
+MODELS = ["CL4SRec", "DiffuASR", "DreamRec", "GRU4Rec", "SimDiffRec"]
 
 
 @pytest.fixture
@@ -49,6 +49,13 @@ def test_so_they_are_for_a_backbone_of_diffuasr(run_of: Path) -> None:
     stored = {"model": "DiffuASR", "dataset": "toy", "values": values}
     config = stored_config({"config": stored}, {}, ())
     assert (config["rounding"], config["reverse_clamp"]) == ("tied", "none")
+
+
+def test_settings_that_are_gone_are_passed_over(run_of: Path) -> None:
+    """DiffuASR's pseudo-items are in its checkpoint, whatever shaped them."""
+    stored = checkpoint.load(run_of / "DiffuASR" / BEST)[1]
+    assert stored["config"]["values"].keys() >= RETIRED
+    assert not RETIRED & stored_config(stored, {}, ()).plain()["values"].keys()
 
 
 def test_records_are_read(run_of: Path) -> None:

@@ -278,8 +278,8 @@ def test_each_stage_on_augmented_data_is_tracked(tmp_path: Path) -> None:
     assert baseline.info.run_name == Path(result.augmentation["baseline"]["run_dir"]).name
     assert generator.info.run_name.startswith("diffuser-toy-")
     log = result.augmentation["log"]
-    assert series(generator, "diffuser/loss") == dict(enumerate(log["train"], start=1))
-    assert series(generator, "diffuser/held_out") == dict(enumerate(log["held_out"], start=1))
+    assert series(generator, "diffuser/noise") == dict(enumerate(log["train"], start=1))
+    assert series(generator, "valid/held_out") == dict(enumerate(log["held_out"], start=1))
     assert generator.data.metrics["result/loss"] == log["best"]
     assert {found.info.status for found in (baseline, generator, final)} == {FINISHED}
     run_stages(config)

@@ -9,7 +9,30 @@ from torch import Tensor, nn
 from recbole_simdiff.modules.plan import Phase
 
 
-class SequentialModel(SequentialRecommender):
+class Trainable:
+    """What training asks of a module: how it is trained, and what it does between steps."""
+
+    def training_plan(self) -> list[Phase]:
+        """The phases of training, in order."""
+        raise NotImplementedError
+
+    def begin_epoch(self, phase: str, epoch: int) -> None:
+        """Called before each epoch, and before the rest of one that is resumed.
+
+        Args:
+            phase (str): name of a phase of ``training_plan``.
+            epoch (int): number of the epoch within the phase, from 0.
+        """
+
+    def end_step(self) -> None:
+        """Called after the updates of each batch, for example to average the weights."""
+
+    def monitored(self) -> dict[str, Tensor]:
+        """Scalars of the last loss to be logged beside it, by name."""
+        return {}
+
+
+class SequentialModel(Trainable, SequentialRecommender):
     """Base of all models. Everything below has a default; a model overrides what differs.
 
     Besides, a model must have RecBole's three methods: ``calculate_loss(interaction)``, a tensor, a
@@ -53,18 +76,6 @@ class SequentialModel(SequentialRecommender):
     def training_plan(self) -> list[Phase]:
         """The phases of training, in order; by default one, with one update a batch."""
         return [Phase("train", self.epochs)]
-
-    def begin_epoch(self, phase: str, epoch: int) -> None:
-        """Called before each epoch, and before the rest of one that is resumed.
-
-        Args:
-            phase (str): name of a phase of ``training_plan``.
-            epoch (int): number of the epoch within the phase, from 0.
-        """
-
-    def monitored(self) -> dict[str, Tensor]:
-        """Scalars of the last loss to be logged beside it, by name."""
-        return {}
 
     # ------------------------------------------------------------------ evaluation and analysis
 

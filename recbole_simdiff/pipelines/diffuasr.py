@@ -3,7 +3,7 @@
     baseline    the backbone alone, an ordinary run on the raw data: what a gain is measured
                 against, and the recommender whose item table and judgement guide the generator
     diffuser    the generator, trained on the training interactions
-    pseudo      invented items of each user, put in front of the training history
+    pseudo      pseudo-items of each user, put in front of the training history
     final       the backbone again, on the augmented data
 
 A stage is looked up in ``augmentation_cache`` under a key of everything that shaped it, so an
@@ -35,11 +35,11 @@ from recbole_simdiff.models.diffuasr.generator import (
     check_width,
 )
 from recbole_simdiff.models.diffuasr.guide import Guide
-from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
+from recbole_simdiff.models.diffuasr.random_items import random_from_history, random_items
 from recbole_simdiff.models.registry import WRAPPERS, build_model
 from recbole_simdiff.pipelines.generation import generate
-from recbole_simdiff.pipelines.pairs import _long_enough
-from recbole_simdiff.pipelines.report import _compared, format_quality
+from recbole_simdiff.pipelines.pairs import users_to_learn_from
+from recbole_simdiff.pipelines.report import compared_quality, format_quality
 from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.identity import digest_of, fingerprint, source_checksum
@@ -55,7 +55,7 @@ class Augmented(NamedTuple):
 
     Attributes:
         dataset (FlatDataset): all interactions.
-        pseudo (LongTensor): invented items of each user, oldest first, 0 for none, [users, M].
+        pseudo (LongTensor): pseudo-items of each user, oldest first, 0 for none, [users, M].
         notes (dict): what the final result says about them.
     """
 
@@ -120,7 +120,6 @@ def augment(config: Config, test: bool = True) -> Augmented:
 
 
 def _augment(config: Config, test: bool) -> Augmented:
-    cache = Path(config["augmentation_cache"])
     dataset = create_dataset(config)
     train = create_loaders(config, dataset)[0]._dataset
     if not dataset.list_fields:
@@ -128,42 +127,24 @@ def _augment(config: Config, test: bool) -> Augmented:
             "DiffuASR needs one interaction a line; benchmark_filename gives ready-made prefixes"
         )
     items, ends = train.training_items()
-    data = files.digest({"items": items, "ends": ends})
-
     width = _check_backbone(config, train, ends)
-    baseline = train_baseline(config, cache, dataset, test)
-    weights, _ = checkpoint.load(checkpoint.resolve(baseline.run_dir, BEST))
-    guide = files.digest(checkpoint.subset(weights, "model"))
+    baseline = train_baseline(config, Path(config["augmentation_cache"]), dataset, test)
+    weights = checkpoint.load(checkpoint.resolve(baseline.run_dir, BEST))[0]
+    model = _recommender(config.backbone(), weights, baseline)
+    by_model = config["augmenter"] == "diffuasr"
     shaped_by = {
         "code": source_checksum(),
         "augmenter": config["augmenter"],
-        "settings": {key: config[key] for key in GENERATION_KEYS},
+        "settings": {key: config[key] for key in (GENERATION_KEYS if by_model else ("n_pseudo",))},
         "seed": config["seed"],
-        "data": data,
+        "data": files.digest({"items": items, "ends": ends}),
         "items": dataset.item_num,
         "width": width,
-        "guide": guide,
+        "guide": files.digest(checkpoint.subset(weights, "model")) if by_model else "",
     }
-    if config["augmenter"] != "diffuasr":
-        shaped_by |= {"settings": {"n_pseudo": config["n_pseudo"]}, "guide": ""}
-    path = cache / f"{config['augmenter']}-{config['dataset']}-{digest_of(shaped_by)}.safetensors"
-    model = _recommender(config.backbone(), weights, baseline)
-    with files.exclusive(path):
-        if path.is_file():
-            logger.info(f"pseudo: {path}")
-        else:
-            pseudo, log = _invent(config, items, ends, dataset.item_num, model, shaped_by)
-            checkpoint.save(path, {"pseudo": pseudo.int()}, {"shaped_by": shaped_by, "log": log})
-            logger.info(f"pseudo: {path} written")
-    tensors, content = checkpoint.load(path)
-    if "pseudo" not in tensors or "log" not in content:
-        raise checkpoint.foreign(path, "it lacks the invented items or their log")
-    pseudo, log = tensors["pseudo"].long(), content["log"]
-
+    path, pseudo, log = _cached_pseudo_items(config, items, ends, model, shaped_by)
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))
-    limit = config["pseudo_max_history"]
-    without = (lengths == 0) | ((lengths > limit) if limit else False)
-    pseudo = pseudo.masked_fill(without.unsqueeze(1), 0)
+    pseudo = pseudo.masked_fill((lengths == 0).unsqueeze(1), 0)
     notes = {
         "augmenter": config["augmenter"],
         "backbone": config.model,
@@ -174,7 +155,7 @@ def _augment(config: Config, test: bool) -> Augmented:
             "test": baseline.test,
             "by_length": baseline.by_length,
         },
-        "quality": _compared(pseudo, items, ends, model, config["seed"]),
+        "quality": compared_quality(pseudo, items, ends, model, config["seed"]),
         "pseudo": str(path),
         "log": log,
         "seconds": baseline.seconds + sum(v for k, v in log.items() if k.endswith("_seconds")),
@@ -183,39 +164,53 @@ def _augment(config: Config, test: bool) -> Augmented:
     return Augmented(dataset, pseudo, notes)
 
 
+def _cached_pseudo_items(
+    config: Config, items: Tensor, ends: Tensor, model: Any, shaped_by: Mapping[str, Any]
+) -> tuple[Path, Tensor, dict[str, Any]]:
+    """The cache's file of pseudo-items, written where it is not there; what it holds, and a log."""
+    name = f"{config['augmenter']}-{config['dataset']}-{digest_of(shaped_by)}.safetensors"
+    path = Path(config["augmentation_cache"]) / name
+    with files.exclusive(path):
+        if path.is_file():
+            logger.info(f"pseudo: {path}")
+        else:
+            pseudo, log = _pseudo_items(config, items, ends, model, shaped_by)
+            checkpoint.save(path, {"pseudo": pseudo.int()}, {"shaped_by": shaped_by, "log": log})
+            logger.info(f"pseudo: {path} written")
+    tensors, content = checkpoint.load(path)
+    if "pseudo" not in tensors or "log" not in content:
+        raise checkpoint.foreign(path, "it lacks the pseudo-items or their log")
+    return path, tensors["pseudo"].long(), content["log"]
+
+
 def _check_backbone(config: Config, train: FlatDataset, ends: Tensor) -> int:
     """Width of the backbone's item table; refuse, before anything is trained, what cannot work."""
     alone = config.backbone()
     guide = Guide(build_model(alone, train), "cpu")
     width = guide.table().shape[1]
     if config["augmenter"] == "diffuasr":
-        _long_enough(config, ends)
+        users_to_learn_from(config, ends)
         check_width(width, len(config["sunet_channel_mult"]))
         if config["diffuasr_guidance"] == "classifier":
             guide.check(config["n_pseudo"])
     return width
 
 
-def _invent(
-    config: Config,
-    items: Tensor,
-    ends: Tensor,
-    n_items: int,
-    model: Any,
-    shaped_by: Mapping[str, Any],
+def _pseudo_items(
+    config: Config, items: Tensor, ends: Tensor, model: Any, shaped_by: Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Invented items of each user, [users, M], and a log of how they came about."""
+    """Pseudo-items of each user, [users, M], and a log of how they were made."""
     if config["augmenter"] == "random":
         return random_items(items, ends, config["n_pseudo"], config["seed"]), {}
     if config["augmenter"] == "random_seq":
-        return random_own(items, ends, config["n_pseudo"], config["seed"]), {}
+        return random_from_history(items, ends, config["n_pseudo"], config["seed"]), {}
     # What only sampling reads does not change the generator, unless it is trained with guidance.
     guided = config["diffuasr_guide_in_training"] or config["diffuasr_cf_training"] == "combined"
     settings = {k: config[k] for k in GENERATION_KEYS if guided or k not in SAMPLING_KEYS}
     key = digest_of({**shaped_by, "settings": settings})
     place = Path(config["augmentation_cache"]) / f"diffuser-{config['dataset']}-{key}"
     with files.exclusive(place):
-        return generate(config, items, ends, n_items, model, place)
+        return generate(config, items, ends, shaped_by["items"], model, place)
 
 
 def train_baseline(
@@ -274,11 +269,11 @@ def _recommender(config: Config, weights: Mapping[str, Tensor], result: RunResul
 
 
 def export(augmented: Augmented, path: Path) -> None:
-    """Write all interactions, invented ones in front, as an atomic ``.inter`` file.
+    """Write all interactions, pseudo-items in front, as an atomic ``.inter`` file.
 
     ``timestamp`` is the position within the user, so that the same leave-one-out split of the file
     holds out the same real items. Read it without ``rm_dup_inter``, which would drop a real item
-    that was also invented, and without filters by time.
+    that is also a pseudo-item, and without filters by time.
 
     Args:
         augmented (Augmented): what ``augment`` returned, of a leave-one-out split.
@@ -302,8 +297,8 @@ def export(augmented: Augmented, path: Path) -> None:
                     previous, place = u, 0
                     # Of shorter histories a longer one would hold out more than was held out here.
                     enough = counts[u] >= held_out + 2
-                    for made in pseudo[u][pseudo[u] > 0].tolist() if enough else []:
-                        file.write(f"{user_name[u]}\t{item_name[made]}\t{place}\n")
+                    for drawn in pseudo[u][pseudo[u] > 0].tolist() if enough else []:
+                        file.write(f"{user_name[u]}\t{item_name[drawn]}\t{place}\n")
                         place += 1
                 file.write(f"{user_name[u]}\t{item_name[i]}\t{place}\n")
                 place += 1

@@ -1,15 +1,62 @@
 """Pairs of first items and what follows them: training data of the generator."""
 
 import torch
+from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models.diffuasr.generator import LEAST_CONDITION, training_pairs
+from recbole_simdiff.models.diffuasr.generator import MIN_CONDITION, training_pairs
+from recbole_simdiff.models.diffuasr.training import CONDITION, TARGET
 
 HELD_OUT = 20  # one user in so many is held out to choose the generator's best epoch
 
 Pairs = tuple[Tensor, Tensor]  # targets [P, M] and conditions [P, L] of the generator
+
+
+class PairLoader:
+    """Batches of pairs, for ``PlanTrainer``.
+
+    Each epoch has a random state of its own: its order comes first, then its steps, noise and
+    dropout.
+
+    Args:
+        pairs (tuple): targets and conditions, on the training device.
+        batch_size (int): pairs a batch; the last one may be smaller.
+        seed (int): of the random states.
+    """
+
+    def __init__(self, pairs: Pairs, batch_size: int, seed: int) -> None:
+        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.pairs[0]) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration.
+
+        Args:
+            epoch (int): from 0.
+        """
+        self.epoch = epoch
+
+    def batches(self) -> list[tuple[int, Tensor]]:
+        """Every batch of the current epoch: its number and the numbers of its pairs."""
+        return list(enumerate(self._order().split(self.batch_size)))
+
+    def collate(self, batch: tuple[int, Tensor]) -> Interaction:
+        """A batch: ``target`` [B, M] and ``condition`` [B, L]."""
+        number, index = batch
+        if number == 0:  # a resumed training has put back the states of the epoch before
+            self._order()
+        target, condition = self.pairs
+        return Interaction({TARGET: target[index], CONDITION: condition[index]})
+
+    def _order(self) -> Tensor:
+        """The order of the epoch's pairs; the random states are those that follow it."""
+        torch.manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(len(self.pairs[0]))
 
 
 def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, Pairs]:
@@ -28,36 +75,44 @@ def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, 
     Raises:
         UserError: if fewer than two users have a history long enough.
     """
-    able = _long_enough(config, ends)
+    users = users_to_learn_from(config, ends)
     generator = torch.Generator().manual_seed(config["seed"])
-    able = able[torch.randperm(len(able), generator=generator)]
-    n_held = len(able) // HELD_OUT if config["diffuasr_monitor"] == "heldout" else 0
+    users = users[torch.randperm(len(users), generator=generator)]
+    n_held = len(users) // HELD_OUT if config["diffuasr_monitor"] == "heldout" else 0
     return (
-        _pairs_of(able[n_held:].sort().values, items, ends, config),
-        _pairs_of(able[:n_held].sort().values, items, ends, config),
+        _pairs_of(users[n_held:].sort().values, items, ends, config),
+        _pairs_of(users[:n_held].sort().values, items, ends, config),
     )
 
 
-def _long_enough(config: Config, ends: Tensor) -> Tensor:
-    """Users whose training items make a pair."""
-    needed = config["n_pseudo"] + LEAST_CONDITION
+def users_to_learn_from(config: Config, ends: Tensor) -> Tensor:
+    """Users whose training items make a pair, [users].
+
+    Args:
+        config (Config): of ``--model=DiffuASR``.
+        ends (LongTensor): where each user's training items end, [users].
+
+    Raises:
+        UserError: if there are fewer than two.
+    """
+    minimum = config["n_pseudo"] + MIN_CONDITION
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))
-    able = (lengths >= needed).nonzero().squeeze(1)
-    if len(able) < 2:
+    users = (lengths >= minimum).nonzero().squeeze(1)
+    if len(users) < 2:
         raise UserError(
-            f"n_pseudo={config['n_pseudo']}: {len(able)} users have the {needed} training items it "
-            f"takes to learn from (the longest history has {int(lengths.max())}); choose a smaller "
-            "n_pseudo"
+            f"n_pseudo={config['n_pseudo']}: {len(users)} users have the {minimum} training items "
+            f"it takes to learn from (the longest history has {int(lengths.max())}); choose a "
+            "smaller n_pseudo"
         )
-    return able
+    return users
 
 
 def _pairs_of(users: Tensor, items: Tensor, ends: Tensor, config: Config) -> Pairs:
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))[users]
-    own_ends = lengths.cumsum(0)
-    owner = torch.repeat_interleave(torch.arange(len(users)), lengths)
-    place = torch.arange(len(owner)) - (own_ends - lengths)[owner]
-    own = items[(ends[users] - lengths)[owner] + place]
+    part_ends = lengths.cumsum(0)
+    row = torch.repeat_interleave(torch.arange(len(users)), lengths)
+    position = torch.arange(len(row)) - (part_ends - lengths)[row]
+    part = items[(ends[users] - lengths)[row] + position]
     longest, windows = config["MAX_ITEM_LIST_LENGTH"], config["diffuasr_windows"]
-    target, condition = training_pairs(own, own_ends, config["n_pseudo"], longest, windows)
+    target, condition = training_pairs(part, part_ends, config["n_pseudo"], longest, windows)
     return target.to(config["device"]), condition.to(config["device"])

@@ -1,4 +1,4 @@
-"""How pseudo-items look, and what they change."""
+"""Quality of pseudo-items, and metrics with and without them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,25 +9,25 @@ from torch.nn import functional as F
 
 from recbole_simdiff.evaluation.protocols import kept
 from recbole_simdiff.models.diffuasr.guide import Guide
-from recbole_simdiff.models.diffuasr.random_items import random_items, random_own
+from recbole_simdiff.models.diffuasr.random_items import random_from_history, random_items
 from recbole_simdiff.runs.result import RunResult, aligned, format_table
 
 
 def quality(pseudo: Tensor, items: Tensor, ends: Tensor, table: Tensor) -> dict[str, float]:
-    """What invented items look like next to the users' real ones.
+    """Measures of pseudo-items against the users' real items.
 
     Args:
-        pseudo (LongTensor): invented items, 0 for none, [users, M].
+        pseudo (LongTensor): pseudo-items, 0 for none, [users, M].
         items (LongTensor): training items of all users, [n].
         ends (LongTensor): where each user's end, [users].
         table (Tensor): item embeddings of a trained recommender, [n_items, d].
 
     Returns:
-        dict: ``similarity``, mean cosine between an invented item and the mean of its user's real
+        dict: ``similarity``, mean cosine between a pseudo-item and the mean of its user's real
         ones; ``popularity``, its mean share of training interactions times the number of items
-        (1 for uniform draws); ``never generated``, share of the items that are never invented;
-        ``own item``, share of invented items that the user's training history holds (and is
-        trained to predict).
+        (1 for uniform draws); ``never generated``, share of the items that are no pseudo-item;
+        ``own item``, share of pseudo-items that the user's training history holds (and is trained
+        to predict).
     """
     n_items = len(table)
     lengths = torch.diff(ends, prepend=ends.new_zeros(1))
@@ -35,40 +35,51 @@ def quality(pseudo: Tensor, items: Tensor, ends: Tensor, table: Tensor) -> dict[
     user = (pseudo[:, 0] > 0).nonzero().squeeze(1)
     if not len(user):
         return {}
-    made = pseudo[user]
+    pseudo = pseudo[user]
     table = F.normalize(table.float(), dim=-1)
     mean = F.normalize(F.embedding_bag(items, table, ends - lengths, mode="sum"), dim=-1)
     similarity = torch.stack(
-        [(table[made[:, j]] * mean[user]).sum(-1).mean() for j in range(made.shape[1])]
+        [(table[pseudo[:, j]] * mean[user]).sum(-1).mean() for j in range(pseudo.shape[1])]
     )
     share = torch.bincount(items, minlength=n_items).double() / len(items) * (n_items - 1)
-    seen = torch.isin(user.unsqueeze(1) * n_items + made, owner * n_items + items)
+    seen = torch.isin(user.unsqueeze(1) * n_items + pseudo, owner * n_items + items)
     return {
         "similarity": similarity.mean().item(),
-        "popularity": share[made].mean().item(),
-        "never generated": 1 - len(made.unique()) / (n_items - 1),
+        "popularity": share[pseudo].mean().item(),
+        "never generated": 1 - len(pseudo.unique()) / (n_items - 1),
         "own item": seen.double().mean().item(),
     }
 
 
-def _compared(
+def compared_quality(
     pseudo: Tensor, items: Tensor, ends: Tensor, model: Any, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Quality of the invented items, and of the two random augmenters for the same users."""
+    """Quality of pseudo-items, and of those of the two random augmenters for the same users.
+
+    Args:
+        pseudo (LongTensor): pseudo-items, 0 for none, [users, M].
+        items (LongTensor): training items of all users, [n].
+        ends (LongTensor): where each user's end, [users].
+        model (SequentialModel): the trained baseline, for its item table.
+        seed (int): the random augmenters draw with the next one.
+
+    Returns:
+        dict: augmenter -> measure -> value, see ``quality``.
+    """
     table = Guide(model, torch.device("cpu")).table()
     size, none = pseudo.shape[1], pseudo[:, :1] == 0
-    rivals = {
+    augmenters = {
         "this augmenter": pseudo,
         "random": random_items(items, ends, size, seed + 1).masked_fill(none, 0),
-        "random_seq": random_own(items, ends, size, seed + 1).masked_fill(none, 0),
+        "random_seq": random_from_history(items, ends, size, seed + 1).masked_fill(none, 0),
     }
-    return {name: quality(made, items, ends, table) for name, made in rivals.items()}
+    return {name: quality(drawn, items, ends, table) for name, drawn in augmenters.items()}
 
 
 def format_quality(compared: Mapping[str, Mapping[str, float]]) -> str:
     """Rows augmenter, columns measure."""
     names = list(next(iter(compared.values())))
-    rows = [["invented items", *names]]
+    rows = [["pseudo-items", *names]]
     rows += [[name, *(f"{values[n]:.3f}" for n in names)] for name, values in compared.items()]
     return aligned(rows, 1)
 

@@ -79,6 +79,8 @@ class Resumed:
                 f"{path} holds the random states of {n} processes and cannot be resumed by "
                 f"{distributed.world_size()}; give --nproc={n}"
             )
+        if "progress" not in self.content:
+            raise checkpoint.foreign(path, "it lacks progress")
         self.progress = Progress(**self.content["progress"])
 
     def load_model(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """RecBole's trainer with named losses, phases, exact resume and listeners."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,13 @@ from recbole_simdiff.modules.plan import Phase, Update
 from recbole_simdiff.modules.random_state import _get_rng, _set_rng
 from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.training.progress import Listener, LogLine, Progress, TensorBoard
+from recbole_simdiff.training.settings import FitSettings
 from recbole_simdiff.training.state import Resumed, add_resumable, pack
 from recbole_simdiff.training.updates import build_optimizers, take_steps, updates_of
 
 
 class PlanTrainer(Trainer):
-    """Trains any sequential model phase by phase; never loses work.
+    """Trains any ``Trainable`` module phase by phase; never loses work.
 
     A phase takes one optimiser step a batch or several, each over parameters of its own.
 
@@ -39,10 +40,12 @@ class PlanTrainer(Trainer):
 
     Args:
         config (Config): resolved configuration.
-        model (SequentialRecommender): the model, on its device.
+        model (Trainable): the model, on its device.
         run_dir (Path): folder of this run's checkpoints.
         payload (dict): JSON content that every checkpoint carries, e.g. configuration and id maps.
         data (dict): tensors that every checkpoint carries, e.g. users' histories.
+        settings (FitSettings | None): of a model that is no recommender; a recommender's are those
+            of the configuration, and it is validated by its rankings.
 
     Attributes:
         evaluator (Evaluator): of the model; RecBole's own is inside it.
@@ -56,14 +59,16 @@ class PlanTrainer(Trainer):
         run_dir: Path,
         payload: dict[str, Any] | None = None,
         data: dict[str, Tensor] | None = None,
+        settings: FitSettings | None = None,
     ) -> None:
+        config = config if settings is None else settings.applied_to(config)
         # RecBole's own W&B logger would hand W&B its Config, which is no dictionary, and open a run
         # for an evaluation, too; and it makes the folder that a checkpoint names, anybody's.
         quiet = copy.copy(config)
         own = {"log_wandb": False, "checkpoint_dir": str(run_dir)}
         quiet.final_config_dict = config.final_config_dict | own
         super().__init__(quiet, model)
-        self.config = config
+        self.config, self.settings = config, settings
         self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}
         self.saved_model_file = str(run_dir / BEST)
         self.progress = Progress()
@@ -99,9 +104,10 @@ class PlanTrainer(Trainer):
             TrainingDiverged: if a loss is NaN or infinite.
             Interrupted: after such a signal, once the state is saved.
         """
-        self.evaluator.data_collect(train_data)
-        if self.config["train_neg_sample_args"].get("dynamic"):
-            train_data.get_model(self.model)
+        if self.settings is None:
+            validate = self._by_rankings(train_data, valid_data, show_progress)
+        else:
+            validate = self.settings.validate
         phases = self.model.training_plan()
         if len(phases) > 1:
             listed = ", ".join(f"{p.name} (at most {p.epochs} epochs)" for p in phases)
@@ -114,11 +120,22 @@ class PlanTrainer(Trainer):
                 if number > self.progress.phase:
                     self._begin_phase(number, phases[number])
                 try:
-                    self._fit_phase(phases[number], train_data, valid_data, show_progress, told)
+                    self._fit_phase(phases[number], train_data, validate, show_progress, told)
                 except Interrupted:
                     self.save_state(LAST)
                     raise
         return self.progress
+
+    def _by_rankings(
+        self, train_data: Any, valid_data: Any, show_progress: bool
+    ) -> Callable[[Metrics], Metrics] | None:
+        """What validates a recommender after an epoch; None without validation data."""
+        self.evaluator.data_collect(train_data)
+        if self.config["train_neg_sample_args"].get("dynamic"):
+            train_data.get_model(self.model)
+        if not valid_data:
+            return None
+        return lambda _: self.evaluator.evaluate(valid_data, (KEPT,), show_progress)[KEPT]
 
     def _begin_phase(self, number: int, phase: Phase) -> None:
         if phase.refine:
@@ -147,12 +164,12 @@ class PlanTrainer(Trainer):
         self,
         phase: Phase,
         train_data: Any,
-        valid_data: Any,
+        validate: Callable[[Metrics], Metrics] | None,
         show_progress: bool,
         listeners: Sequence[Listener],
     ) -> None:
-        progress = self.progress
-        validated, patience = phase.evaluate and valid_data, self.config["stopping_updates"]
+        progress, patience = self.progress, self.config["stopping_updates"]
+        validate = validate if phase.evaluate else None
         while progress.epoch < phase.epochs:
             # An epoch that was begun is ended: within it there are more idle updates than before.
             if not progress.step and progress.out_of_patience(self.stopping_step, patience):
@@ -160,12 +177,11 @@ class PlanTrainer(Trainer):
             self.model.begin_epoch(phase.name, progress.epoch)
             with progress.timed():
                 self._train_epoch(train_data, progress.epoch, show_progress)
-            entry, better = progress.entry(phase.name), not validated
-            if validated and (progress.epoch + 1) % self.eval_step == 0:
+            entry, better = progress.entry(phase.name), validate is None
+            if validate and (progress.epoch + 1) % self.eval_step == 0:
                 with progress.timed():
-                    found = self.evaluator.evaluate(valid_data, (KEPT,), show_progress)[KEPT]
-                entry["valid"] = found
-                better = progress.compare(found, self.valid_metric, self.valid_metric_bigger)
+                    entry["valid"] = result = validate(entry["loss"])
+                better = progress.compare(result, self.valid_metric, self.valid_metric_bigger)
             progress.end_epoch(entry)
             if better:
                 self.save_state(BEST)
@@ -222,14 +238,17 @@ class PlanTrainer(Trainer):
         """See ``take_steps``."""
         batch = batch.to(self.device)
         optimizers, diverged = self.optimizers, self._diverged
-        return take_steps(self.model, self.config, updates, optimizers, batch, diverged)
+        values = take_steps(self.model, self.config, updates, optimizers, batch, diverged)
+        self.model.end_step()
+        return values
 
     def _diverged(self, name: str, value: float) -> NoReturn:
         progress = self.progress
+        remedy = "A smaller learning_rate or clip_grad_norm={max_norm: 1.0} may help"
         raise TrainingDiverged(
             f"loss part {name!r} is {value} at epoch {progress.epoch}, step {progress.step}; "
             f"training stopped before the update. {self.run_dir / LAST} holds the last good state. "
-            "A smaller learning_rate or clip_grad_norm={max_norm: 1.0} may help"
+            + (remedy if self.settings is None else self.settings.remedy)
         )
 
     # ------------------------------------------------------------------ evaluation

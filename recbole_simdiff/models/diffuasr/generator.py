@@ -13,7 +13,7 @@ Paper: Liu et al., CIKM 2023, arXiv 2309.12858. Released code consulted: liuqido
     gamma      strength              scalar     strength of the guidance
     p_phi      guide                 [B]        a recommender trained on the raw training sequences
 
-The method. A user's history is extended at its beginning: M items are invented that could have come
+The method. A user's history is extended at its beginning by M pseudo-items that could have come
 before the first recorded one. A diffusion model learns this from the users whose sequences are long
 enough to be cut in two: it noises the embeddings of the first M items and predicts the noise from
 what follows them. For any user, M embeddings are then sampled given the whole training sequence and
@@ -42,7 +42,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.process import ForwardProcess
@@ -63,7 +62,7 @@ from recbole_simdiff.modules.rules import (
     whole_numbers,
 )
 
-LEAST_CONDITION = 3  # items that must follow a training target [Code]
+MIN_CONDITION = 3  # items that must follow a training target [Code]
 
 ROWS = 256  # users denoised at once; more is slower, for activations leave the processor's cache
 
@@ -81,16 +80,12 @@ OPTIONS = {
     "diffuasr_cg_scale": ("per_step", "const_first"),
     "diffuasr_cg_sign": ("paper", "flipped"),
     "diffuasr_schedule": ("linear", "quad", "sigmoid", "cosine"),
-    "diffuasr_sampler": ("ddim", "ddpm"),
-    "diffuasr_rounding": ("cosine", "dot"),
-    "diffuasr_exclude": ("none", "history"),
     "diffuasr_windows": ("first", "all"),
     "diffuasr_monitor": ("heldout", "train_loss"),
 }
 
 RANGES = {
     "n_pseudo": at_least(1),
-    "pseudo_max_history": at_least(0),
     "diffuasr_strength": at_least(0),
     "diffuasr_diffusion_steps": at_least(2),
     "diffuasr_sample_steps": at_least(1),
@@ -132,10 +127,7 @@ GENERATION_KEYS: tuple[str, ...] = (
     "diffuasr_guide_in_training",
     "diffuasr_diffusion_steps",
     "diffuasr_schedule",
-    "diffuasr_sampler",
     "diffuasr_sample_steps",
-    "diffuasr_rounding",
-    "diffuasr_exclude",
     "diffuasr_windows",
     "diffuasr_epochs",
     "diffuasr_patience",
@@ -159,10 +151,7 @@ SAMPLING_KEYS: tuple[str, ...] = (
     "diffuasr_cg_label",
     "diffuasr_cg_scale",
     "diffuasr_cg_sign",
-    "diffuasr_sampler",
     "diffuasr_sample_steps",
-    "diffuasr_rounding",
-    "diffuasr_exclude",
 )
 
 
@@ -268,7 +257,7 @@ def training_pairs(
         tuple: target [P, M] and condition [P, L], right-padded with 0.
     """
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    n_windows = (ends - starts - n_pseudo - LEAST_CONDITION + 1).clamp(min=0)
+    n_windows = (ends - starts - n_pseudo - MIN_CONDITION + 1).clamp(min=0)
     if windows == "first":
         n_windows = n_windows.clamp(max=1)
     user = torch.repeat_interleave(torch.arange(len(ends)), n_windows)
@@ -297,6 +286,35 @@ def antithetic_steps(n: int, n_steps: int, generator: torch.Generator | None = N
     return torch.cat([half, n_steps + 1 - half])[:n]
 
 
+def build_network(config: Any, width: int) -> SUNet:
+    """The noise predictor, with a warning where it cannot span the noise.
+
+    Args:
+        config (Config): resolved configuration.
+        width (int): d, of the item embeddings.
+
+    Raises:
+        UserError: if embeddings of this width make no picture.
+    """
+    check_width(width, len(config["sunet_channel_mult"]))
+    if config["sunet_base_channels"] < config["n_pseudo"]:
+        logger.warning(
+            f"sunet_base_channels={config['sunet_base_channels']} is smaller than n_pseudo="
+            f"{config['n_pseudo']}: predictions cannot span the noise, and generated items are "
+            "close to random"
+        )
+    return SUNet(
+        n_items=config["n_pseudo"],
+        width=width,
+        base=config["sunet_base_channels"],
+        multipliers=config["sunet_channel_mult"],
+        n_blocks=config["sunet_res_blocks"],
+        groups=config["sunet_groups"],
+        attention_at=config["sunet_attn_resolutions"],
+        dropout_prob=config["sunet_dropout"],
+    )
+
+
 class DiffuASR(nn.Module):
     """Noise predictor, its training loss, and guided generation of pseudo-items.
 
@@ -305,7 +323,7 @@ class DiffuASR(nn.Module):
         n_items (int): rows of the item table, padding included.
         guide (Guide | None): the recommender trained on raw data; it is needed for pretrained
             embeddings and for classifier guidance.
-        known (LongTensor | None): ids that may be written; all without it.
+        known (LongTensor | None): ids that may be generated; all without it.
 
     Raises:
         UserError: if the guide is missing, or its table or scores cannot be used.
@@ -318,13 +336,10 @@ class DiffuASR(nn.Module):
         self, config: Any, n_items: int, guide: Guide | None, known: Tensor | None = None
     ) -> None:
         super().__init__()
-        self.n_items = n_items
-        # Here: an item that occurs in validation or test alone must not be written.
-        unknown = torch.ones(n_items, dtype=torch.bool)
-        unknown[torch.arange(1, n_items) if known is None else known] = False
-        self.register_buffer("unknown", unknown.nonzero().squeeze(1), persistent=False)
+        self.n_items, self.guide = n_items, guide
         self.n_pseudo: int = config["n_pseudo"]
         self.condition_mode: str = config["diffuasr_condition"]
+        self.loss_memory_mb: float = config["loss_memory_mb"]
         self.guidance: str = config["diffuasr_guidance"]
         self.strength: float = config["diffuasr_strength"]
         self.p_uncond: float = config["diffuasr_p_uncond"]
@@ -334,17 +349,22 @@ class DiffuASR(nn.Module):
         self.cg_scale: str = config["diffuasr_cg_scale"]
         self.cg_sign: str = config["diffuasr_cg_sign"]
         self.guide_in_training: bool = config["diffuasr_guide_in_training"]
-        self.sampler: str = config["diffuasr_sampler"]
-        self.rounding: str = config["diffuasr_rounding"]
-        self.exclude: str = config["diffuasr_exclude"]
-        self.loss_memory_mb: float = config["loss_memory_mb"]
-        self.guide = guide
-
         n_steps: int = config["diffuasr_diffusion_steps"]
         betas = noise_schedule(config["diffuasr_schedule"], n_steps)
         self.process = ForwardProcess(*schedules.variance_preserving(betas))
         self.times = samplers.leading(n_steps, config["diffuasr_sample_steps"])
+        # Here: an item that occurs in validation or test alone must not be generated.
+        unknown = torch.ones(n_items, dtype=torch.bool)
+        unknown[torch.arange(1, n_items) if known is None else known] = False
+        self.register_buffer("unknown", unknown.nonzero().squeeze(1), persistent=False)
+        self._set_table(config)
+        width = self.table.shape[1]
+        unconditional = self.guidance == "classifier_free"
+        self.null = nn.Parameter(torch.zeros(width), requires_grad=unconditional)
+        self.network = build_network(config, width)
 
+    def _set_table(self, config: Any) -> None:
+        """Embeddings of the items, learnt or not, and the scale that they were divided by."""
         source: str = config["diffuasr_embeddings"]
         table = self._initial_table(source, item_width(config))
         spread = table[1:].std()
@@ -356,26 +376,6 @@ class DiffuASR(nn.Module):
             self.register_buffer("table", table)
         else:
             self.table = nn.Parameter(table)
-        width = table.shape[1]
-        check_width(width, len(config["sunet_channel_mult"]))
-        unconditional = self.guidance == "classifier_free"
-        self.null = nn.Parameter(torch.zeros(width), requires_grad=unconditional)
-        if config["sunet_base_channels"] < self.n_pseudo:
-            logger.warning(
-                f"sunet_base_channels={config['sunet_base_channels']} is smaller than n_pseudo="
-                f"{self.n_pseudo}: predictions cannot span the noise, and generated items are "
-                "close to random"
-            )
-        self.network = SUNet(
-            n_items=self.n_pseudo,
-            width=width,
-            base=config["sunet_base_channels"],
-            multipliers=config["sunet_channel_mult"],
-            n_blocks=config["sunet_res_blocks"],
-            groups=config["sunet_groups"],
-            attention_at=config["sunet_attn_resolutions"],
-            dropout_prob=config["sunet_dropout"],
-        )
 
     def _initial_table(self, source: str, width: int) -> Tensor:
         if self.guide is None:
@@ -405,7 +405,7 @@ class DiffuASR(nn.Module):
         """Mean squared error of the predicted noise, at a random step a pair.
 
         Args:
-            target (LongTensor): items to invent, [B, M].
+            target (LongTensor): the items that come first, [B, M].
             condition (LongTensor): items that follow, right-padded with 0, [B, L].
 
         Returns:
@@ -506,7 +506,7 @@ class DiffuASR(nn.Module):
 
     @torch.no_grad()
     def generate(self, condition: Tensor, users: Tensor, labels: Tensor, seed: int) -> Tensor:
-        """Invented first items of users.
+        """Pseudo-items of users.
 
         A user's noise depends on ``seed`` and the user's number only.
 
@@ -520,23 +520,22 @@ class DiffuASR(nn.Module):
             LongTensor: ids in 1..n_items - 1, in time order, [U, M].
         """
         label = condition if self.cg_label == "seq" else labels
-        made = torch.empty(len(users), self.n_pseudo, dtype=torch.long)
+        pseudo = torch.empty(len(users), self.n_pseudo, dtype=torch.long)
         with self._evaluating():
             for part in torch.arange(len(users)).split(ROWS):
-                chosen = condition[part].to(self.null.device)
-                c = self.condition_vector(chosen)
-                draw = self._noise_of(users[part], seed)
-                x = self.sample(c, label[part].to(c.device), draw)
-                made[part] = self.nearest_items(x, chosen).cpu()
-        return made
+                c = self.condition_vector(condition[part].to(self.null.device))
+                noise = self._noise_of(users[part], seed)
+                x = self.sample(c, label[part].to(c.device), noise)
+                pseudo[part] = self.nearest_items(x).cpu()
+        return pseudo
 
-    def sample(self, c: Tensor, label: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    def sample(self, c: Tensor, label: Tensor, noise: Tensor) -> Tensor:
         """The reverse process, from noise to embeddings.
 
         Args:
             c (Tensor): condition vectors, [B, d].
             label (LongTensor): what the classifier should expect next, [B] or [B, L].
-            draw (Callable): standard Gaussian noise of the shape of its argument.
+            noise (Tensor): standard Gaussian noise, [B, M, d].
 
         Returns:
             Tensor: estimate of x_0, [B, M, d].
@@ -546,42 +545,27 @@ class DiffuASR(nn.Module):
             return self.process.x_0_from(x_t, t, self.guided_noise(x_t, t, c, label))
 
         # The chain starts at its first step, which lies below T, from pure noise all the same.
-        x = draw(c.new_empty(len(c), self.n_pseudo, c.shape[1]))
-        if self.sampler == "ddpm":
-            return samplers.ancestral(denoise, x, self.process, self.times, draw)
-        return samplers.ddim(denoise, x, self.process, self.times)
+        return samplers.ddim(denoise, noise, self.process, self.times)
 
-    @staticmethod
-    def _noise_of(users: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-        """Noise from one generator a user, so that users do not depend on one another."""
+    def _noise_of(self, users: Tensor, seed: int) -> Tensor:
+        """Noise of each user from a generator of their own, [U, M, d]."""
+        shape = self.n_pseudo, len(self.null)
         generators = [np.random.default_rng([seed, user]) for user in users.tolist()]
+        rows = [generator.standard_normal(shape, np.float32) for generator in generators]
+        return torch.from_numpy(np.stack(rows)).to(self.null)
 
-        def draw(like: Tensor) -> Tensor:
-            shape = tuple(like.shape[1:])
-            rows = [generator.standard_normal(shape, np.float32) for generator in generators]
-            return torch.from_numpy(np.stack(rows)).to(like)
-
-        return draw
-
-    def nearest_items(self, x: Tensor, history: Tensor) -> Tensor:
-        """The item of largest cosine (or dot product) to each vector; of equals, the lowest id.
+    def nearest_items(self, x: Tensor) -> Tensor:
+        """The item of largest cosine to each vector; of equals, the lowest id.
 
         Args:
             x (Tensor): embeddings, [B, M, d].
-            history (LongTensor): the users' items, not chosen with ``diffuasr_exclude: history``
-                unless they are all there is, [B, L].
 
         Returns:
             LongTensor: ids in 1..n_items - 1, [B, M].
         """
-        table = self.table.detach()
-        if self.rounding == "cosine":
-            table = F.normalize(table, dim=1)
+        table = F.normalize(self.table.detach(), dim=1)
         nearest = torch.empty(len(x) * self.n_pseudo, dtype=torch.long, device=x.device)
-        row = torch.arange(len(x), device=x.device).repeat_interleave(self.n_pseudo)
         for part, score in logit_blocks(x.flatten(0, 1), table, self.loss_memory_mb):
-            if self.exclude == "history":
-                score.scatter_(1, history[row[part]], torch.finfo(score.dtype).min)
             score[:, self.unknown] = -torch.inf
             nearest[part] = score.argmax(1)
         return nearest.view(len(x), self.n_pseudo)
@@ -603,19 +587,3 @@ class DiffuASR(nn.Module):
             yield
         finally:
             self.train(was)
-
-
-def averaged(model: DiffuASR, decay: float) -> AveragedModel:
-    """Moving average of a generator's weights; ``update_parameters(model)`` after every step.
-
-    Code accumulates such an average and never uses it. Here its ``module`` is the generator to
-    monitor, to save and to generate with.
-
-    Args:
-        model (DiffuASR): the generator that is trained.
-        decay (float): weight of the old average, in (0, 1).
-
-    Returns:
-        AveragedModel: starts as a copy of the weights at the first update.
-    """
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

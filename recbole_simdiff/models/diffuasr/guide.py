@@ -16,7 +16,7 @@ KINDS = ("softmax", "bce")
 
 
 class Guide:
-    """p(next item | sequence) for sequences given as embeddings, from a recommender left as it is.
+    """p(next item | sequence) for sequences given as embeddings, from a frozen recommender.
 
     Embeddings enter through a temporary hook on the recommender's ``item_embedding``: it is called
     with dummy ids and its output is replaced, so masks, positions and lengths stay its own.
@@ -43,7 +43,7 @@ class Guide:
         table = self.model.item_table
         if table is None:
             raise UserError(
-                f"backbone={type(self.model).__name__} has no item_embedding with a row an item; "
+                f"backbone={type(self.model).__name__} has no item_embedding with a row per item; "
                 "SASRec, GRU4Rec, BERT4Rec, S3Rec and this package's models have one",
                 keys=("backbone",),
             )

@@ -1,4 +1,4 @@
-"""Pseudo-items without a model: what a generator must beat to have added anything."""
+"""Pseudo-items without a model: the comparators of the generator."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def random_items(items: Tensor, ends: Tensor, n_pseudo: int, seed: int) -> Tenso
     return known[torch.randint(len(known), (len(ends), n_pseudo), generator=generator)]
 
 
-def random_own(items: Tensor, ends: Tensor, n_pseudo: int, seed: int) -> Tensor:
+def random_from_history(items: Tensor, ends: Tensor, n_pseudo: int, seed: int) -> Tensor:
     """Items drawn from the user's own training items with replacement, the paper's "Random-Seq".
 
     Paper: "randomly selected from the original sequence", no more; the code was not released.

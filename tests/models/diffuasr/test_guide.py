@@ -168,7 +168,7 @@ def test_models_without_an_item_table_are_refused():
 def test_tables_that_are_too_short_are_refused():
     model = recommender("SASRec")
     model.n_items = N_ITEMS + 1
-    with pytest.raises(UserError, match="no item_embedding with a row an item"):
+    with pytest.raises(UserError, match="no item_embedding with a row per item"):
         Guide(model, "cpu")
 
 
