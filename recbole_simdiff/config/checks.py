@@ -150,7 +150,8 @@ def wanted_type(key: str, default: Any, value: Any) -> str | None:
 def drop_retired(config: Any, models: Collection[str]) -> None:
     """Take options that are gone out of what was given, where they have their old default.
 
-    Files and checkpoints of former versions name them.
+    Files and checkpoints of former versions name them. Those of a method around a backbone shaped
+    pseudo-items, which a checkpoint holds, so it may have any value of them.
 
     Args:
         config (Config): being put together.
@@ -159,12 +160,14 @@ def drop_retired(config: Any, models: Collection[str]) -> None:
     Raises:
         UserError: naming the option, if it has another value.
     """
-    for key, default in (option for name in models for option in RETIRED.get(name, {}).items()):
+    options = [(name, *option) for name in models for option in RETIRED.get(name, {}).items()]
+    for name, key, default in options:
         if key not in config.given:
             continue
+        shaped_data = config.wraps and name == config.name and config.is_stored(key)
         value = config.external_config_dict.pop(key)
         source = config.given.pop(key)
-        if value != default:
+        if value != default and not shaped_data:
             raise UserError(
                 f"{key}={value!r} ({source}): {config.name} has this option no more; it works as "
                 f"with {key}={default}",

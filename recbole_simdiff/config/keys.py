@@ -173,6 +173,12 @@ UNREAD = {name: key.unread for name, key in KEYS.items() if key.unread}
 RETIRED: dict[str, dict[str, Any]] = {
     "CL4SRec": {"min_count": 0, "min_window": 0},
     "CaDiRec": {"noise_schedule": "sqrt", "z0_scale": 1.0, "cand_exclude_original": False},
+    "DiffuASR": {
+        "pseudo_max_history": 0,
+        "diffuasr_sampler": "ddim",
+        "diffuasr_rounding": "cosine",
+        "diffuasr_exclude": "none",
+    },
     "ECLSR": {"guess": "argmax"},
     "SimDiffRec": {"noise_similarity": "dot"},
 }

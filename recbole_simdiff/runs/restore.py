@@ -27,9 +27,6 @@ from recbole_simdiff.training.progress import Progress
 # What the code did before a setting was there, where that is not the setting's default.
 FORMER = {"SimDiffRec": {"rounding": "tied", "reverse_clamp": "none"}}
 
-# Settings that are gone, each with one behaviour left; what they shaped is in the checkpoint.
-RETIRED = {"pseudo_max_history", "diffuasr_sampler", "diffuasr_rounding", "diffuasr_exclude"}
-
 
 class RestoredRun(NamedTuple):
     """A trained model with its data.
@@ -142,8 +139,7 @@ def stored_config(
     stored = content["config"]
     alone = stored["model"] not in WRAPPERS
     trained = stored["model"] if alone else str(stored["values"].get("backbone"))
-    kept = {key: value for key, value in stored["values"].items() if key not in RETIRED}
-    values = {**FORMER.get(trained, {}), **kept, **overrides}
+    values = {**FORMER.get(trained, {}), **stored["values"], **overrides}
     origins = dict.fromkeys(values, CHECKPOINT) | dict.fromkeys(overrides, origin)
     return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
 
