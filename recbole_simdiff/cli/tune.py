@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``tune``."""
     parser.description = (
         f"{COMMANDS[command].help.capitalize()}. The space is a RecBole parameter file, by default "
-        "properties/tuning/<Model>.hyper; a key given here as --key=value is fixed and not "
+        "properties/search_space/<Model>.hyper; a key given here as --key=value is fixed and not "
         "searched. The same command continues what was interrupted; started several times, or on "
         "several machines with one --storage, the trials are shared. <output>/tune-<model>-"
         "<dataset>/ holds trials.csv and best.yaml."

@@ -109,7 +109,7 @@ def find_space(model: str) -> Path:
     Raises:
         UserError: if there is none.
     """
-    folder = properties_dir() / "tuning"
+    folder = properties_dir() / "search_space"
     path = folder / f"{model}.hyper"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.hyper")))
