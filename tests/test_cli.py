@@ -899,7 +899,7 @@ def test_memory_that_runs_out_is_no_mistake_of_the_user(
     monkeypatch.setattr(PlanTrainer, "_step", fail)
     found = call(*arguments(tmp_path))
     assert found.code == 1
-    assert "error: out of memory: 2.00 GiB asked for, " in found.err
+    assert "error: out of memory: 2.00 GiB requested, " in found.err
     (last,) = (tmp_path / "saved").glob(f"*/{LAST}")
     assert f"{last} holds the last good state" in found.err
 

@@ -253,15 +253,15 @@ def test_memory_that_runs_out_is_told_in_one_message(
 
     monkeypatch.setattr(config.model_class, place, later)
     message = (
-        rf"^out of memory: {asked} asked for, {free} free\. Smaller train_batch_size=4, "
-        r"eval_batch_size=\d+, MAX_ITEM_LIST_LENGTH=4 need less\. \S+/{} holds the last good state$"
+        rf"^out of memory: {asked} requested, {free} free\. Reduce train_batch_size=4, "
+        r"eval_batch_size=\d+, MAX_ITEM_LIST_LENGTH=4\. \S+/{} holds the last good state$"
     )
     with pytest.raises(OutOfMemory, match=message.format(LAST)):
         run(config, run_dir=Path("run"))
     if place == "full_sort_predict":
         with pytest.raises(OutOfMemory, match=message.format(BEST)):
             evaluate("run")
-        with pytest.raises(OutOfMemory, match=f"^out of memory: {asked} asked for"):
+        with pytest.raises(OutOfMemory, match=f"^out of memory: {asked} requested"):
             load("run").recommend([["i1"]])
 
 

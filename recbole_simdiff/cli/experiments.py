@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recbole_simdiff import files
 from recbole_simdiff.cli.parser import COMMANDS
 from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.config.layers import parse_value, read_yaml
@@ -217,7 +218,7 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     parts, rows = _tables(namespace, runs, metrics)
     text, written = "\n\n".join(parts), (Path(f"{stem}-analysis.{kind}") for kind in ("md", "csv"))
     for path, content in zip(written, (f"{text}\n", as_csv(rows)), strict=True):
-        report.write(path, content)
+        files.write_text(path, content)
     print(f"{text}\n\ntables: {stem}-analysis.md, .csv")
     return 0
 

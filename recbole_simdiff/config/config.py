@@ -39,7 +39,7 @@ from recbole_simdiff.config.layers import (
     short_name,
 )
 from recbole_simdiff.config.limits import check
-from recbole_simdiff.distributed import own_gpu
+from recbole_simdiff.distributed import local_gpu
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.registry import WRAPPERS, get_model, plugin_models
 
@@ -280,7 +280,7 @@ class Config(RecBoleConfig):
         if "gpu_id" in self.given:
             os.environ["CUDA_VISIBLE_DEVICES"] = str(final["gpu_id"])
         cuda = final["use_gpu"] and torch.cuda.is_available()
-        final["device"] = own_gpu() if cuda else torch.device("cpu")
+        final["device"] = local_gpu() if cuda else torch.device("cpu")
         final["single_spec"], final["local_rank"] = True, 0
 
     # ------------------------------------------------------------------ reading back

@@ -74,12 +74,12 @@ def report(
         missing = planned - len(collected)
         parts.append("\n".join([f"{len(failed)} runs failed, {missing} were not run.", *failed]))
     text = "\n\n".join(parts)
-    write(folder / TABLE, text + "\n")
-    write(folder / LATEX, "\n\n".join(printed) + "\n")
-    write(folder / VALUES, tables.as_csv(rows))
+    files.write_text(folder / TABLE, text + "\n")
+    files.write_text(folder / LATEX, "\n\n".join(printed) + "\n")
+    files.write_text(folder / VALUES, tables.as_csv(rows))
     (folder / SIGNIFICANCE).unlink(missing_ok=True)
     if compared:
-        write(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
+        files.write_text(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
     for path in figures(experiment, cells, folder):
         logger.info(f"{path}")
     return text
@@ -213,8 +213,10 @@ def statistics(experiment: Experiment, folder: Path) -> str:
     lines = [["data set", "source", *names], *rows]
     text = f"**{tables.plain(experiment.title)}**\n\n"
     text += tables.grid([[tables.plain(cell) for cell in line] for line in lines])
-    write(folder / TABLE, text + "\n")
-    write(folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows]))
+    files.write_text(folder / TABLE, text + "\n")
+    files.write_text(
+        folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows])
+    )
     return text
 
 
@@ -223,8 +225,3 @@ def _sizes(found: Statistics) -> list[str]:
     if isinstance(found, PrefixStatistics):
         return [*whole, "-", "-"]
     return [*whole, f"{found.actions / found.users:.2f}", f"{100 * found.sparsity:.2f}"]
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    files.write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))

@@ -426,7 +426,7 @@ def test_trials_are_counted_and_begun_in_turn(
 
     monkeypatch.setattr(Search, "measure", elsewhere)
     worker = threading.Thread(
-        target=engine_of_optuna._work_on, args=(search, study, Screen(search, [])), daemon=True
+        target=engine_of_optuna._make_trials, args=(search, study, Screen(search, [])), daemon=True
     )
     with files.exclusive(search.folder / STUDY):
         worker.start()
@@ -447,7 +447,7 @@ def test_trials_are_counted_and_begun_in_turn(
     assert not worker.is_alive()
     assert len(study.trials) == 1
     study.enqueue_trial({})
-    engine_of_optuna._work_on(search, study, Screen(search, []))
+    engine_of_optuna._make_trials(search, study, Screen(search, []))
     assert [trial.value for trial in study.trials] == [0.1, 0.5]
 
 
@@ -656,7 +656,11 @@ class TestEveryEngine:
         (RATES, {"trials": 0}, "--trials=0 must be at least 1"),
         (RATES, {"jobs": 0}, "--jobs=0 must be at least 1"),
         (RATES, {"engine": "hyperopt", "jobs": 2}, "--jobs=2: RecBole's HyperTuning makes one tr"),
-        (RATES, {"engine": "hyperopt", "storage": "x"}, "--storage is Optuna's; engine hyperopt"),
+        (
+            RATES,
+            {"engine": "hyperopt", "storage": "x"},
+            "--storage is an option of Optuna; engine hyperopt",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained(
