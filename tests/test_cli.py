@@ -222,7 +222,7 @@ def test_show_users_prints_their_next_items(call: Any, tmp_path: Path, data_path
         (["--POSITION_FIELD=x"], "POSITION_FIELD='x' (command line) has no effect"),
         (["--hidden_size=1000000"], "GiB or more for its weights; this machine has"),
         (["--ITEM_LIST_LENGTH_FIELD=item_id"], "'item_id' would be written over"),
-        (["--topk=[&a [*a]]"], "--topk: [&a [*a]] cannot be used: with its aliases it stands for"),
+        (["--topk=[&a [*a]]"], "--topk: [&a [*a]] cannot be used: with its aliases expanded it ha"),
         (["--config_files", "gone.yaml"], "cannot read the configuration file gone.yaml"),
         (["epochs=3"], "'epochs=3' is not of the form --key=value"),
         (["--seed="], "--seed= is empty; give a value, or seed=None for none"),
@@ -826,7 +826,7 @@ def test_mistakes_of_augment(
         ({"backbone": "GRU5Rec"}, "model='GRU5Rec' is not a sequential model"),
         ({"backbone": "DiffuASR"}, "backbone=DiffuASR must be a recommender"),
         ({"baseline_checkpoint": "gone"}, "no checkpoint at gone"),
-        ({"length_groups": "5"}, "length_groups=5 must be rising whole numbers"),
+        ({"length_groups": "5"}, "length_groups=5 must be increasing whole numbers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
