@@ -196,13 +196,13 @@ def test_lines_of_other_code_or_data_count_where_there_are_none_of_todays(
     found = execute.finished(made, path)
     assert [p.fingerprint for p, _ in found][2:] == ["newest"]
     assert found[2][0].run_dir.name == "SimDiffRec-toy-newest"
-    assert f"{path}: 1 of these 3 runs were made by other code of this package" in caplog.text
+    assert f"{path}: 1 of these 3 runs were made with other code of this package" in caplog.text
     # All of them, once the code has changed.
     monkeypatch.setattr(identity, "source_checksum", lambda: "of tomorrow")
     assert [line["fingerprint"] for _, line in execute.finished(made, path)] == [
         *("later", planned[1].fingerprint, "newest")
     ]
-    assert "3 of these 3 runs were made by other code" in caplog.text
+    assert "3 of these 3 runs were made with other code" in caplog.text
 
 
 def test_finished_runs_are_found_without_the_data(
@@ -228,7 +228,7 @@ def test_lines_of_other_settings_are_not_taken(experiment: Any, tmp_path: Path) 
     append_line(path, record(plan(experiment(command={"tau": 0.3}))[0]))
     with pytest.raises(UserError, match=r"no finished run of parts .*, only 1 lines of other sett"):
         execute.finished(experiment(), path)
-    with pytest.raises(UserError, match=r"no finished run of parts as it is now; benchmark, abla"):
+    with pytest.raises(UserError, match=r"no finished run of parts with its current settings; "):
         execute.finished(experiment(), tmp_path / "none")
 
 
@@ -237,11 +237,11 @@ def test_what_other_code_made_is_made_again_and_said(
 ) -> None:
     caplog.set_level("INFO")
     _, path, _ = done(seeds=[1], rows={"SimDiffRec": {}})
-    assert caplog.messages[0].endswith("0 runs there, 1 to do")
+    assert caplog.messages[0].endswith("0 runs are finished, 1 to do")
     caplog.clear()
     monkeypatch.setattr(identity, "source_checksum", lambda: "of tomorrow")
     done(seeds=[1], rows={"SimDiffRec": {}})
-    again = "0 runs there, 1 to do, 1 of them again, made before by other code"
+    again = "0 runs are finished, 1 to do, 1 of them already run with other code"
     assert again in caplog.messages[0]
     assert len(read_lines(path)) == 2
 
