@@ -140,16 +140,17 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     experiment = _experiment(namespace, overrides)
     kinds = KINDS_OF_COMMAND[namespace.command]
     if experiment.kind not in kinds:
-        command = next(name for name, run in KINDS_OF_COMMAND.items() if experiment.kind in run)
+        command = next(
+            name for name in KINDS_OF_COMMAND if experiment.kind in KINDS_OF_COMMAND[name]
+        )
         raise UserError(
             f"{namespace.experiment} is of kind {experiment.kind}; use: {command} "
             f"{namespace.experiment}"
         )
     folder = Path(namespace.output) / experiment.name
     if experiment.kind == "statistics":
-        print(
-            report.statistics(experiment, _table_folder(namespace, overrides, experiment, folder))
-        )
+        folder = _table_folder(namespace, overrides, experiment, folder)
+        print(report.statistics(experiment, folder))
         return 0
     if experiment.sweep or experiment.figures:
         plots.pyplot()  # refuses a missing matplotlib before the runs are trained
