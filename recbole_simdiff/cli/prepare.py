@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     )
     date = "YYYY-MM-DD[ HH:MM:SS]"
     parser.add_argument("--from", dest="start", metavar="DATE", help=f"first date, UTC: {date}")
-    parser.add_argument("--to", dest="end", metavar="DATE", help="last date, included")
+    parser.add_argument(
+        "--to", dest="end", metavar="DATE", help="last date, the whole day included"
+    )
     parser.add_argument(
         "--min_rating",
         type=float,

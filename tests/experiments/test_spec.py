@@ -45,7 +45,7 @@ def test_the_row_wins_over_the_settings_and_the_command_over_both(write: Any) ->
 
 def test_a_selection(write: Any) -> None:
     whole = load_experiment(write(reference="w/o both"))
-    part = select(whole, models=["SimDiffRec"], datasets=["ml-100k"], numbers=[3])
+    part = select(whole, models=["SimDiffRec"], datasets=["ml-100k"], run_seeds=[3])
     assert [(r.row, r.dataset, r.seed) for r in part.runs()] == [("SimDiffRec", "ml-100k", 3)]
     assert part.reference == "SimDiffRec"
     assert select(whole).reference == "w/o both"
@@ -221,7 +221,7 @@ def test_a_shipped_experiment(name: str) -> None:
     assert (
         first == f"# python run_recbole_simdiff.py {command.get(experiment.kind, 'sweep')} {name}"
     )
-    experiment = select(experiment, datasets=["ml-100k"], numbers=[1])
+    experiment = select(experiment, datasets=["ml-100k"], run_seeds=[1])
     found = list(check(experiment))
     assert len(found) == len(experiment.rows) * max(1, sum(map(len, experiment.sweep.values())))
     assert len({str(s) for s, _ in found}) == len(found)
