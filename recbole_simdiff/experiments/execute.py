@@ -134,7 +134,7 @@ def append_line(path: Path, entry: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bool = True) -> None:
+def execute(planned: list[Planned], path: Path, jobs: int = 1) -> None:
     """Run everything without a finished line. A failed run also writes a line; the others go on.
 
     Args:
@@ -142,7 +142,6 @@ def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bo
         path (Path): file of the lines.
         jobs (int): runs at the same time, each in its own process; they share the processor's cores
             or the GPU.
-        show_progress (bool): whether bars are shown on a terminal.
 
     Raises:
         UserError: if the file cannot be read or written.
@@ -161,7 +160,7 @@ def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bo
     note = f", {repeated} of them already run with {OTHER}" if repeated else ""
     logger.info(f"{path}: {n_finished} runs are finished, {len(missing)} to do{note}")
     if missing:
-        _Pool(list(missing.values()), path, jobs, show_progress).work()
+        _Pool(list(missing.values()), path, jobs).work()
 
 
 def _check_writable(path: Path) -> None:
@@ -178,17 +177,17 @@ def _check_writable(path: Path) -> None:
 class _Pool:
     """Runs in at most ``jobs`` processes at a time, with bars on the terminal."""
 
-    def __init__(self, todo: list[Planned], path: Path, jobs: int, show_progress: bool) -> None:
+    def __init__(self, todo: list[Planned], path: Path, jobs: int) -> None:
         # Processes are forked from a server that has imported everything and has no threads.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([__name__])
         self.todo, self.path, self.jobs = todo[::-1], path, min(jobs, len(todo))
         self.stop = StopRequest()
         self.running: dict[Connection, tuple[Planned, Any, tqdm]] = {}
-        hidden = None if show_progress else True
-        self.total = tqdm(total=len(todo), desc=path.parent.name, unit="run", disable=hidden)
+        # disable=None: bars are shown on a terminal only.
+        self.total = tqdm(total=len(todo), desc=path.parent.name, unit="run", disable=None)
         self.bars = [
-            tqdm(position=i + 1, leave=False, disable=hidden, bar_format=BAR)
+            tqdm(position=i + 1, leave=False, disable=None, bar_format=BAR)
             for i in range(self.jobs)
         ]
 

@@ -40,12 +40,12 @@ class Measured:
     lines: Mapping[int, Mapping[str, Any]]
     folders: Mapping[int, Path]
 
-    def values(self, metric: str, protocol: str, split: str = "test") -> dict[int, float]:
-        """Seed -> unrounded value."""
+    def values(self, metric: str, protocol: str) -> dict[int, float]:
+        """Seed -> unrounded test metric."""
         return {
-            seed: line[split][protocol][metric]
+            seed: line["test"][protocol][metric]
             for seed, line in self.lines.items()
-            if protocol in line[split]
+            if protocol in line["test"]
         }
 
     def mean(self, metric: str, protocol: str) -> float:

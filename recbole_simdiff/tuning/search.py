@@ -39,6 +39,8 @@ from recbole_simdiff.tuning.trials import (
 
 BEST_SETTING = "best.yaml"
 
+SHOWN_TRIALS = 5
+
 
 def new_search(
     config: Config,
@@ -192,16 +194,15 @@ def _write_best(search: Search, trials: Sequence[Trial]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def summary(search: Search, trials: Sequence[Trial], first: int = 5) -> str:
+def summary(search: Search, trials: Sequence[Trial]) -> str:
     """The best trials as a table, and the options that use the best one.
 
     Args:
         search (Search): the search.
-        trials (Sequence): all of its trials.
-        first (int): how many to show.
+        trials (Sequence): all of its trials; the best ``SHOWN_TRIALS`` are shown.
     """
     rows = [["trial", search.metric, "epochs", *(d.key for d in search.space)]]
-    for trial in search.ranked(trials)[:first]:
+    for trial in search.ranked(trials)[:SHOWN_TRIALS]:
         values = (shortened(trial.values[d.key]) for d in search.space)
         rows.append([str(trial.number), f"{trial.score:.5f}", str(trial.epochs), *values])
     counts = Counter(trial.state for trial in trials)

@@ -388,7 +388,7 @@ def finished(experiment: Any, tmp_path: Path) -> Any:
 
     def make(model: str, **settings: Any) -> Path:
         (one,) = execute.plan(experiment(rows={model: settings}, seeds=[1]))
-        execute.execute([one], tmp_path / LINES, show_progress=False)
+        execute.execute([one], tmp_path / LINES)
         return one.run_dir
 
     return make

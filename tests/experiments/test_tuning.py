@@ -264,7 +264,8 @@ def test_the_best_setting_is_a_configuration_file(
     assert [p.name for p in search.folder.glob(".*.tmp")] == []
 
 
-def test_trials_are_a_table(prepare: Any, by_rate: None) -> None:
+def test_trials_are_a_table(prepare: Any, by_rate: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SHOWN_TRIALS", 2)
     search = prepare(RATES, options={"algo": "exhaustive"}, epochs=2)
     trials = tuning.tune(search)
     table = rows(search)
@@ -275,7 +276,7 @@ def test_trials_are_a_table(prepare: Any, by_rate: None) -> None:
         assert (row["state"], row["epochs_trained"], row["error"]) == (DONE, "2", "")
         assert float(row["seconds"]) > 0
         assert (search.folder / "trials" / row["run"] / RESULT).is_file()
-    text = tuning.summary(search, trials, first=2).splitlines()
+    text = tuning.summary(search, trials).splitlines()
     assert text[0].startswith("SASRec on toy: 3 trials done, 0 pruned, 0 failed")
     assert text[1].split() == ["trial", METRIC, "epochs", "learning_rate"]
     assert [line.split()[1:] for line in text[2:4]] == [
