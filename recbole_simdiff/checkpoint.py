@@ -43,7 +43,13 @@ def save(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) 
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and JSON content of a checkpoint. Never unpickles.
+    """Read a checkpoint. Nothing is unpickled.
+
+    Args:
+        path (str | Path): a .safetensors file.
+
+    Returns:
+        tuple: name -> tensor, on the CPU; and the JSON content.
 
     Raises:
         UserError: if the file is missing, damaged, or not a checkpoint of this package.
@@ -79,7 +85,12 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def foreign(path: Path, what: str) -> UserError:
-    """The error for a checkpoint whose content is not what this version writes."""
+    """The error for a checkpoint whose content is not what this version writes.
+
+    Args:
+        path (Path): the checkpoint.
+        what (str): what is wrong with it.
+    """
     return UserError(f"{path} is not a checkpoint of this version: {what}")
 
 
@@ -112,7 +123,15 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors and values that JSON can hold."""
+    """An optimiser's state as tensors and JSON.
+
+    Args:
+        optimizer (Optimizer): the optimiser.
+
+    Returns:
+        tuple: tensors under ``<number of the parameter>.<slot>``; and values that JSON can hold:
+            settings of the groups, slots that are not tensors, number of tensors.
+    """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     slots: dict[str, dict[str, Any]] = {}
@@ -129,7 +148,12 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], content: dict[str, Any]
 ) -> None:
-    """Restore a state that ``optimizer_state`` returned."""
+    """Restore a state that ``optimizer_state`` returned.
+
+    Args:
+        optimizer (Optimizer): has the same groups of parameters as the stored one.
+        tensors, content (dict): what ``optimizer_state`` returned.
+    """
     state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in content["slots"].items()}
     for key, value in tensors.items():
         index, _, slot = key.partition(".")
@@ -143,6 +167,10 @@ def optimizer_mismatch(
     """How a stored state differs from this optimiser's; None if it fits.
 
     Settings that only another version of torch has are not compared.
+
+    Args:
+        optimizer (Optimizer): the optimiser of the run.
+        tensors, content (dict): what ``optimizer_state`` returned.
     """
     groups, stored_groups = optimizer_state(optimizer)[1]["groups"], content["groups"]
     if len(stored_groups) != len(groups):
@@ -163,6 +191,11 @@ def optimizer_mismatch(
 
 def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:
     """``load_state_dict`` with a message that names the first difference.
+
+    Args:
+        model (Any): a torch module.
+        state (dict): name -> tensor.
+        path (Path): the checkpoint, for the message.
 
     Raises:
         UserError: if names or shapes differ.

@@ -145,6 +145,9 @@ def _typed_separator(text: str) -> Any:
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """``--key=value`` and ``--key value`` arguments as a dictionary of parsed values.
 
+    Args:
+        arguments (Iterable): arguments of the command line, without options of the command.
+
     Raises:
         UserError: for an argument that is neither, an empty value, or a key given twice with
             different values.

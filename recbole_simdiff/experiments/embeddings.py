@@ -58,7 +58,11 @@ class Sequences:
         return replace(self, histories=histories)
 
     def sample(self, n: int, seed: int) -> list[str]:
-        """Draw n users with at least ``MIN_ITEMS`` distinct items.
+        """Draw users with at least ``MIN_ITEMS`` distinct items.
+
+        Args:
+            n (int): number of users; all if there are fewer.
+            seed (int): of the draw.
 
         Raises:
             UserError: if there are none.

@@ -124,7 +124,12 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append a line; an incomplete line that a crash left at the end is removed first."""
+    """Append a line; an incomplete line that a crash left at the end is removed first.
+
+    Args:
+        path (Path): file of the lines.
+        entry (Mapping): the record of a run; values that JSON can hold.
+    """
     with files.exclusive(path), open(path, "a+b") as file:
         file.seek(0)
         text = file.read()
@@ -352,7 +357,12 @@ def _work(
 
 
 def collect(planned: list[Planned], path: Path) -> list[tuple[Planned, dict[str, Any]]]:
-    """Each run of the experiment that has a line, with this line."""
+    """Each run of the experiment that has a line, with this line.
+
+    Args:
+        planned (list): what ``plan`` returned.
+        path (Path): file of the lines.
+    """
     lines = read_lines(path)
     return [(p, lines[p.fingerprint]) for p in planned if p.fingerprint in lines]
 

@@ -252,6 +252,9 @@ def paired_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
     """Two-sided p of a paired t-test; 1 if no pair differs.
 
     NaN for fewer than two pairs, and if all differ by the same amount: the estimated variance is 0.
+
+    Args:
+        differences (Sequence): difference of each pair, [n].
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
@@ -262,7 +265,14 @@ def paired_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979); NaN stays NaN and is not counted."""
+    """Holm's step-down correction (1979); NaN stays NaN and is not counted.
+
+    Args:
+        p (Sequence): p values of a family of tests, in any order.
+
+    Returns:
+        list: the corrected p values, in the same order.
+    """
     order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
     corrected, largest = list(p), 0.0
     for n_smaller, i in enumerate(order):
@@ -272,7 +282,14 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def interval(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean; NaN for fewer than two values."""
+    """95 % percentile bootstrap interval of the mean; NaN for fewer than two values.
+
+    Args:
+        differences (NDArray): values, [n].
+
+    Returns:
+        tuple: lower and upper bound.
+    """
     if len(differences) < 2:
         return math.nan, math.nan
     if not np.ptp(differences):

@@ -309,6 +309,10 @@ def with_figures(experiment: Experiment, names: Sequence[str]) -> Experiment:
 def seeds(value: Any, source: str) -> tuple[int, ...]:
     """Seeds from a list.
 
+    Args:
+        value (Any): the list.
+        source (str): where it was given, for the message.
+
     Raises:
         UserError: if they are not different whole numbers.
     """
@@ -322,6 +326,10 @@ def seeds(value: Any, source: str) -> tuple[int, ...]:
 
 def figures(value: Any, what: str) -> tuple[str, ...]:
     """Names of figures from a list, which may be empty.
+
+    Args:
+        value (Any): the list.
+        what (str): its name in the message.
 
     Raises:
         UserError: for an unknown one.

@@ -34,7 +34,14 @@ class Row(NamedTuple):
 def rows(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
 ) -> list[Row]:
-    """The rows of one table: measured ones, then those cited for the same protocol."""
+    """The rows of one table: measured ones, then those cited for the same protocol.
+
+    Args:
+        experiment (Experiment): has the metrics and the published numbers.
+        cells (Mapping): its finished runs.
+        dataset (str): the data set.
+        protocol (str): one of ``PROTOCOLS``.
+    """
     measured = []
     for cell, runs in cells.items():
         if cell.dataset != dataset or not runs.values(experiment.metrics[0], protocol):
@@ -69,6 +76,11 @@ def markdown(rows: Sequence[Row], metrics: Sequence[str], digits: int) -> str:
     """A table as Markdown.
 
     The best mean is bold, the second underlined; cited rows are in italics, impossible ones marked.
+
+    Args:
+        rows (Sequence): rows of the table.
+        metrics (Sequence): columns.
+        digits (int): decimal places.
     """
     best = {m: best_two(rows, m) for m in metrics}
     text = [["row", "seeds", *metrics]]
@@ -107,7 +119,14 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 
 def latex(rows: Sequence[Row], metrics: Sequence[str], digits: int, caption: str) -> str:
-    """A table as LaTeX with booktabs, marked as in ``markdown``."""
+    """A table as LaTeX with booktabs, marked as in ``markdown``.
+
+    Args:
+        rows (Sequence): rows of the table.
+        metrics (Sequence): columns.
+        digits (int): decimal places.
+        caption (str): its caption, plain text.
+    """
     best = {m: best_two(rows, m) for m in metrics}
     text = [
         r"\begin{table}",

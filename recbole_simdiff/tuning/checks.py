@@ -52,6 +52,9 @@ def searched(
 ) -> tuple[Dimension, ...]:
     """The parameters to search: those of the space that ``settings`` does not fix.
 
+    Args:
+        config, space, settings: see ``search.new_search``.
+
     Raises:
         UserError: if none is left, or a key must not be searched.
     """
