@@ -17,16 +17,13 @@ from typing import Any
 from recbole.config import Config as RecBoleConfig
 
 from recbole_simdiff.compat import restore_numpy_aliases
-from recbole_simdiff.config.checks import (
+from recbole_simdiff.config.checks import check_keys, check_types, check_values, separator
+from recbole_simdiff.config.derived import derive_columns, derive_device, derive_negatives
+from recbole_simdiff.config.evaluation_checks import (
     check_eval_args,
-    check_keys,
     check_metrics,
     check_rankings,
-    check_types,
-    check_values,
-    separator,
 )
-from recbole_simdiff.config.derived import derive_columns, derive_device, derive_negatives
 from recbole_simdiff.config.keys import DERIVED, WRITTEN, naming
 from recbole_simdiff.config.layers import (
     SEPARATORS,
