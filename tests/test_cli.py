@@ -216,7 +216,7 @@ def test_show_users_prints_their_next_items(call: Any, tmp_path: Path, data_path
         (["--model=SimDifRec"], "Did you mean SimDiffRec"),
         (["--model=BPR"], "model='BPR' is not a sequential model of recbole_simdiff or RecBole."),
         (["--dataset=toy2"], "dataset='toy2' is not there:"),
-        (["--dataset=../../x"], "dataset='../../x' must be a name, without / and \\ and a dot"),
+        (["--dataset=../../x"], "dataset='../../x' must be a name without / and \\ that"),
         (["--config_file=x.yaml"], "'config_file' (command line) for model=SimDiffRec; YAML files"),
         (["--config_file_list=x.yaml"], "YAML files are given by config_files"),
         (["--POSITION_FIELD=x"], "POSITION_FIELD='x' (command line) has no effect"),
