@@ -1,4 +1,4 @@
-"""The front door from Python: one road for every model and every pipeline."""
+"""The Python interface: the same functions for every model and every pipeline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,8 @@ from recbole_simdiff.runs.result import RunResult
 from recbole_simdiff.runs.run import run_one
 from recbole_simdiff.training.progress import Listener
 
-# Method that trains a backbone in several runs -> what starts it, called as ``start``.
+# Method that trains a backbone in several runs -> the function for it, with the arguments of
+# ``start``.
 PIPELINES = {"DiffuASR": diffuasr.run_stages}
 
 
@@ -25,8 +26,8 @@ def run(
     Args:
         model (str): name of a model of this package or of RecBole, or DiffuASR.
         dataset (str): name of the data set.
-        config_files (Sequence): YAML files, later ones win.
-        **values: settings that win over every file, as ``--key=value`` on the command line.
+        config_files (Sequence): YAML files; later ones override earlier ones.
+        **values: settings that override every file, as ``--key=value`` on the command line.
 
     Returns:
         RunResult: also written to ``result.json`` in the run's folder.
@@ -41,12 +42,12 @@ def run(
     return start(Config(model, dataset, config_files, values))
 
 
-def resume(place: str | Path, **values: Any) -> RunResult:
-    """Go on with a stopped run, from the step that was not taken.
+def resume(location: str | Path, **values: Any) -> RunResult:
+    """Continue a stopped run from its next training step.
 
     Args:
-        place (str | Path): a run folder, or its ``last`` checkpoint.
-        **values: settings that may differ: how long it is trained, where its data are, and what is
+        location (str | Path): a run folder, or its ``last`` checkpoint.
+        **values: settings that may change: how long it is trained, where its data are, and what is
             shown.
 
     Returns:
@@ -55,7 +56,7 @@ def resume(place: str | Path, **values: Any) -> RunResult:
     Raises:
         UserError: if the checkpoint cannot be used, or a key may not be given; and as ``run``.
     """
-    path = checkpoint.resolve(place, LAST)
+    path = checkpoint.resolve(location, LAST)
     return start(resumed_config(path, values), path)
 
 
@@ -66,15 +67,16 @@ def start(
     listeners: Sequence[Listener] = (),
     test: bool = True,
 ) -> RunResult:
-    """The training that a configuration asks for, of one run or of several.
+    """Train what a configuration describes, in one run or in several.
 
     Args:
         config (Config): resolved configuration.
-        resume (Path | None): a ``last`` checkpoint to continue from, of a pipeline's final run.
-        run_dir (Path | None): folder of the final run; a fresh one under ``checkpoint_dir`` by
+        resume (Path | None): a ``last`` checkpoint to continue from; of a pipeline, that of its
+            final run.
+        run_dir (Path | None): folder of the final run; a new one under ``checkpoint_dir`` by
             default.
-        listeners (Sequence): are told of every epoch of the final run, and of its result.
-        test (bool): False leaves the test part unread, as a search over settings must.
+        listeners (Sequence): called after every epoch of the final run, and with its result.
+        test (bool): False leaves the test part unread, as a hyperparameter search must.
 
     Returns:
         RunResult: of the final run.

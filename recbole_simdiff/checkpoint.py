@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file that holds tensors and JSON, replaced atomically.
 
-A single file cannot be half old and half new, and one rename publishes it; tensors and the plain
-values that belong to them cannot come apart. Loading reads tensors and JSON only, so a file from
-anywhere is safe to open.
+Tensors and the JSON values that belong to them are in a single file, which one rename publishes, so
+they always fit together. Loading reads tensors and JSON only and runs no code, so a file from any
+source is safe to open.
 """
 
 import json
@@ -24,15 +24,18 @@ _CONTENT = "content.json"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-    """Write a checkpoint; a crash leaves either the old file or the new one.
+    """Write a checkpoint; after a crash the file is either the old or the new one.
 
     Args:
         path (Path): file to write or replace.
         tensors (Mapping): name -> tensor; copied to the CPU.
-        content (Mapping): JSON-ready values.
+        content (Mapping): values that JSON can hold.
+
+    Raises:
+        OSError: see ``write_atomically``.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    # As bytes in a tensor: the header of a safetensors file is limited to 100 MB.
+    # Stored as a tensor of bytes: the header of a safetensors file is limited to 100 MB.
     text = json.dumps(content).encode()
     plain[_CONTENT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     header = {"format": FORMAT, "digest": digest(plain)}
@@ -40,7 +43,13 @@ def save(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) 
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and JSON content of a checkpoint. Never unpickles.
+    """Read a checkpoint. Nothing is unpickled.
+
+    Args:
+        path (str | Path): a .safetensors file.
+
+    Returns:
+        tuple: name -> tensor, on the CPU; and the JSON content.
 
     Raises:
         UserError: if the file is missing, damaged, or not a checkpoint of this package.
@@ -49,7 +58,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a .safetensors file of a run")
     try:
-        with open(path, "rb"):  # safetensors would not say why it cannot
+        with open(path, "rb"):  # safetensors does not say why a file cannot be opened
             pass
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
@@ -76,22 +85,27 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def foreign(path: Path, what: str) -> UserError:
-    """The refusal of a checkpoint whose content is not what this version writes."""
+    """The error for a checkpoint whose content is not what this version writes.
+
+    Args:
+        path (Path): the checkpoint.
+        what (str): what is wrong with it.
+    """
     return UserError(f"{path} is not a checkpoint of this version: {what}")
 
 
-def resolve(place: str | Path, name: str) -> Path:
-    """The checkpoint file meant by ``place``: the file itself, or ``name`` inside a run folder.
+def resolve(location: str | Path, name: str) -> Path:
+    """The checkpoint at ``location``: the file itself, or ``name`` inside a run folder.
 
     Args:
-        place (str | Path): a .safetensors file or a run folder.
+        location (str | Path): a .safetensors file or a run folder.
         name (str): ``best.safetensors`` or ``last.safetensors``.
 
     Raises:
         UserError: if there is no such file.
     """
-    place = Path(place)
-    path = place / name if place.is_dir() else place
+    location = Path(location)
+    path = location / name if location.is_dir() else location
     if not path.is_file():
         raise UserError(
             f"no checkpoint at {path}; give a run folder that holds {name}, or a .safetensors file"
@@ -100,7 +114,7 @@ def resolve(place: str | Path, name: str) -> Path:
 
 
 def subset(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with ``prefix.``, under the rest of their name."""
+    """The tensors whose names start with ``prefix.``; this prefix is removed from the names."""
     start = len(prefix) + 1
     return {name[start:]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
@@ -109,7 +123,15 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors and JSON-ready values."""
+    """An optimiser's state as tensors and JSON.
+
+    Args:
+        optimizer (Optimizer): the optimiser.
+
+    Returns:
+        tuple: tensors under ``<number of the parameter>.<slot>``; and values that JSON can hold:
+            settings of the groups, slots that are not tensors, number of tensors.
+    """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     slots: dict[str, dict[str, Any]] = {}
@@ -119,14 +141,19 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
                 tensors[f"{index}.{key}"] = value
             else:
                 slots.setdefault(str(index), {})[key] = value
-    found = {"groups": state["param_groups"], "slots": slots, "tensors": len(tensors)}
-    return tensors, json.loads(json.dumps(found))
+    content = {"groups": state["param_groups"], "slots": slots, "tensors": len(tensors)}
+    return tensors, json.loads(json.dumps(content))
 
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], content: dict[str, Any]
 ) -> None:
-    """Put back what ``optimizer_state`` returned."""
+    """Restore a state that ``optimizer_state`` returned.
+
+    Args:
+        optimizer (Optimizer): has the same groups of parameters as the stored one.
+        tensors, content (dict): what ``optimizer_state`` returned.
+    """
     state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in content["slots"].items()}
     for key, value in tensors.items():
         index, _, slot = key.partition(".")
@@ -134,19 +161,23 @@ def load_optimizer_state(
     optimizer.load_state_dict({"state": state, "param_groups": content["groups"]})
 
 
-def _foreign_optimizer(
+def optimizer_mismatch(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], content: dict[str, Any]
 ) -> str | None:
-    """What keeps a stored state from being that of this optimiser; None if nothing does.
+    """How a stored state differs from this optimiser's; None if it fits.
 
-    Settings that only another version of torch has are none of its business.
+    Settings that only another version of torch has are not compared.
+
+    Args:
+        optimizer (Optimizer): the optimiser of the run.
+        tensors, content (dict): what ``optimizer_state`` returned.
     """
-    own = optimizer_state(optimizer)[1]["groups"]
-    if len(content["groups"]) != len(own):
-        return f"{len(content['groups'])} groups of parameters, not {len(own)}"
-    for mine, theirs in zip(own, content["groups"], strict=True):
-        for key in {"params", "lr"} | (mine.keys() & theirs.keys()):
-            if mine[key] != theirs.get(key):
+    groups, stored_groups = optimizer_state(optimizer)[1]["groups"], content["groups"]
+    if len(stored_groups) != len(groups):
+        return f"{len(stored_groups)} groups of parameters, not {len(groups)}"
+    for group, stored in zip(groups, stored_groups, strict=True):
+        for key in {"params", "lr"} | (group.keys() & stored.keys()):
+            if group[key] != stored.get(key):
                 return f"{key}, which is not the run's"
     if len(tensors) != content.get("tensors", len(tensors)):
         return f"{len(tensors)} tensors, not {content['tensors']}"
@@ -161,22 +192,27 @@ def _foreign_optimizer(
 def load_model_state(model: Any, state: dict[str, Tensor], path: Path) -> None:
     """``load_state_dict`` with a message that names the first difference.
 
+    Args:
+        model (Any): a torch module.
+        state (dict): name -> tensor.
+        path (Path): the checkpoint, for the message.
+
     Raises:
         UserError: if names or shapes differ.
     """
-    own = model.state_dict()
-    for name in own.keys() ^ state.keys():
-        where = "lacks" if name in own else "has, unlike the model,"
-        raise UserError(f"checkpoint {path} does not fit the model: it {where} {name!r}")
+    expected = model.state_dict()
+    for name in expected.keys() ^ state.keys():
+        difference = "lacks" if name in expected else "has, unlike the model,"
+        raise UserError(f"checkpoint {path} does not fit the model: it {difference} {name!r}")
     for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
+        if tensor.shape != expected[name].shape:
             raise UserError(
-                f"checkpoint {path} does not fit: {name} is {tuple(tensor.shape)}, the model wants "
-                f"{tuple(own[name].shape)}"
+                f"checkpoint {path} does not fit: {name} has shape {tuple(tensor.shape)}, the "
+                f"model needs {tuple(expected[name].shape)}"
             )
-        if tensor.dtype != own[name].dtype:
+        if tensor.dtype != expected[name].dtype:
             raise UserError(
-                f"checkpoint {path} does not fit: {name} is {tensor.dtype}, the model wants "
-                f"{own[name].dtype}"
+                f"checkpoint {path} does not fit: {name} is {tensor.dtype}, the model needs "
+                f"{expected[name].dtype}"
             )
     model.load_state_dict(state)

@@ -1,9 +1,9 @@
-"""What RecBole 1.2.1 needs to run on today's libraries: one function per fault.
+"""Fixes that RecBole 1.2.1 needs to run on today's libraries: one function per fault.
 
-RecBole itself stays untouched. Faults of its data classes are closed by overrides in ``data``,
-those of its evaluation in ``evaluation``, of its trainer in ``training`` and of its configuration
-in ``config``; this module holds what has to happen to the process as a whole. Every folder of this
-package that imports RecBole applies it first, in its ``__init__.py``.
+RecBole itself is not changed. Faults of its data classes are fixed by overrides in ``data``, those
+of its evaluation in ``evaluation``, of its trainer in ``training`` and of its configuration in
+``config``. This module holds the fixes that act on the whole process. Every folder of this package
+that imports RecBole calls ``apply`` first, in its ``__init__.py``.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ def require_recbole() -> None:
 
     Symptom: RecBole 1.2.1 declares ``ray<=2.6.3``, which has no build for Python 3.12 and later,
     so pip either finds no solution or silently installs 1.2.0. Nothing here needs ray.
-    May go when RecBole's metadata no longer pins ray.
+    Remove when RecBole's metadata no longer pins ray.
 
     Raises:
         ImportError: if RecBole is not installed.
@@ -46,10 +46,10 @@ def require_recbole() -> None:
 
 
 def restore_numpy_aliases() -> None:
-    """Give NumPy the names that RecBole reads and NumPy 1.24 / 2.0 removed; adds missing ones only.
+    """Add the names that RecBole reads and NumPy 1.24 / 2.0 removed, where they are missing.
 
     Symptom: ``AttributeError: module 'numpy' has no attribute 'float'`` in the metrics, in
-    ``Interaction`` and while loading data. May go when RecBole uses the built-in types.
+    ``Interaction`` and while loading data. Remove when RecBole uses the built-in types.
     """
     aliases = {
         "float": float,
@@ -67,12 +67,12 @@ def restore_numpy_aliases() -> None:
 
 
 def defer_scikit_learn() -> None:
-    """Let RecBole's metrics import scikit-learn when AUC, MAE or RMSE is computed, and not before.
+    """Let RecBole's metrics import scikit-learn only when AUC, MAE or RMSE is computed.
 
-    Symptom: ``recbole.evaluator.metrics``, which even RecBole's configuration imports, imports all
-    of scikit-learn and ``scipy.stats`` for three functions, a second at every start. It is imported
-    here, once, with functions of these names that import the real ones when they are called.
-    May go when RecBole imports them where it computes these metrics.
+    Symptom: RecBole's configuration imports ``recbole.evaluator.metrics``, which imports all of
+    scikit-learn and ``scipy.stats`` for three functions. This takes a second at every start. The
+    module is imported here once, with three functions that import the real ones when called.
+    Remove when RecBole imports them where it computes these metrics.
     """
     if "sklearn" in sys.modules or "recbole.evaluator.metrics" in sys.modules:
         return
@@ -87,7 +87,7 @@ def defer_scikit_learn() -> None:
 
 
 def _deferred(name: str) -> Callable[..., Any]:
-    """A function of ``sklearn.metrics``, which is imported when it is called."""
+    """A function of ``sklearn.metrics`` that is imported at its first call."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return vars(importlib.import_module("sklearn.metrics"))[name](*args, **kwargs)
@@ -96,12 +96,12 @@ def _deferred(name: str) -> Callable[..., Any]:
 
 
 def import_recbole_models() -> None:
-    """Import RecBole's sequential models and leave autograd's anomaly detection as it was.
+    """Import RecBole's sequential models and keep the state of autograd's anomaly detection.
 
     Symptom: ``sine.py``, which is imported with every sequential model, calls
-    ``torch.autograd.set_detect_anomaly(True)`` at import, so every training step of every model in
-    the process pays for NaN checks. Importing here, once, and putting
-    the switch back keeps later imports from turning it on. May go when RecBole drops the call.
+    ``torch.autograd.set_detect_anomaly(True)`` at import. Every training step of every model in the
+    process then runs slow NaN checks. The models are imported here once and the switch is set back,
+    so that later imports do not turn it on. Remove when RecBole drops the call.
     """
     before = torch.is_anomaly_enabled()
     importlib.import_module("recbole.model.sequential_recommender")
@@ -110,7 +110,7 @@ def import_recbole_models() -> None:
 
 @cache
 def apply() -> None:
-    """Apply every fix of this module; calling it again changes nothing."""
+    """Apply every fix of this module. Further calls change nothing."""
     require_recbole()
     restore_numpy_aliases()
     defer_scikit_learn()

@@ -1,15 +1,15 @@
-"""One training by several processes: who they are, and what they say to one another.
+"""Training by several processes: how they are started, and how they exchange tensors.
 
-Every process makes the same batches and takes its own part of the rows of each (``local_rows``).
-Its loss is its share: the shares of all processes add up to the loss of one process on the whole
-batch, and so do the gradients. Three kinds of losses are such shares:
+Every process makes the same batches and takes its part of the rows of each (``local_rows``). Its
+loss is one summand: the losses of all processes add up to the loss of one process on the whole
+batch, and so do the gradients. A loss becomes such a summand in one of three ways:
 
-    * a sum over rows or tokens, over a constant: as it is
-    * a mean over rows or tokens: times ``local_fraction``
-    * a loss that compares the rows of a batch: under ``over_global_batch``
+    * a sum over rows or tokens, divided by a constant: unchanged
+    * a mean over rows or tokens: multiplied by ``local_fraction``
+    * a loss that compares the rows of a batch: wrapped in ``over_global_batch``
 
-In a single process all of this returns what it is given. Whatever is called here must be called by
-all processes, in the same order.
+In a single process every function here returns its input. All processes must call these functions
+in the same order.
 """
 
 import logging
@@ -40,7 +40,7 @@ Rows = TypeVar("Rows", Tensor, list[int])
 
 
 def is_distributed() -> bool:
-    """Whether torchrun, or ``launch``, started this process as one of several."""
+    """Whether torchrun or ``launch`` started this process as one of several."""
     by_torchrun = dist.is_available() and dist.is_torchelastic_launched()
     return by_torchrun and int(os.environ["WORLD_SIZE"]) > 1
 
@@ -48,13 +48,13 @@ def is_distributed() -> bool:
 def launch(n: int) -> int:
     """Run the command of this process in n processes on this host, as torchrun would.
 
-    Signals that ask to stop are passed on to them; when one fails, the others are ended.
+    Signals that ask to stop are passed on to the processes. When one fails, the others are ended.
 
     Args:
-        n (int): number of processes. Unless OMP_NUM_THREADS is set they divide the threads.
+        n (int): number of processes. Unless OMP_NUM_THREADS is set, they share the threads.
 
     Returns:
-        int: exit code: 0, that of the first process that failed, or 128 + signal.
+        int: exit code: 0, that of the first process that failed, or 128 + signal number.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -71,9 +71,9 @@ def launch(n: int) -> int:
         local_addr="localhost",
         max_restarts=0,
     )
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup, as the processes do
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup; the processes ignore it
         config.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
-    logging.disable(logging.CRITICAL)  # the processes say themselves what went wrong
+    logging.disable(logging.CRITICAL)  # each process reports its own errors
     try:
         elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
     except SignalException as stop:
@@ -92,11 +92,11 @@ def launch(n: int) -> int:
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Within the block a process that was ``is_distributed`` is one of its group."""
+    """Within the block, the process group of torch exists if ``is_distributed``."""
     if not is_distributed():
         yield
         return
-    # Small tensors of the CPU are exchanged in runs on GPUs, too.
+    # Runs on GPUs also exchange small tensors of the CPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
@@ -105,23 +105,23 @@ def group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def own_gpu() -> torch.device:
-    """The GPU of this process: the only one, or that of its number on this host.
+def local_gpu() -> torch.device:
+    """The GPU of this process: of a single process the default one, else that of its local rank.
 
     Raises:
         UserError: if there are fewer GPUs than processes.
     """
     if not is_distributed():
         return torch.device("cuda")
-    number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if number >= found:
+    local_rank, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local_rank >= n_gpus:
         raise UserError(
-            f"{os.environ['LOCAL_WORLD_SIZE']} processes on a host with {found} GPUs: each needs "
-            "one of its own. Start fewer, or give --use_gpu=false",
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes on a host with {n_gpus} GPUs: each needs "
+            "one of its own. Start fewer processes, or give --use_gpu=false",
             keys=("use_gpu",),
         )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def world_size() -> int:
@@ -130,20 +130,20 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process; process 0 alone writes."""
+    """Number of this process. Only process 0 writes files."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def local_rows(rows: Rows) -> Rows:
-    """The part of a batch's rows that is this process's: every n-th, so that lengths are alike."""
+    """This process's part of a batch's rows: every n-th, so that all have similar lengths."""
     return rows[rank() :: world_size()]
 
 
 def local_fraction(n_rows: int) -> float:
-    """This process's part of all rows or tokens that a mean is taken over.
+    """The fraction of all rows or tokens that this process has.
 
     Args:
-        n_rows (int): how many it has; may be 0.
+        n_rows (int): rows or tokens of this process; may be 0.
     """
     if world_size() == 1:
         return 1.0
@@ -153,9 +153,12 @@ def local_fraction(n_rows: int) -> float:
 
 
 def over_global_batch(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Let a loss compare the rows of all processes: tensors [B, H] come in with all B rows.
+    """Let a loss compare the rows of all processes: its tensors [b, H] become [B, H].
 
-    Every process computes the whole loss, from the same numbers, and returns 1/n of it.
+    Every process computes the whole loss from the same numbers, and returns 1/n of it.
+
+    Args:
+        loss (Callable): takes tensors of rows; other arguments are passed on unchanged.
     """
 
     @wraps(loss)
@@ -172,8 +175,8 @@ def over_global_batch(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 class _AllRows(torch.autograd.Function):
     """The rows of all processes, in order of rank: [b, ...] -> [B, ...]; b may differ.
 
-    What is computed from them must be computed by all processes alike, each counting for 1/n: then
-    the gradient of the whole is n times the own one, and need not be collected.
+    All processes must compute the same from these rows and each count it as 1/n. Then the gradient
+    of the whole is n times the local gradient, and no exchange is needed.
     """
 
     @staticmethod
@@ -182,7 +185,7 @@ class _AllRows(torch.autograd.Function):
         _call(dist.all_gather, sizes, torch.tensor(len(rows)))
         counts = [int(size) for size in sizes]
         before = sum(counts[: rank()])
-        ctx.own = slice(before, before + len(rows))
+        ctx.local = slice(before, before + len(rows))
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
@@ -191,16 +194,16 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0][ctx.own] * world_size()
+        return grads[0][ctx.local] * world_size()
 
 
 def gather_in_order(rows: Tensor, n_rows: int, batch_size: int) -> Tensor:
-    """Rows of a data set that were worked on batch by batch, by all processes, in their order.
+    """Collect rows that all processes computed batch by batch, in the order of the data set.
 
     Args:
-        rows (Tensor): those of this process, ``local_rows`` of each batch, [n, ...].
+        rows (Tensor): rows of this process, ``local_rows`` of each batch, [n, ...].
         n_rows (int): number of rows of all processes.
-        batch_size (int): rows of a batch, before it was divided.
+        batch_size (int): rows of a batch, before it was divided among processes.
 
     Returns:
         Tensor: [n_rows, ...], on every process.
@@ -209,26 +212,26 @@ def gather_in_order(rows: Tensor, n_rows: int, batch_size: int) -> Tensor:
     if n == 1:
         return rows
     batches = torch.arange(n_rows).split(batch_size)
-    place = torch.cat([batch[number::n] for number in range(n) for batch in batches])
-    found: Tensor = _AllRows.apply(rows)
-    return torch.empty_like(found).index_copy_(0, place, found)
+    positions = torch.cat([batch[number::n] for number in range(n) for batch in batches])
+    gathered: Tensor = _AllRows.apply(rows)
+    return torch.empty_like(gathered).index_copy_(0, positions, gathered)
 
 
 def sum_gradients(parameters: Sequence[Parameter]) -> None:
     """Replace each gradient by its sum over all processes.
 
-    A parameter that no process has a gradient for has none afterwards, either, so that optimisers
-    pass it over.
+    A parameter without a gradient on every process still has none afterwards, so that optimisers
+    skip it.
     """
     if world_size() == 1:
         return
-    found = torch.tensor([float(p.grad is not None) for p in parameters])
+    counts = torch.tensor([float(p.grad is not None) for p in parameters])  # of gradients
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([*(part.flatten() for part in parts), found.to(parts[0])])
+    flat = torch.cat([*(part.flatten() for part in parts), counts.to(parts[0])])
     _call(dist.all_reduce, flat)
-    *sums, found = flat.split([*(p.numel() for p in parameters), len(parameters)])
-    for parameter, total, number in zip(parameters, sums, found.tolist(), strict=True):
-        parameter.grad = total.view_as(parameter) if number else None
+    *sums, counts = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    for parameter, total, count in zip(parameters, sums, counts.tolist(), strict=True):
+        parameter.grad = total.view_as(parameter) if count else None
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
@@ -242,13 +245,13 @@ def all_reduce_max(value: int) -> int:
     """Largest value of all processes."""
     if world_size() == 1:
         return value
-    found = torch.tensor(value)
-    _call(dist.all_reduce, found, dist.ReduceOp.MAX)
-    return int(found)
+    maximum = torch.tensor(value)
+    _call(dist.all_reduce, maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def broadcast_text(text: str) -> str:
-    """The text of process 0, up to 4096 bytes."""
+    """The text of process 0, at most 4096 bytes."""
     if world_size() == 1:
         return text
     content = torch.zeros(_TEXT_BYTES, dtype=torch.uint8)
@@ -267,17 +270,17 @@ def all_gather(values: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The values of every process, in order of rank; names and shapes must be the same."""
     if world_size() == 1:
         return [values]
-    found: list[dict[str, Tensor]] = [{} for _ in range(world_size())]
+    by_rank: list[dict[str, Tensor]] = [{} for _ in range(world_size())]
     for name, value in values.items():
-        parts = [torch.empty_like(value) for _ in found]
+        parts = [torch.empty_like(value) for _ in by_rank]
         _call(dist.all_gather, parts, value)
-        for own, part in zip(found, parts, strict=True):
-            own[name] = part
-    return found
+        for gathered, part in zip(by_rank, parts, strict=True):
+            gathered[name] = part
+    return by_rank
 
 
 def barrier() -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes have called this."""
     all_reduce_max(0)
 
 
@@ -287,5 +290,5 @@ def _call(collective: Callable[..., Any], *arguments: Any) -> None:
     except RuntimeError as error:
         raise ProcessLost(
             "another process of this run has ended, or has not answered for "
-            f"{TIMEOUT.seconds // 60} minutes; see what it says itself ({error})"
+            f"{TIMEOUT.seconds // 60} minutes; its own output says why ({error})"
         ) from error

@@ -1,4 +1,4 @@
-"""Mistakes that the user can mend, and memory that runs out."""
+"""Exceptions of the package, and the message for memory that runs out."""
 
 import re
 import resource
@@ -7,12 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# How PyTorch (on CPU and GPU), cuBLAS and NumPy say it, and what they asked for.
+# How PyTorch (on CPU and GPU), cuBLAS and NumPy report it, and how many bytes they requested.
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|Unable to allocate|STATUS_ALLOC_FAILED"
 )
 
-_ASKED = re.compile(r"(?:[Tt]ried|Unable) to allocate ([\d.]+ \w+)")
+_REQUESTED = re.compile(r"(?:[Tt]ried|Unable) to allocate ([\d.]+ \w+)")
 
 _FREE = re.compile(r"of which ([\d.]+ \w+) is free")
 
@@ -22,13 +22,14 @@ LONGEST_MESSAGE = 2_000  # characters; a value may have millions
 class UserError(ValueError):
     """A wrong key, value, file or checkpoint.
 
-    The message says what was received, what is allowed and where to change it; of a long one the
-    middle is left out. The command line prints it without a traceback and exits with code 2.
+    The message says what was received, what is allowed and where to change it. A message longer
+    than ``LONGEST_MESSAGE`` loses its middle part. The command line prints it without a traceback
+    and exits with code 2.
 
     Args:
         message (str): the message.
-        keys (Sequence): keys of the configuration that it is about, in order of appearance. Where
-            their values came from is added by ``Config.naming_origins``.
+        keys (Sequence): configuration keys that the message names, in order of appearance.
+            ``Config.naming_origins`` appends where their values came from.
     """
 
     def __init__(self, message: str, keys: Sequence[str] = ()) -> None:
@@ -40,16 +41,16 @@ class UserError(ValueError):
 
 
 class OutOfMemory(RuntimeError):
-    """The message says what was asked for, what is free, and which settings need less."""
+    """Memory ran out. The message has the requested and the free bytes, and settings to reduce."""
 
 
 @contextmanager
 def telling_memory(config: Any, saved: Path | None = None) -> Iterator[None]:
-    """Turn what a library says when memory runs out into one message.
+    """Turn the out-of-memory errors of all libraries into ``OutOfMemory`` with one message.
 
     Args:
         config (Config): resolved configuration.
-        saved (Path | None): checkpoint with the last good state, if there may be one.
+        saved (Path | None): path of the checkpoint with the last good state; named if it exists.
 
     Raises:
         OutOfMemory: if memory runs out within the block.
@@ -61,13 +62,13 @@ def telling_memory(config: Any, saved: Path | None = None) -> Iterator[None]:
         known = isinstance(error, MemoryError) or _NO_MEMORY.search(text)
         if isinstance(error, OutOfMemory) or not known:
             raise
-        asked, on_gpu = _ASKED.search(text), _FREE.search(text)
+        requested, on_gpu = _REQUESTED.search(text), _FREE.search(text)
         free = on_gpu[1] if on_gpu else _available()
         keys = ["train_batch_size", "eval_batch_size", "MAX_ITEM_LIST_LENGTH"]
         keys += ["diffuasr_batch_size"] if "diffuasr_batch_size" in config else []
         message = (
-            f"out of memory: {asked[1] if asked else 'an unknown number of bytes'} asked for, "
-            f"{free} free. Smaller {', '.join(f'{key}={config[key]}' for key in keys)} need less"
+            f"out of memory: {requested[1] if requested else 'an unknown number of bytes'} "
+            f"requested, {free} free. Reduce {', '.join(f'{key}={config[key]}' for key in keys)}"
         )
         if saved and saved.is_file():
             message += f". {saved} holds the last good state"
@@ -75,13 +76,13 @@ def telling_memory(config: Any, saved: Path | None = None) -> Iterator[None]:
 
 
 def _available() -> str:
-    """Bytes of main memory that this process can have, as Linux counts them."""
-    found = None
+    """Bytes of main memory that this process can still allocate, as Linux counts them."""
+    match = None
     with suppress(OSError):
-        found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
-    if not found:
+        match = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    if not match:
         return "an unknown number of bytes"
-    free, limit = int(found[1]) * 1024, resource.getrlimit(resource.RLIMIT_AS)[0]
+    free, limit = int(match[1]) * 1024, resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:  # ulimit -v
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         free = min(free, limit - pages * resource.getpagesize())
@@ -97,12 +98,12 @@ class TrainingDiverged(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; the state is saved in ``run_dir``.
+    """A signal stopped the run. Its state is saved in ``run_dir``.
 
     Attributes:
         signum (int): number of the signal.
         run_dir (Path): folder to resume from.
-        same_command (bool): the command that was stopped continues by itself when run again.
+        same_command (bool): running the same command again continues; ``--resume`` is not needed.
     """
 
     def __init__(self, signum: int, run_dir: Path) -> None:

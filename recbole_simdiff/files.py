@@ -1,4 +1,4 @@
-"""Files that are never half written, locks between processes, checksums."""
+"""Atomic file writes, locks between processes, checksums."""
 
 import errno
 import fcntl
@@ -35,7 +35,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Within the block no other process is in a block for the same path; each waits its turn."""
+    """Hold the lock of a path within the block; other processes wait for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent / f".{path.name}.lock"):
         yield
@@ -43,15 +43,15 @@ def exclusive(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Within the block no other process is in a block for the same lock file.
+    """Hold a lock file within the block.
 
     Args:
-        path (Path): the lock file, made if it is not there; its content stays as it is.
-        wait (bool): for another process to leave its block.
+        path (Path): the lock file; created if it does not exist, its content is never changed.
+        wait (bool): wait until another process releases the lock.
 
     Raises:
-        BlockingIOError: if another process is in its block, and ``wait`` is false.
-        UserError: if the file is a symbolic link, which may point at anything.
+        BlockingIOError: if another process holds the lock and ``wait`` is false.
+        UserError: if the file is a symbolic link, which may point anywhere.
     """
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
@@ -60,7 +60,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             raise
         raise UserError(f"{path} is a symbolic link; a lock must be a file. Remove it") from None
     try:
-        # Given back by the system, also when the process is killed.
+        # The system releases the lock, also when the process is killed.
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
@@ -68,26 +68,26 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def sweep(folder: Path, name: str = "") -> None:
-    """Remove what killed writers left; what is being written stays.
+    """Remove temporary folders of killed writers; those of running writers stay.
 
     Args:
         folder (Path): where to look.
-        name (str): of the file that it was to become; of any by default.
+        name (str): beginning of the name of the file that was being written; any by default.
     """
     for path in folder.iterdir():
         if path.name.startswith(f".{name}") and _TEMPORARY.search(path.name) and path.is_dir():
-            # A writer holds the lock to its end.
+            # A running writer holds the lock.
             with suppress(OSError, UserError), locked(path / _LOCK, wait=False):
                 shutil.rmtree(path)
 
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A locked new folder beside ``path``; safetensors, too, makes a temporary file of its own."""
+    """A locked new folder beside ``path``. Also safetensors writes a temporary file into it."""
     with ExitStack() as lock:
         while True:
             folder = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-            with suppress(FileNotFoundError):  # swept before it was locked
+            with suppress(FileNotFoundError):  # removed by ``sweep`` before it was locked
                 lock.enter_context(locked(Path(folder, _LOCK)))
                 if os.path.exists(folder):
                     break
@@ -100,14 +100,14 @@ def _temporary(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, write: Any) -> None:
     """Call ``write(temporary_path)``, flush to disk, and rename over ``path``.
 
-    What a killed process left of the same file is removed first.
+    Temporary files that a killed process left for the same path are removed first.
 
     Args:
-        path (Path): final place; its folder is made if needed.
-        write (Callable): writes the whole file at the path it is given.
+        path (Path): final path; its folder is created if needed.
+        write (Callable): writes the whole file to the path it is given.
 
     Raises:
-        OSError: naming ``path``, if it cannot be written; the old file is still there.
+        OSError: naming ``path``, if it cannot be written; the old file is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -119,7 +119,7 @@ def write_atomically(path: Path, write: Any) -> None:
                 os.fsync(file.fileno())
             umask = os.umask(0)
             os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)  # some writers make private files; a run is not
+            os.chmod(name, 0o666 & ~umask)  # some writers create files that only the owner reads
             os.replace(name, path)
     except (OSError, SafetensorError) as error:
         cause = _cause(error)
@@ -128,9 +128,18 @@ def write_atomically(path: Path, write: Any) -> None:
         raise OSError(cause, os.strerror(cause), str(path)) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8.
+
+    Raises:
+        OSError: see ``write_atomically``.
+    """
+    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
 def _cause(error: OSError | SafetensorError) -> int | None:
-    """The system's number of an error, which safetensors only writes into its message."""
+    """The system's error number; safetensors has it only in its message."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match[1]) if match else None

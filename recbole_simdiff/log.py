@@ -1,9 +1,9 @@
 """The logger of this package, and where its messages go.
 
-Whoever imports the package configures logging; without any, warnings reach standard error, as
-Python has it. The command line shows more, with ``terminal``. A run adds a file of its own and
-leaves the handlers that are there alone. RecBole writes to the root logger, so handlers are added
-there: they get the messages of both.
+A program that imports the package configures logging itself. Without configuration, Python writes
+warnings to standard error. The command line shows more, with ``terminal``. A run adds a log file
+and does not change existing handlers. RecBole writes to the root logger, so handlers are added
+there: they receive the messages of both.
 """
 
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger("recbole_simdiff")
 
 
 class _Terminal(logging.Handler):
-    """Writes to what standard error is when a message comes, not when the handler is made."""
+    """Writes each message to what ``sys.stderr`` is at that time, also after a redirection."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -43,35 +43,37 @@ def terminal() -> Iterator[None]:
 
 @contextmanager
 def at_level(level: str) -> Iterator[None]:
-    """Within the block, less than ``level`` is not logged; within ``terminal`` by RecBole, too.
+    """Within the block, messages below ``level`` are not logged.
+
+    Inside ``terminal`` this also holds for RecBole's messages.
 
     Args:
         level (str): name of the level, e.g. INFO.
     """
     root = logging.getLogger()
-    ours = any(isinstance(handler, _Terminal) for handler in root.handlers)
-    before = {one: one.level for one in ((logger, root) if ours else (logger,))}
-    for one in before:
-        one.setLevel(level)
+    in_terminal = any(isinstance(handler, _Terminal) for handler in root.handlers)
+    levels = {each: each.level for each in ((logger, root) if in_terminal else (logger,))}
+    for each in levels:
+        each.setLevel(level)
     try:
         yield
     finally:
-        for one, value in before.items():
-            one.setLevel(value)
+        for each, original in levels.items():
+            each.setLevel(original)
 
 
 @contextmanager
 def also_to(handler: logging.Handler) -> Iterator[None]:
-    """Within the block, messages of this package and of RecBole go to the handler, too."""
+    """Within the block, the handler also receives the messages of this package and of RecBole."""
     root = logging.getLogger()
     added = [handler]
-    if not logger.hasHandlers() and logging.lastResort:  # which only counts where there is no other
+    if not logger.hasHandlers() and logging.lastResort:  # Python uses it only without any handler
         added.append(logging.lastResort)
-    # In front, because RecBole calls its TensorBoard folder as the file of the first handler.
+    # In front: RecBole names its TensorBoard folder after the file of the first handler.
     root.handlers[:0] = added
     try:
         yield
     finally:
-        for one in added:
-            root.removeHandler(one)
+        for each in added:
+            root.removeHandler(each)
         handler.close()

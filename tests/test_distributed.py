@@ -446,7 +446,7 @@ def test_a_lost_process_ends_the_others(begin: Any, tmp_path: Path) -> None:
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two: processes 0 and 1 of a host get one each, a third is refused."""
-    assert distributed.own_gpu() == torch.device("cuda")
+    assert distributed.local_gpu() == torch.device("cuda")
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -455,8 +455,8 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     for number in (0, 1):
         monkeypatch.setenv("LOCAL_RANK", str(number))
-        assert distributed.own_gpu() == torch.device("cuda", number)
+        assert distributed.local_gpu() == torch.device("cuda", number)
     assert chosen == [0, 1]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="3 processes on a host with 2 GPUs: each needs one"):
-        distributed.own_gpu()
+        distributed.local_gpu()

@@ -33,7 +33,7 @@ def test_every_file_is_seen() -> None:
     assert len(DATASETS) >= 6
     assert len(TUNED) >= 7
     assert len(PRESETS) >= 4
-    experiments, spaces = FOLDER.glob("experiment/*.yaml"), FOLDER.glob("tuning/*.hyper")
+    experiments, spaces = FOLDER.glob("experiment/*.yaml"), FOLDER.glob("search_space/*.hyper")
     assert {path.stem for path in MODEL_FILES} >= set(MODELS)
     seen = {FOLDER / "overall.yaml", FOLDER / "statistics.yaml", *MODEL_FILES, *TUNED, *PRESETS}
     seen |= {*experiments, *spaces}  # see tests/experiments

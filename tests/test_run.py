@@ -253,15 +253,15 @@ def test_memory_that_runs_out_is_told_in_one_message(
 
     monkeypatch.setattr(config.model_class, place, later)
     message = (
-        rf"^out of memory: {asked} asked for, {free} free\. Smaller train_batch_size=4, "
-        r"eval_batch_size=\d+, MAX_ITEM_LIST_LENGTH=4 need less\. \S+/{} holds the last good state$"
+        rf"^out of memory: {asked} requested, {free} free\. Reduce train_batch_size=4, "
+        r"eval_batch_size=\d+, MAX_ITEM_LIST_LENGTH=4\. \S+/{} holds the last good state$"
     )
     with pytest.raises(OutOfMemory, match=message.format(LAST)):
         run(config, run_dir=Path("run"))
     if place == "full_sort_predict":
         with pytest.raises(OutOfMemory, match=message.format(BEST)):
             evaluate("run")
-        with pytest.raises(OutOfMemory, match=f"^out of memory: {asked} asked for"):
+        with pytest.raises(OutOfMemory, match=f"^out of memory: {asked} requested"):
             load("run").recommend([["i1"]])
 
 
@@ -400,7 +400,7 @@ def test_a_checkpoint_of_another_shape_is_refused(go: Any) -> None:
     tensors, content = checkpoint.load(path)
     name = "model.item_embedding.weight"
     checkpoint.save(path, tensors | {name: tensors[name][:, :4]}, content)
-    with pytest.raises(UserError, match=r"does not fit: item_embedding\.weight is \(13, 4\), the"):
+    with pytest.raises(UserError, match=r"fit: item_embedding\.weight has shape \(13, 4\), the"):
         evaluate(result.run_dir)
     del tensors[name]
     checkpoint.save(path, tensors, content)

@@ -14,8 +14,8 @@ from recbole_simdiff.pipelines import diffuasr
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``augment``."""
     parser.description = (
-        "Runs the stages of --model=DiffuASR before the last and writes all interactions, invented "
-        "ones in front. Other --key=value override the configuration."
+        "Runs all stages of --model=DiffuASR but the last, and writes all interactions. A user's "
+        "pseudo-items come before the real ones. Other --key=value override the configuration."
     )
     add_data_arguments(parser)
     parser.add_argument("--output", required=True, metavar="FILE", help="file to write")
@@ -30,10 +30,10 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     config = command_config(namespace, overrides)
     if "LS" not in config["eval_args"]["split"]:
         raise UserError(
-            f"eval_args={config['eval_args']}: only a leave-one-out split (LS) of the file would "
-            "hold out what is held out here"
+            f"eval_args={config['eval_args']}: the file needs a leave-one-out split (LS). With "
+            "another split, its test part would not be the one that is held out here"
         )
     diffuasr.export(diffuasr.augment(config), path)
     print(path)
-    print("read it with rm_dup_inter: ~ and without filters by time", file=sys.stderr)
+    print("read it with rm_dup_inter=None and without filters by time", file=sys.stderr)
     return 0

@@ -12,8 +12,8 @@ from recbole_simdiff.runs.restore import evaluate
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``evaluate``."""
     parser.description = (
-        "Validation and test of a checkpoint's model, as at the end of its training. Of the "
-        f"configuration, these --key=value can be given: {', '.join(EVALUATION_KEYS)}; for "
+        "Validation and test of a checkpoint's model, as at the end of its training. These "
+        f"--key=value of the configuration can be changed: {', '.join(EVALUATION_KEYS)}; for "
         "DreamRec also those of its generation."
     )
     parser.add_argument(

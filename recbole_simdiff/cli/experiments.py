@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recbole_simdiff import files
 from recbole_simdiff.cli.parser import COMMANDS
+from recbole_simdiff.cli.settings import config_files
 from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.config.layers import parse_value, read_yaml
 from recbole_simdiff.errors import UserError
@@ -19,7 +21,7 @@ from recbole_simdiff.experiments.tables import as_csv, plain
 from recbole_simdiff.runs.identity import digest_of
 from recbole_simdiff.runs.result import RESULT, read_result
 
-# Command -> kinds of experiments that it runs.
+# Command -> the kinds of experiments that it runs.
 KINDS_OF_COMMAND = {
     "benchmark": ("benchmark", "statistics"),
     "ablate": ("ablation",),
@@ -28,39 +30,39 @@ KINDS_OF_COMMAND = {
 
 WITHOUT_TRAINING = {"plot", "analyze"}
 
-# What may be given in place of an experiment's name.
+# Command -> options that can replace an experiment's name.
 INSTEAD_OF_NAME = {"benchmark": "--models"} | dict.fromkeys(WITHOUT_TRAINING, "--models or --runs")
 
 ANALYSES = (*analysis.GROUPS, "views")
 
 DATASET = "ml-100k"  # of a benchmark without a file
 
-LONGEST_NAME = 80  # of files about single runs
+MAX_NAME = 80  # characters of a file's name made from run folders
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of one of these commands."""
     text = COMMANDS[command].help
-    given = "[NAME]" if command in INSTEAD_OF_NAME else "NAME"
-    parser.usage = f"%(prog)s {given} [options] [--key=value ...]"
-    ends = (
+    name = "[NAME]" if command in INSTEAD_OF_NAME else "NAME"
+    parser.usage = f"%(prog)s {name} [options] [--key=value ...]"
+    note = (
         "Nothing is trained."
         if command in WITHOUT_TRAINING
-        else "The same command continues what was interrupted, repeats what failed, and trains "
-        "nothing twice."
+        else "The same command continues interrupted runs, repeats failed ones, and trains nothing "
+        "twice."
     )
     parser.description = (
         f"{text[0].upper()}{text[1:]}. An experiment is a file under properties/experiment/, named "
         "without .yaml, or any .yaml file; other --key=value override the settings of all its "
-        "runs. Each run leaves a line in <output>/<experiment>/runs.jsonl, which tables and "
-        f"figures are made of. {ends}"
+        "runs. Each run writes a line to <output>/<experiment>/runs.jsonl. Tables and figures are "
+        f"made from these lines. {note}"
     )
     other = f"; or give {INSTEAD_OF_NAME[command]}" if command in INSTEAD_OF_NAME else ""
     parser.add_argument("--experiment", metavar="NAME", help=f"name or .yaml file{other}")
     for option, metavar, text in (
         ("--models", "A,B", "only these rows"),
-        ("--datasets", "D,D", "in place of the experiment's"),
-        ("--seeds", "N,N", "in place of the experiment's"),
+        ("--datasets", "D,D", "replace the experiment's"),
+        ("--seeds", "N,N", "replace the experiment's"),
     ):
         parser.add_argument(option, type=_words, default=(), metavar=metavar, help=text)
     parser.add_argument(
@@ -69,14 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         action="extend",
         default=[],
         metavar="FILE",
-        help="YAML files of settings for all runs, later ones win, --key=value above all",
+        help="YAML files of settings for all runs; later ones override earlier ones, --key=value "
+        "overrides all",
     )
     parser.add_argument("--output", default="results", metavar="DIR", help="default results")
     _add_own_arguments(parser, command)
 
 
 def _add_own_arguments(parser: argparse.ArgumentParser, command: str) -> None:
-    """Add the options that not all of these commands have."""
+    """Add the options that only some of these commands have."""
     if command in WITHOUT_TRAINING:
         parser.add_argument(
             "--runs", type=_words, default=(), metavar="RUN,RUN", help="run folders"
@@ -97,17 +100,21 @@ def _add_own_arguments(parser: argparse.ArgumentParser, command: str) -> None:
             metavar="A,B",
             help=f"{','.join(ANALYSES)} (default the first two)",
         )
-        parser.add_argument("--table", metavar="RUN", help="run whose item embeddings judge views")
+        parser.add_argument(
+            "--table",
+            metavar="RUN",
+            help="run whose item embeddings measure similarity",
+        )
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """What stands between commas, for argparse."""
+    """A list separated by commas, for argparse."""
     words = tuple(part.strip() for part in text.split(",") if part.strip())
     if not words:
-        raise argparse.ArgumentTypeError("names nothing; leave the option out for its default")
+        raise argparse.ArgumentTypeError("is empty; leave the option out for its default")
     for word in words:
         if words.count(word) > 1:
-            raise argparse.ArgumentTypeError(f"names {word} twice")
+            raise argparse.ArgumentTypeError(f"has {word} twice")
     return words
 
 
@@ -125,7 +132,7 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         UserError: for a mistake in the experiment or the arguments.
         Interrupted: after a signal; the same command continues.
     """
-    overrides = _of_files(namespace) | overrides
+    overrides = _file_settings(namespace) | overrides
     if namespace.command in WITHOUT_TRAINING:
         return (_plot if namespace.command == "plot" else _analyze)(namespace, overrides)
     if namespace.jobs < 1:
@@ -133,43 +140,47 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     experiment = _experiment(namespace, overrides)
     kinds = KINDS_OF_COMMAND[namespace.command]
     if experiment.kind not in kinds:
-        right = next(name for name, own in KINDS_OF_COMMAND.items() if experiment.kind in own)
+        command = next(
+            name for name in KINDS_OF_COMMAND if experiment.kind in KINDS_OF_COMMAND[name]
+        )
         raise UserError(
-            f"{namespace.experiment} is of kind {experiment.kind}: {right} {namespace.experiment}"
+            f"{namespace.experiment} is of kind {experiment.kind}; use: {command} "
+            f"{namespace.experiment}"
         )
     folder = Path(namespace.output) / experiment.name
     if experiment.kind == "statistics":
-        print(report.statistics(experiment, _of_part(namespace, overrides, experiment, folder)))
+        folder = _table_folder(namespace, overrides, experiment, folder)
+        print(report.statistics(experiment, folder))
         return 0
     if experiment.sweep or experiment.figures:
-        plots.pyplot()  # if figures cannot be drawn, say so before days of training
+        plots.pyplot()  # refuses a missing matplotlib before the runs are trained
     planned = execute.plan(experiment)
     path = folder / execute.LINES
     execute.execute(planned, path, namespace.jobs)
     collected = execute.collect(planned, path)
-    folder = _of_part(namespace, overrides, experiment, folder)
+    folder = _table_folder(namespace, overrides, experiment, folder)
     print(report.report(experiment, collected, len(planned), folder))
     print(f"\ntables and figures: {folder}; records: {path}")
     return 0 if all(line["status"] == execute.DONE for _, line in collected) else 1
 
 
-def _of_files(namespace: argparse.Namespace) -> dict[str, Any]:
+def _file_settings(namespace: argparse.Namespace) -> dict[str, Any]:
     """The settings of ``--config_files``."""
-    found: dict[str, Any] = {}
-    for file in (part for text in namespace.config_files for part in text.split(",") if part):
+    settings: dict[str, Any] = {}
+    for file in config_files(namespace):
         content = read_yaml(file)
         spec.refuse(content, file)
-        found |= content
-    return found
+        settings |= content
+    return settings
 
 
-def _of_part(
+def _table_folder(
     namespace: argparse.Namespace,
     overrides: dict[str, Any],
     experiment: spec.Experiment,
     folder: Path,
 ) -> Path:
-    """Where tables and figures go: those of a part leave the whole experiment's alone."""
+    """Folder of tables and figures; a part of an experiment has one of its own."""
     changed = overrides.keys() - NOT_IN_RESULT
     if namespace.models or namespace.datasets or namespace.seeds or changed:
         return folder / f"part-{digest_of({'spec': repr(experiment)})[:8]}"
@@ -179,21 +190,21 @@ def _of_part(
 def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spec.Experiment:
     """The experiment that the arguments name, with their rows, data sets, seeds and values."""
     listed = [parse_value(n) for n in namespace.seeds]
-    numbers = spec.seeds(listed, "--seeds") if listed else ()
+    seeds = spec.seeds(listed, "--seeds") if listed else ()
     if namespace.experiment:
         experiment = spec.load_experiment(namespace.experiment)
-        return spec.select(experiment, namespace.models, namespace.datasets, numbers, overrides)
+        return spec.select(experiment, namespace.models, namespace.datasets, seeds, overrides)
     if not namespace.models:
-        name = namespace.command
-        other = f", or {INSTEAD_OF_NAME[name]}" if name in INSTEAD_OF_NAME else ""
-        raise UserError(f"{name} needs the name of an experiment{other}")
+        command = namespace.command
+        other = f", or {INSTEAD_OF_NAME[command]}" if command in INSTEAD_OF_NAME else ""
+        raise UserError(f"{command} needs the name of an experiment{other}")
     metrics: Sequence[str] = spec.METRICS
     if "topk" in overrides:
         topk = overrides["topk"]
         cutoffs = topk if isinstance(topk, list) else [topk]
         metrics = [f"{name}@{k}" for name in ("hit", "ndcg") for k in cutoffs]
     experiment = spec.plain_experiment(
-        namespace.models, namespace.datasets or (DATASET,), numbers or (2020,), metrics
+        namespace.models, namespace.datasets or (DATASET,), seeds or (2020,), metrics
     )
     return spec.select(experiment, command=overrides)
 
@@ -211,13 +222,13 @@ def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         experiment, cells, folder = _finished(namespace, overrides)
         metrics, stem = experiment.metrics, str(folder / experiment.name)
         runs = {
-            f"{spec.label(cell.row, cell.swept)} on {cell.dataset}": list(one.folders.values())
-            for cell, one in cells.items()
+            f"{spec.label(cell.row, cell.swept)} on {cell.dataset}": list(row.folders.values())
+            for cell, row in cells.items()
         }
     parts, rows = _tables(namespace, runs, metrics)
-    text, written = "\n\n".join(parts), (Path(f"{stem}-analysis.{kind}") for kind in ("md", "csv"))
-    for path, content in zip(written, (f"{text}\n", as_csv(rows)), strict=True):
-        report.write(path, content)
+    text = "\n\n".join(parts)
+    files.write_text(Path(f"{stem}-analysis.md"), f"{text}\n")
+    files.write_text(Path(f"{stem}-analysis.csv"), as_csv(rows))
     print(f"{text}\n\ntables: {stem}-analysis.md, .csv")
     return 0
 
@@ -235,16 +246,16 @@ def _tables(
     table = Path(namespace.table) if namespace.table else None
     parts: list[str] = []
     rows: list[dict[str, Any]] = []
-    for label, own in runs.items():
+    for label, folders in runs.items():
         for name in namespace.by:
             try:
-                found = analysis.tables(own, name, metrics, table)
+                tables = analysis.tables(folders, name, metrics, table)
             except UserError as error:
                 if len(runs) == 1 or name != "views":
                     raise
-                parts.append(str(error))  # other rows have views
+                parts.append(str(error))  # other rows may have views
                 continue
-            for title, groups in found.items():
+            for title, groups in tables.items():
                 heading = plain(f"{label}: {title}")
                 parts.append(f"**{heading}**\n\n{analysis.as_table(groups, name)}")
                 rows += [
@@ -256,15 +267,15 @@ def _tables(
 
 
 def _stem(runs: Sequence[str], folder: Path) -> str:
-    """Where files about single runs go, named after their folders."""
+    """Beginning of the paths of files about single runs, named after their folders."""
     name = "-".join(Path(run).name for run in runs)
-    if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}-{digest_of({'runs': list(runs)})[:8]}"
+    if len(name) > MAX_NAME:
+        name = f"{name[:MAX_NAME]}-{digest_of({'runs': list(runs)})[:8]}"
     return str(folder / name)
 
 
 def _only_runs(namespace: argparse.Namespace, overrides: dict[str, Any]) -> None:
-    """Refuse what has no meaning for single runs."""
+    """Refuse options that have no effect on single runs."""
     for name in ("experiment", "models", "datasets", "seeds", "config_files"):
         if getattr(namespace, name):
             raise UserError(f"--{name} cannot be given with --runs")
@@ -275,11 +286,11 @@ def _only_runs(namespace: argparse.Namespace, overrides: dict[str, Any]) -> None
 def _finished(
     namespace: argparse.Namespace, overrides: dict[str, Any]
 ) -> tuple[spec.Experiment, dict[Cell, Measured], Path]:
-    """An experiment, its finished runs, and the folder for what is made of them."""
+    """An experiment, its finished runs, and the folder of its tables and figures."""
     experiment = _experiment(namespace, overrides)
     folder = Path(namespace.output) / experiment.name
     cells = measured(execute.finished(experiment, folder / execute.LINES))
-    return experiment, cells, _of_part(namespace, overrides, experiment, folder)
+    return experiment, cells, _table_folder(namespace, overrides, experiment, folder)
 
 
 def _plot(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -303,7 +314,7 @@ def _plot_runs(runs: list[Path], names: tuple[str, ...], folder: Path) -> list[P
         UserError: if a figure cannot show these runs together.
     """
     results = {str(run): read_result(run) for run in runs}
-    metrics = {run: one.config["values"]["valid_metric"] for run, one in results.items()}
+    metrics = {run: result.config["values"]["valid_metric"] for run, result in results.items()}
     metric = _shared("valid_metric", metrics).lower()
     written = []
     for name in names or ("curves", "embeddings"):
@@ -313,28 +324,30 @@ def _plot_runs(runs: list[Path], names: tuple[str, ...], folder: Path) -> list[P
             written += plots.curves(logs, metric, path)
         elif name == "cost":
             points = {}
-            for run, one in results.items():
-                if not one.test:
+            for run, result in results.items():
+                if not result.test:
                     raise UserError(f"{run} was not tested")
-                points[run] = [(report.seconds(asdict(one)), kept(one.test)[metric])]
+                points[run] = [(report.seconds(asdict(result)), kept(result.test)[metric])]
             protocol = _shared("protocol", {run: next(iter(r.test)) for run, r in results.items()})
             written += plots.cost(points, f"{metric}, {protocol}", path)
         else:
-            _shared("dataset", {run: one.config["dataset"] for run, one in results.items()})
+            _shared("dataset", {run: result.config["dataset"] for run, result in results.items()})
             tables = {run: sequences(Path(run)) for run in results}
-            users = next(iter(tables.values())).sample(report.USERS, seed=0)
+            users = next(iter(tables.values())).sample(report.N_USERS, seed=0)
             written += plots.embeddings(tables, users, path)
     return written
 
 
 def _shared(key: str, values: Mapping[str, str]) -> str:
-    """The one value that all runs have.
+    """The value that all runs share.
 
     Raises:
         UserError: if they differ.
     """
     (run, value), *others = values.items()
-    for other, its in others:
-        if its != value:
-            raise UserError(f"{run} has {key}={value}, {other} has {its}: plot them apart")
+    for other, other_value in others:
+        if other_value != value:
+            raise UserError(
+                f"{run} has {key}={value}, {other} has {other_value}: plot them separately"
+            )
     return value

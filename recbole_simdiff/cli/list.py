@@ -13,11 +13,11 @@ from recbole_simdiff.models.registry import WRAPPERS, needed_data_set, plugin_mo
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``list``."""
     add_model_arguments(parser)
-    parser.add_argument("--explain", action="store_true", help="each effective value and its file")
+    parser.add_argument("--explain", action="store_true", help="every value and where it is set")
 
 
 def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    """Show what there is, or every value of a configuration and its file."""
+    """List models, data sets and presets, or every value of a configuration and its origin."""
     if namespace.explain:
         rows = command_config(namespace, overrides).explain()
         width = max(len(key) for key, _, _ in rows)
@@ -26,11 +26,11 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         return 0
     given = [key for key in (*DEFAULTS, "config_files") if getattr(namespace, key)]
     if given or overrides:
-        raise UserError(f"list reads --{[*given, *overrides][0]} with --explain only")
+        raise UserError(f"--{[*given, *overrides][0]} needs --explain with this command")
     models = plugin_models()
-    trained = sorted(name for name in recbole_models() if needed_data_set(name) is None)
+    trainable = sorted(name for name in recbole_models() if needed_data_set(name) is None)
     print("models:           ", ", ".join(sorted(models)))
-    print("RecBole's models: ", ", ".join(trained))
+    print("RecBole's models: ", ", ".join(trainable))
     print(
         "data sets with settings here:",
         ", ".join(p.stem for p in sorted((properties_dir() / "dataset").glob("*"))),

@@ -1,7 +1,7 @@
-"""What the command line takes: the commands, and the options that several of them share.
+"""The commands, their parsers, and the options that several commands share.
 
-A command adds its own options when it is the one that is given, so that ``--help`` and each command
-import no more than they need.
+Only the given command adds its options. So ``--help`` and each command import no more than they
+need.
 """
 
 import argparse
@@ -13,7 +13,8 @@ from recbole_simdiff.errors import UserError
 
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
 
-RENAMED = {"start": "from", "end": "to"}  # attributes of a namespace that cannot be called so
+# Attribute of a namespace -> its option, where they differ: from is a keyword of Python.
+RENAMED = {"start": "from", "end": "to"}
 
 
 class Command(NamedTuple):
@@ -21,7 +22,7 @@ class Command(NamedTuple):
 
     Attributes:
         module (str): its file in this folder, with ``add_arguments`` and ``handle``.
-        help (str): what it does, in a line.
+        help (str): what it does, in one line.
     """
 
     module: str
@@ -75,7 +76,7 @@ examples:
 
 
 class _Once(argparse.Action):
-    """An option that has one value: a second one would silently replace the first."""
+    """An option with one value: a second, different value is an error."""
 
     def __call__(
         self,
@@ -91,7 +92,7 @@ class _Once(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Options are named in full and, but for those that add up, have one value."""
+    """A parser without abbreviated options, whose options have one value by default."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
@@ -105,8 +106,8 @@ def build_parser(
     """The parser of a command; any other --key=value is a configuration key.
 
     Args:
-        command (str): its name; the others are named in the help only.
-        add_arguments (Callable | None): adds its options to its parser.
+        command (str): its name; the other commands are only listed in the help.
+        add_arguments (Callable | None): adds the command's options to its parser.
     """
     parser = _Parser(
         prog="run_recbole_simdiff.py",
@@ -115,17 +116,17 @@ def build_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar=f"{{{','.join(COMMANDS)}}}")
-    parsers = {name: commands.add_parser(name, help=it.help) for name, it in COMMANDS.items()}
+    parsers = {name: commands.add_parser(name, help=c.help) for name, c in COMMANDS.items()}
     if add_arguments:
         add_arguments(parsers[command], command)
     return parser
 
 
 def split(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the command first, which is ``train`` where none is given.
+    """The arguments with the command first, which is ``train`` if none is given.
 
-    ``ablate NAME ...`` becomes ``ablate --experiment NAME ...``: as a positional argument, argparse
-    would take an unknown ``--key=value`` with a space in it.
+    ``ablate NAME ...`` becomes ``ablate --experiment NAME ...``. As a positional argument, argparse
+    would also accept an unknown ``--key=value`` with a space in it.
 
     Raises:
         UserError: if the first argument is neither a command nor an option.
@@ -146,7 +147,10 @@ def split(arguments: Sequence[str]) -> list[str]:
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """What the command takes, and the other arguments.
+    """Parse the options of a command.
+
+    Returns:
+        tuple: the options, and the arguments that are none.
 
     Raises:
         UserError: if an option is given an empty value.
@@ -159,13 +163,13 @@ def parse(
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what names a model, a data set and configuration files."""
+    """Add the options for a model, a data set and configuration files."""
     parser.add_argument("--model", "-m", help=f"default {DEFAULTS['model']}")
     add_data_arguments(parser)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what names a data set and configuration files."""
+    """Add the options for a data set and configuration files."""
     parser.add_argument("--dataset", "-d", help=f"default {DEFAULTS['dataset']}")
     parser.add_argument(
         "--config_files",
@@ -173,5 +177,5 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="FILE",
-        help="YAML files, later ones win",
+        help="YAML files; later ones override earlier ones",
     )

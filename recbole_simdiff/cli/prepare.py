@@ -1,4 +1,4 @@
-"""The command that makes atomic files of raw downloads."""
+"""The command that converts raw downloads to atomic files."""
 
 import argparse
 import sys
@@ -11,8 +11,8 @@ from recbole_simdiff.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``prepare``."""
     parser.description = (
-        "Files are plain or .gz; their first line says which format of the source they have. "
-        "Repeated visits stay in the file."
+        "Files are plain or .gz; their first line shows which format of the source they have. "
+        "Repeated interactions are kept."
     )
     parser.add_argument("--source", required=True, choices=raw_formats.SOURCES)
     parser.add_argument(
@@ -41,26 +41,28 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         type=int,
         default=5,
         metavar="K",
-        help="users and items with fewer interactions are taken out until none is left (default "
-        "5, as in the papers; 0: none)",
+        help="remove users and items with fewer interactions, repeatedly until none has fewer "
+        "(default 5, as in the papers; 0: no filter)",
     )
     date = "YYYY-MM-DD[ HH:MM:SS]"
     parser.add_argument("--from", dest="start", metavar="DATE", help=f"first date, UTC: {date}")
-    parser.add_argument("--to", dest="end", metavar="DATE", help="last date; a day is meant whole")
+    parser.add_argument(
+        "--to", dest="end", metavar="DATE", help="last date, the whole day included"
+    )
     parser.add_argument(
         "--min_rating",
         type=float,
         metavar="R",
-        help="least rating (default none, as in the papers)",
+        help="minimum rating (default none, as in the papers)",
     )
     parser.add_argument(
-        "--skip_malformed", action="store_true", help="count lines that cannot be read, and go on"
+        "--skip_malformed", action="store_true", help="skip and count lines that cannot be read"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    """Make atomic files of raw downloads."""
+    """Convert raw downloads to atomic files."""
     if overrides:
         raise UserError(f"prepare does not know --{next(iter(overrides))}; see prepare --help")
     done = prepare.prepare(
@@ -76,7 +78,7 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if done.malformed:
         shown = "\n  ".join(done.shown)
         print(
-            f"{done.malformed:,} malformed lines left out, among them\n  {shown}", file=sys.stderr
+            f"{done.malformed:,} malformed lines skipped, for example\n  {shown}", file=sys.stderr
         )
     print(done.report())
     return 0

@@ -16,12 +16,12 @@ from recbole_simdiff.serving import recommender as inference
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``recommend``."""
     parser.description = (
-        "Histories are item ids as in the data set, oldest first. --input reads one a line: "
+        "Histories are item ids as in the data set, oldest first. --input reads one for each line: "
         '\'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON).'
     )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or file")
     users = parser.add_mutually_exclusive_group()
-    users.add_argument("--users", metavar="U,U", help="users of the training data set")
+    users.add_argument("--users", metavar="U,U", help="users of the training data")
     users.add_argument("--all_users", action="store_true", help="all of them")
     parser.add_argument(
         "--history", action="append", metavar="I,I", help="a history of item ids; may be repeated"
@@ -60,23 +60,23 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             else "nothing to recommend to: give --users, --all_users, --history or --input"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # unknown items are reported per history below
-        found = recommender.recommend(
+        warnings.simplefilter("ignore")  # unknown items are reported for each history below
+        answers = recommender.recommend(
             [request.items for request in requests], namespace.k, namespace.seen == "drop"
         )
-    for request, answer in zip(requests, found, strict=True):
+    for request, answer in zip(requests, answers, strict=True):
         if note := _note(request, answer, recommender):
             print(printable(f"{request.name}: {note}"), file=sys.stderr)
-    if all(len(a.unknown) == len(r.items) for r, a in zip(requests, found, strict=True)):
+    if all(len(a.unknown) == len(r.items) for r, a in zip(requests, answers, strict=True)):
         raise UserError("no history has an item of the training data")
-    _print(namespace.format, requests, found, recommender)
+    _print(namespace.format, requests, answers, recommender)
     return 0
 
 
 def _note(
     request: _Request, answer: inference.Recommendation, recommender: inference.Recommender
 ) -> str:
-    """What is to be said about an answer: items that are not known, or nothing left to rank."""
+    """A note about an answer: unknown items, or no item to rank; empty if there is none."""
     unknown, shown = len(answer.unknown), ", ".join(answer.unknown[:10])
     if unknown == len(request.items):
         return (
@@ -84,25 +84,25 @@ def _note(
             f"by commas: {','.join(recommender.item_ids[1:4])})"
         )
     if not answer.items:
-        return "all items there are have been seen; --seen=keep ranks them, too"
+        return "all items have been seen; --seen=keep also ranks seen items"
     return f"{unknown} unknown items left out: {shown}" if unknown else ""
 
 
 def _print(
-    form: str,
+    output_format: str,
     requests: Sequence[_Request],
-    found: Sequence[inference.Recommendation],
+    answers: Sequence[inference.Recommendation],
     recommender: inference.Recommender,
 ) -> None:
-    """The answers on standard output: ``table``, ``json`` or ``csv``."""
+    """Print the answers to standard output as ``table``, ``json`` or ``csv``."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    if form == "csv":
+    if output_format == "csv":
         writer.writerow(["history", "rank", "item", "score"])
-    for request, answer in zip(requests, found, strict=True):
+    for request, answer in zip(requests, answers, strict=True):
         ranked = list(enumerate(zip(answer.items, answer.scores, strict=True), start=1))
-        if form == "json":
+        if output_format == "json":
             print(json.dumps({"history": request.name, **answer._asdict()}))
-        elif form == "csv":
+        elif output_format == "csv":
             writer.writerows([request.name, rank, i, f"{s:.6f}"] for rank, (i, s) in ranked)
         else:
             print(printable(request.name))
@@ -134,7 +134,7 @@ def _requests(
 
 
 def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
-    """One history a line: CSV of item ids, a JSON list, or a JSON object with ``items``."""
+    """One history for each line: CSV of item ids, a JSON list, or a JSON object with ``items``."""
     for number, line in enumerate(lines, start=1):
         line, name = line.removeprefix("\ufeff").strip(), f"line {number}"
         if not line:
@@ -151,7 +151,7 @@ def _request(line: str, name: str) -> _Request:
     """The history of a line.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: if the line has neither of these forms.
     """
     if line[0] not in "[{":
         return _Request(name, [cell.strip() for cell in next(csv.reader([line])) if cell.strip()])
@@ -159,10 +159,10 @@ def _request(line: str, name: str) -> _Request:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg})") from None
-    except ValueError:  # Python reads no longer ones
+    except ValueError:  # Python refuses longer numbers
         raise ValueError("a number of more than 4300 digits; write ids as text") from None
     items = value.get("items") if isinstance(value, dict) else value
     if not isinstance(items, list) or any(isinstance(item, list | dict) for item in items):
-        raise ValueError('expected [...] or {"items": [...]}, of ids')
+        raise ValueError('expected item ids as [...] or {"items": [...]}')
     name = str(value.get("user", name)) if isinstance(value, dict) else name
     return _Request(name, [str(item) for item in items])

@@ -1,4 +1,4 @@
-"""The configuration that the arguments of a command stand for."""
+"""The configuration that a command's arguments describe."""
 
 import argparse
 from typing import Any
@@ -9,7 +9,7 @@ from recbole_simdiff.config.layers import read_yaml
 
 
 def config_files(namespace: argparse.Namespace) -> list[str]:
-    """The files of ``--config_files``, which may be separated by commas, too."""
+    """The files of ``--config_files``; they may also be separated by commas."""
     return [part for text in namespace.config_files for part in text.split(",") if part]
 
 
@@ -21,11 +21,11 @@ def command_config(namespace: argparse.Namespace, overrides: dict[str, Any]) -> 
         overrides (dict): other ``--key=value``.
 
     Raises:
-        UserError: if it is impossible.
+        UserError: if the configuration is impossible.
     """
     files = config_files(namespace)
-    named: dict[str, Any] = {}
+    from_files: dict[str, Any] = {}
     for file in files:
-        named |= {key: value for key, value in read_yaml(file).items() if key in DEFAULTS}
-    model, dataset = (getattr(namespace, k) or named.get(k) or DEFAULTS[k] for k in DEFAULTS)
+        from_files |= {key: value for key, value in read_yaml(file).items() if key in DEFAULTS}
+    model, dataset = (getattr(namespace, k) or from_files.get(k) or DEFAULTS[k] for k in DEFAULTS)
     return Config(model, dataset, files, overrides, COMMAND_LINE)

@@ -10,7 +10,7 @@ from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.cli.messages import printable
 from recbole_simdiff.cli.parser import add_model_arguments
-from recbole_simdiff.cli.results import print_place, print_result
+from recbole_simdiff.cli.results import print_folder, print_result
 from recbole_simdiff.cli.settings import command_config
 from recbole_simdiff.config.config import COMMAND_LINE
 from recbole_simdiff.errors import UserError
@@ -35,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="processes on this host that train together (default 1); under torchrun, which "
-        "starts them on several hosts, it is not read",
+        help="processes on this host that train together (default 1); not read under torchrun, "
+        "which starts processes on several hosts",
     )
 
 
 def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    """Train a model, or go on with a stopped run."""
+    """Train a model, or continue a stopped run."""
     resume = None
     if namespace.resume:
         for key in ("model", "dataset", "config_files"):
@@ -51,17 +51,17 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         config = resumed_config(resume, overrides, COMMAND_LINE)
     else:
         config = command_config(namespace, overrides)
-    several = distributed.is_distributed()
-    n = int(os.environ["WORLD_SIZE"]) if several else namespace.nproc
+    is_distributed = distributed.is_distributed()
+    n = int(os.environ["WORLD_SIZE"]) if is_distributed else namespace.nproc
     check_processes(config, n)
-    if n > 1 and not several:
+    if n > 1 and not is_distributed:
         return distributed.launch(n)
     with distributed.group():
         result = start(config, resume)
         if distributed.rank() > 0:
             return 0
     print_result(result)
-    print_place(result)
+    print_folder(result)
     try:
         _show_users(result, config["show_users"])
     except UserError as error:  # the run itself succeeded
@@ -75,10 +75,10 @@ def _show_users(result: RunResult, n_users: int) -> None:
     recommender = load(result.run_dir, result.config["values"]["use_gpu"])
     for user in recommender.users[:n_users]:
         history = recommender.history(user)
-        (found,) = recommender.recommend([history], k=10)
+        (recommendation,) = recommender.recommend([history], k=10)
         print(f"\nuser {printable(user)}, newest of {len(history)}:")
         for item in history[-5:]:
             print(f"    {printable(recommender.title(item))}")
         print("  recommended next:")
-        for rank, item in enumerate(found.items, start=1):
+        for rank, item in enumerate(recommendation.items, start=1):
             print(f"  {rank:>2}  {printable(recommender.title(item))}")

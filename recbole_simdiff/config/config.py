@@ -1,9 +1,9 @@
-"""Configuration: RecBole's ``Config`` with our YAML layers, safe parsing, and errors that teach.
+"""Configuration: RecBole's ``Config`` with this package's YAML files, safe parsing and checks.
 
-Later layers win: RecBole's defaults, ``properties/overall.yaml``,
-``properties/model/<Model>.yaml``, ``properties/dataset/<name>.yaml``,
+Values come from layers; a later layer overrides an earlier one: RecBole's defaults,
+``properties/overall.yaml``, ``properties/model/<Model>.yaml``, ``properties/dataset/<name>.yaml``,
 ``properties/tuned/<name>/<Model>.yaml``, ``properties/preset/<Model>/<preset>.yaml``,
-``--config_files``, ``--key=value``. A model's files come after those of the model it derives from,
+``--config_files``, ``--key=value``. The files of a model come after those of its base class, and
 DiffuASR's after those of its backbone.
 """
 
@@ -14,22 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from recbole.config import Config as RecBoleConfig
-from recbole.utils import InputType
 
 from recbole_simdiff.compat import restore_numpy_aliases
 from recbole_simdiff.config.checks import (
-    check_eval_args,
     check_keys,
-    check_metrics,
-    check_rankings,
     check_types,
     check_values,
     drop_retired,
     separator,
 )
-from recbole_simdiff.config.keys import DERIVED, LABELS, WRITTEN, naming, reads
+from recbole_simdiff.config.derived import derive_columns, derive_device, derive_negatives
+from recbole_simdiff.config.evaluation_checks import (
+    check_eval_args,
+    check_metrics,
+    check_rankings,
+)
+from recbole_simdiff.config.keys import DERIVED, WRITTEN, naming
 from recbole_simdiff.config.layers import (
     SEPARATORS,
     PlainLoader,
@@ -40,41 +41,40 @@ from recbole_simdiff.config.layers import (
     short_name,
 )
 from recbole_simdiff.config.limits import check
-from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.registry import WRAPPERS, get_model, plugin_models
 
 COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
 
 
-# Where a whole configuration comes from, every value at its default included.
+# Origins of complete configurations, which also give the values that are at their defaults.
 _RESTORED = (CHECKPOINT, "experiment", *WRAPPERS)
 
-_PATH = {"/", "\\", "\0"}  # not in names, which become names of files
+_PATH = {"/", "\\", "\0"}  # not allowed in names, which become names of files
 
 
 class Config(RecBoleConfig):
-    """RecBole's ``Config`` with our layers; every value knows where it came from.
+    """RecBole's ``Config`` with this package's layers; the origin of every value is known.
 
     Differences from RecBole's: nothing is evaluated, ``sys.argv`` is never read, unknown keys and
     wrong types are refused, ``train_neg_sample_args`` follows the loss, and ``use_gpu: False``
     selects the CPU.
 
     Attributes:
-        name (str): what the user calls the model. ``model`` is the class that is trained, which
-            differs for DiffuASR: there it is the backbone.
-        is_plugin (bool): whether ``model`` is one of this package, and not RecBole's.
-        data_root (str): ``data_path`` as it was given, the folder of the data sets' folders.
-            ``config["data_path"]`` is that of this data set.
-        given (dict): key -> where it was set, of the keys that files and overrides set.
-        origin (dict): key -> where its value comes from, of all keys.
+        name (str): name of the model that the user gave. ``model`` names the class that is
+            trained; it differs for DiffuASR only, where it is the backbone.
+        is_plugin (bool): whether ``model`` is of this package, not of RecBole.
+        data_root (str): ``data_path`` as it was given, the parent of the data sets' folders.
+            ``config["data_path"]`` is the folder of this data set.
+        given (dict): key -> where it was set; keys of files and overrides only.
+        origin (dict): key -> where its value comes from; all keys.
 
     Args:
         model (str): name of a model of this package or of RecBole, or DiffuASR.
         dataset (str): name of the data set.
-        config_files (Sequence): YAML files, later ones win.
-        overrides (Mapping | None): values that win over every file.
-        origin (str | Mapping): what the overrides, or each of them, are called in messages.
+        config_files (Sequence): YAML files; later ones override earlier ones.
+        overrides (Mapping | None): values that override every file.
+        origin (str | Mapping): name of the overrides, or of each of them, in messages.
 
     Raises:
         UserError: for an unknown key or model, a wrong type, or an impossible value.
@@ -114,7 +114,7 @@ class Config(RecBoleConfig):
 
     @contextmanager
     def naming_origins(self) -> Iterator[None]:
-        """Within the block, a ``UserError`` also says where the values of its keys came from."""
+        """Within the block, a ``UserError`` also names the origins of its keys' values."""
         try:
             yield
         except UserError as error:
@@ -126,13 +126,13 @@ class Config(RecBoleConfig):
             ]
             if named:
                 error.args = (f"{message} ({', '.join(named)})",)
-            error.keys = ()  # said once
+            error.keys = ()  # an enclosing block appends nothing
             raise
 
     # ------------------------------------------------------------------ RecBole's steps, replaced
 
     def compatibility_settings(self) -> None:
-        """RecBole reads names that NumPy 2 removed; add missing ones only."""
+        """Add the names that NumPy 2 removed; RecBole's own method fails with NumPy 2."""
         restore_numpy_aliases()
 
     def _build_yaml_loader(self) -> type:
@@ -159,8 +159,8 @@ class Config(RecBoleConfig):
         for key, value in (("model", model), ("dataset", dataset)):
             if not isinstance(value, str) or not value or value[0] == "." or set(value) & _PATH:
                 raise UserError(
-                    f"{key}={value!r} must be a name, without / and \\ and a dot in front; "
-                    "data_path says where the folders of data sets are",
+                    f"{key}={value!r} must be a name without / and \\ that does not begin with a "
+                    "dot; data_path says where the folders of data sets are",
                     keys=(key,),
                 )
         self.name = model
@@ -175,10 +175,10 @@ class Config(RecBoleConfig):
         return model, get_model(model), dataset
 
     def _layers(self) -> list[str]:
-        """Names whose files are read, in order: base classes, the model, DiffuASR."""
-        ours = plugin_models()
+        """Names of models whose files are read, in order: base classes, the model, DiffuASR."""
+        plugins = plugin_models()
         bases = [base.__name__ for base in reversed(self.model_class.__mro__)]
-        names = [name for name in bases if name in ours] or [self.model]
+        names = [name for name in bases if name in plugins] or [self.model]
         return names if self.name == self.model else [*names, self.name]
 
     def _update_internal_config_dict(self, file: str | Path) -> dict[str, Any]:
@@ -203,16 +203,16 @@ class Config(RecBoleConfig):
             if layer.is_file():
                 self._update_internal_config_dict(layer)
             if layer == before_data:
-                own = set(self.internal_config_dict)
+                default_keys = set(self.internal_config_dict)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
             self._load_preset([self.name] if self.wraps else names, preset)
         drop_retired(self, names)
-        check_keys(self, own)
+        check_keys(self, default_keys)
         check_types(self)
 
     def _load_preset(self, names: Sequence[str], preset: Any) -> None:
-        """The preset's file of the model or, where it has none of that name, of its base."""
+        """Read the preset's file: the model's or, if it has no such preset, its base class's."""
         files = preset_files(names)
         known = ["paper", *sorted(files)]
         if preset not in known:
@@ -228,62 +228,28 @@ class Config(RecBoleConfig):
         self.origin.update(self.given)
         for key in SEPARATORS:
             final[key] = separator(key, final[key])
-        if isinstance(final["eval_args"], dict):  # given in part, it keeps the rest of the default
+        if isinstance(final["eval_args"], dict):  # parts that are not given keep their defaults
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **final["eval_args"]}
             check_eval_args(final["eval_args"])
-        if self.origin["load_col"] == "recbole/properties/dataset/sample.yaml":
-            # RecBole loads users and items only; a model of sequences needs their order, too.
-            item = final["ITEM_ID_FIELD"]
-            ready = final["benchmark_filename"] is not None
-            order = item + final["LIST_SUFFIX"] if ready else final["TIME_FIELD"]
-            needed = (final["USER_ID_FIELD"], item, order)
-            final["load_col"] = {"inter": [name for name in needed if name]}
-            self.origin["load_col"] = "the fields of user, item and time"
+        derive_columns(final, self.origin)
         if isinstance(suffix := final["additional_feat_suffix"], str):  # as in RecBole's own files
             final["additional_feat_suffix"] = [suffix]
         check(final)
         return final
 
     def _set_default_parameters(self) -> None:
-        """RecBole's, but a copy of ml-100k in ``data_path`` goes before the one RecBole ships."""
+        """RecBole's, but a copy of ml-100k in ``data_path`` is used, not the one RecBole ships."""
         self.data_root = self.final_config_dict["data_path"]
         check_metrics(self)
         super()._set_default_parameters()
-        self._draw_negatives()
-        own = os.path.join(self.data_root, self.dataset)
-        if os.path.isdir(own):
-            self.final_config_dict["data_path"] = own
-
-    def _draw_negatives(self) -> None:
-        """Negatives for exactly the models that read them.
-
-        They stand beside the positives (pair-wise losses) or are rows with a label. RecBole draws
-        some by default, and refuses them for CE.
-        """
-        final = self.final_config_dict
-        pairs = final.get("MODEL_INPUT_TYPE") == InputType.PAIRWISE
-        sampled = pairs or reads(self.model_class, LABELS)
-        if sampled and final.get("train_neg_sample_args") is None:
-            final["train_neg_sample_args"] = {
-                "distribution": "uniform",
-                "sample_num": 1,
-                "alpha": 1.0,
-                "dynamic": False,
-                "candidate_num": 0,
-            }
-            self.origin["train_neg_sample_args"] = "the loss of the model"
+        derive_negatives(self)
+        folder = os.path.join(self.data_root, self.dataset)
+        if os.path.isdir(folder):
+            self.final_config_dict["data_path"] = folder
 
     def _init_device(self) -> None:
-        """CPU, or the GPU of ``gpu_id`` when there is one and ``use_gpu`` is true.
-
-        RecBole overwrites CUDA_VISIBLE_DEVICES at every start and ignores ``use_gpu: False``.
-        """
-        final = self.final_config_dict
-        if "gpu_id" in self.given:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(final["gpu_id"])
-        cuda = final["use_gpu"] and torch.cuda.is_available()
-        final["device"] = own_gpu() if cuda else torch.device("cpu")
-        final["single_spec"], final["local_rank"] = True, 0
+        """RecBole's always overwrites CUDA_VISIBLE_DEVICES and ignores ``use_gpu: False``."""
+        derive_device(self)
 
     # ------------------------------------------------------------------ reading back
 
@@ -291,10 +257,10 @@ class Config(RecBoleConfig):
     def held_out(self) -> tuple[str, ...]:
         """Parts that ``eval_args`` holds out of training: valid, test, both or none."""
         parts = ("valid", "test")
-        if self.final_config_dict["benchmark_filename"] is not None:  # the files are the parts
+        if self.final_config_dict["benchmark_filename"] is not None:  # one file for each part
             return parts
-        ((way, rule),) = self.final_config_dict["eval_args"]["split"].items()
-        if way == "LS":
+        ((method, rule),) = self.final_config_dict["eval_args"]["split"].items()
+        if method == "LS":
             return {"valid_only": parts[:1], "test_only": parts[1:]}.get(rule, parts)
         return tuple(name for name, share in zip(parts, rule[1:], strict=True) if share)
 
@@ -303,14 +269,14 @@ class Config(RecBoleConfig):
         return self.given.get(key) == CHECKPOINT
 
     def plain(self) -> dict[str, Any]:
-        """The values a user can set, as JSON-ready data; ``Config(**plain)`` restores the rest.
+        """The values a user can set, as JSON can hold them; all other values follow from them.
 
         Returns:
             dict: ``model``, ``dataset`` and ``values``.
         """
-        left_out = DERIVED | WRITTEN | {"model", "dataset"}
-        left_out |= {"gpu_id"}  # which GPU is free is a matter of the machine, not of the run
-        values = {k: v for k, v in self.final_config_dict.items() if k not in left_out}
+        omitted = DERIVED | WRITTEN | {"model", "dataset"}
+        omitted |= {"gpu_id"}  # depends on the machine, not on the run
+        values = {k: v for k, v in self.final_config_dict.items() if k not in omitted}
         values["data_path"] = self.data_root
         if values["train_neg_sample_args"].get("distribution") == "none":
             values["train_neg_sample_args"] = None
@@ -322,16 +288,16 @@ class Config(RecBoleConfig):
         return self.name in WRAPPERS
 
     def identity(self) -> dict[str, Any]:
-        """The settings that name a result: ``plain`` without what does not shape it."""
+        """The settings that name a result: ``plain`` without keys that do not change results."""
         return naming(self.plain())
 
     @property
     def from_checkpoint(self) -> bool:
-        """Whether a checkpoint says what is to be done, which may be anybody's."""
+        """Whether values come from a checkpoint, which somebody else may have made."""
         return CHECKPOINT in self.given.values()
 
     def known_datasets(self) -> list[str]:
-        """Names of the data sets with settings here or with a folder in ``data_path``."""
+        """Names of the data sets with a file of settings or with a folder in ``data_path``."""
         settings = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
         return sorted(
             settings | {path.parent.name for path in Path(self.data_root).glob("*/*.inter")}
@@ -344,13 +310,16 @@ class Config(RecBoleConfig):
         return other
 
     def backbone(self) -> "Config":
-        """Of a method around a backbone, that of the backbone alone, every value as it is here."""
-        own = read_yaml(properties_dir() / "model" / f"{self.name}.yaml")
-        values = {k: v for k, v in self.plain()["values"].items() if k not in own}
+        """The configuration of the backbone alone, with the values it has here.
+
+        Only for a method that trains a backbone, see ``wraps``.
+        """
+        method_keys = read_yaml(properties_dir() / "model" / f"{self.name}.yaml")
+        values = {k: v for k, v in self.plain()["values"].items() if k not in method_keys}
         return Config(self.model, self.dataset, overrides=values, origin=self.name)
 
     def explain(self) -> list[tuple[str, Any, str]]:
-        """(key, effective value, where it came from) of every key, sorted."""
+        """(key, effective value, origin) of every key, sorted by key."""
         return [
             (key, self.final_config_dict[key], self.origin[key])
             for key in sorted(self.final_config_dict)

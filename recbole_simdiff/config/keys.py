@@ -1,8 +1,8 @@
-"""What each key is for: one row a key, and the lists of keys that follow from the rows.
+"""Purpose of each key: a table with one row for each key, and lists derived from it.
 
-Every key that is not a model's own has a row. A model's own keys are those of its yaml under
-``properties/model/``, RecBole's or this package's; they shape the result and are fixed once a run
-has begun. Where such a key is for something else, it has a row, too.
+Every key that belongs to no model has a row. A model's keys are those of its yaml under
+``properties/model/``, of this package or of RecBole. They change the result and are fixed once a
+run has begun. A model's key with another purpose also has a row.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 
 class Key(NamedTuple):
-    """What a key is for.
+    """Purpose of a key.
 
     Attributes:
-        shapes_result (bool): another value may give other numbers. Else it says where a run
-            happens, or what is shown or kept of it.
-        on_resume (bool): it can be changed when a run is continued: it says when the run ends, or
-            what is not stored with the run.
-        on_evaluate (bool): it can be changed when a trained model is evaluated.
-        refused (str): why it must be off.
-        unread (str): why nothing reads it, so that it must keep its default.
+        shapes_result (bool): another value may give other numbers. If false, the key sets where a
+            run happens, or what is shown or stored of it.
+        on_resume (bool): it may change when a run is continued: it sets when the run ends, or is
+            not stored with the run.
+        on_evaluate (bool): it may change when a trained model is evaluated.
+        refused (str): why it must be off; empty if it may be on.
+        unread (str): why nothing reads it, so that it must keep its default; empty if it is read.
     """
 
     shapes_result: bool = True
@@ -29,14 +29,14 @@ class Key(NamedTuple):
     unread: str = ""
 
 
-# Fixed once a run has begun; part of what the result is named after.
+# Fixed once a run has begun; part of the result's identity.
 _SETTING = Key()
 
 _MEASURE = Key(on_evaluate=True)
 
 _ENDING = Key(on_resume=True)
 
-# Where a run happens, and what it shows or keeps.
+# Where a run happens, and what it shows or stores.
 _OUTPUT = Key(shapes_result=False)
 
 _ANYWHERE = Key(shapes_result=False, on_resume=True, on_evaluate=True)
@@ -47,7 +47,7 @@ _REBUILT = Key(refused="data sets are rebuilt from their files, which takes seco
 
 _LOADER = Key(refused="loaders are rebuilt at every start")
 
-_NO_KNOWLEDGE = Key(unread="models of knowledge graphs, which are not trained here, would read it")
+_NO_KNOWLEDGE = Key(unread="only models of knowledge graphs read it, and none is available here")
 
 # In the order in which messages list them.
 KEYS: dict[str, Key] = {
@@ -106,10 +106,8 @@ KEYS: dict[str, Key] = {
     "save_dataloaders": _LOADER,
     "dataloaders_save_path": _LOADER,
     "loss_decimal_place": Key(unread="losses are logged with four digits"),
-    "save_step": Key(
-        unread="S3Rec's two stages follow each other in one run; every epoch is saved"
-    ),
-    "require_pow": Key(unread="the models that would read it are not sequential"),
+    "save_step": Key(unread="both stages of S3Rec are trained in one run; every epoch is saved"),
+    "require_pow": Key(unread="only models that are not sequential read it"),
     # ---- data
     "encoding": _SETTING,
     "field_separator": _SETTING,
@@ -123,9 +121,9 @@ KEYS: dict[str, Key] = {
     "LIST_SUFFIX": _SETTING,
     "MAX_ITEM_LIST_LENGTH": _SETTING,
     "RATING_FIELD": Key(
-        unread="no model here reads ratings; threshold and val_interval name their column"
+        unread="no model here reads ratings; threshold and val_interval name the column themselves"
     ),
-    "POSITION_FIELD": Key(unread="RecBole reads it nowhere"),
+    "POSITION_FIELD": Key(unread="RecBole never reads it"),
     "threshold": _SETTING,
     "seq_len": _SETTING,
     "load_col": _SETTING,
@@ -157,12 +155,12 @@ KEYS: dict[str, Key] = {
     "kg_reverse_r": _NO_KNOWLEDGE,
 }
 
-# What may differ between a run and its continuation: when it ends, and nothing else in its numbers.
+# Keys that may differ between a run and its continuation.
 RESUMABLE_KEYS = tuple(name for name, key in KEYS.items() if key.on_resume)
 
 EVALUATION_KEYS = tuple(name for name, key in KEYS.items() if key.on_evaluate)
 
-# Keys that change where a run happens or what is shown, not what it computes.
+# Keys that do not change what a run computes.
 NOT_IN_RESULT = frozenset(name for name, key in KEYS.items() if not key.shapes_result)
 
 REFUSED = {name: key.refused for name, key in KEYS.items() if key.refused}
@@ -183,10 +181,11 @@ RETIRED: dict[str, dict[str, Any]] = {
     "SimDiffRec": {"noise_similarity": "dot"},
 }
 
-# Keys that RecBole reads without listing them in any of its argument lists or default files.
+# Keys that RecBole reads but has in none of its argument lists and default files.
 UNLISTED = {"encoding", "tail_ratio"}
 
-# No user sets them: what follows from other keys, and what RecBole's transforms write over.
+# Users cannot set these: keys that follow from others, and (WRITTEN) keys that RecBole's transforms
+# overwrite.
 DERIVED = {
     "device",
     "MODEL_TYPE",
@@ -200,13 +199,14 @@ DERIVED = {
 
 WRITTEN = {"MASK_INDEX", "MASK_ITEM_SEQ", "POS_ITEMS", "NEG_ITEMS", "INVERSE_ITEM_SEQ"}
 
-# Keys of RecBole's S3Rec that would join its two stages by a pickled file.
+# Keys by which RecBole's S3Rec passes a pickled file from its first stage to its second.
 STAGE_KEYS = ("train_stage", "pre_model_path")
 
-# How other programs, RecBole among them, call the option for YAML files.
+# Names of the option for YAML files in other programs and in RecBole.
 FILES = ("config_files", "config_file", "config_file_list")
 
-# What RecBole's models read beyond users, items and times, and beyond the keys they list.
+# RecBole's models that read labels or preloaded weights, and keys that a model reads but does not
+# list.
 LABELS = {"DIN", "DIEN"}
 
 PRELOADED = {"GRU4RecKG", "KSR"}
@@ -215,20 +215,20 @@ UNLISTED_OF_MODEL = {"HRM": {"reg_weight"}}
 
 
 def reads(model_class: type, readers: Collection[str]) -> bool:
-    """Whether a model, or one that it derives from, is among the readers of something.
+    """Whether a model, or one of its base classes, is one of these readers.
 
     Args:
         model_class (type): the model.
-        readers (Collection): ``LABELS`` or ``PRELOADED``.
+        readers (Collection): names of models: ``LABELS`` or ``PRELOADED``.
     """
     return any(base.__name__ in readers for base in model_class.__mro__)
 
 
 def naming(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration, what a result is named after.
+    """The part of a configuration that a result is named after.
 
     Args:
-        plain (Mapping): see ``Config.plain``; today's or a stored one.
+        plain (Mapping): see ``Config.plain``; may be a stored one.
 
     Returns:
         dict: the same without the values of ``NOT_IN_RESULT``.

@@ -1,4 +1,4 @@
-"""Values and files that a configuration is made of, read as plain YAML."""
+"""Reading of configuration values and files as plain YAML."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from recbole_simdiff.errors import UserError
 
 SEPARATORS = ("field_separator", "seq_separator")
 
-# Of a YAML text: how deep its lists may lie in each other, and how many values it may stand for
-# once its aliases are written out.
-_DEEPEST, _MOST_VALUES = 50, 100_000
+# Limits of a YAML text: depth of nested lists and mappings, and number of values with aliases
+# expanded.
+_MAX_DEPTH, _MAX_VALUES = 50, 100_000
 
 
-# libyaml's parser is eight times faster; it is part of PyYAML's wheels.
+# libyaml's parser is eight times faster; PyYAML's wheels contain it.
 class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Safe YAML that reads 1e-3 as a float and dates as text, and refuses a key given twice."""
 
@@ -39,7 +39,7 @@ class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
 
 
 def _whole_number(loader: Any, node: yaml.ScalarNode) -> int | str:
-    """A whole number; one of more digits than Python prints stays text."""
+    """A whole number; one with more digits than Python prints stays text."""
     try:
         value: int = loader.construct_yaml_int(node)
     except ValueError:
@@ -68,27 +68,27 @@ def properties_dir() -> Path:
         UserError: naming both places, if neither exists.
     """
     package = Path(__file__).resolve().parents[1]
-    places = [package / "properties", package.parent / "properties"]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise UserError(f"properties/ is missing; looked in {places[0]} and {places[1]}")
+    folders = [package / "properties", package.parent / "properties"]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise UserError(f"properties/ is missing; looked for {folders[0]} and {folders[1]}")
 
 
 def _check_size(text: str) -> None:
-    """Refuse YAML that a few lines make endless, before anything is built of it.
+    """Refuse YAML that is too large once its aliases are expanded, before it is built.
 
     Raises:
-        UserError: if lists lie too deep in each other, or aliases stand for too many values.
+        UserError: if it is nested too deep, or has too many values.
         YAMLError: if it is not YAML.
     """
-    sizes: dict[str, int] = {}  # anchor -> values that it stands for
+    sizes: dict[str, int] = {}  # anchor -> number of values in it
     depth = total = 0
     begun: list[tuple[str | None, int]] = []  # anchor of each open list, values before it
     for event in yaml.parse(text, Loader=PlainLoader):
         if isinstance(event, yaml.AliasEvent):
-            # Within itself an alias has no end.
-            total += sizes.get(str(event.anchor), _MOST_VALUES + 1)
+            # An alias inside its own anchor would expand without end.
+            total += sizes.get(str(event.anchor), _MAX_VALUES + 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             begun.append((event.anchor, total))
             depth, total = max(depth, len(begun)), total + 1
@@ -100,14 +100,14 @@ def _check_size(text: str) -> None:
             anchor, before = begun.pop()
             if anchor:
                 sizes[anchor] = total - before
-        if depth > _DEEPEST:
-            raise UserError(f"more than {_DEEPEST} lists lie in each other")
-        if total > _MOST_VALUES:
-            raise UserError(f"with its aliases it stands for more than {_MOST_VALUES:,} values")
+        if depth > _MAX_DEPTH:
+            raise UserError(f"more than {_MAX_DEPTH} lists are nested in each other")
+        if total > _MAX_VALUES:
+            raise UserError(f"with its aliases expanded it has more than {_MAX_VALUES:,} values")
 
 
 def _load(text: str) -> Any:
-    """What a YAML text says.
+    """The content of a YAML text.
 
     Raises:
         UserError: see ``_check_size``.
@@ -120,10 +120,11 @@ def _load(text: str) -> Any:
 def parse_value(text: str) -> Any:
     """A value typed by a user, read as YAML and never evaluated; text that is not YAML stays text.
 
-    ``1e-3``, ``true``, ``None``, ``[5,10]`` and ``{a: 1}`` mean what they look like.
+    ``1e-3``, ``true``, ``None``, ``[5,10]`` and ``{a: 1}`` are read as a number, a truth value,
+    None, a list and a mapping.
 
     Raises:
-        UserError: if the text stands for more values than any setting has.
+        UserError: if the text is nested too deep, or has too many values.
     """
     if text == "None":
         return None
@@ -136,13 +137,16 @@ def parse_value(text: str) -> Any:
 
 
 def _typed_separator(text: str) -> Any:
-    """A separator as it was typed; in quotes, as YAML reads it."""
+    """A separator exactly as it was typed; only text in quotes is read as YAML."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return parse_value(text) if quoted or text == "None" else text
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """``--key=value`` and ``--key value`` arguments as a dictionary of parsed values.
+
+    Args:
+        arguments (Iterable): arguments of the command line, without options of the command.
 
     Raises:
         UserError: for an argument that is neither, an empty value, or a key given twice with
@@ -199,29 +203,30 @@ def preset_files(names: Sequence[str]) -> dict[str, Path]:
     """Preset -> its file, for a model and the models it derives from.
 
     Args:
-        names (Sequence): of the models; where two have a preset of that name, the later wins.
+        names (Sequence): the models, base classes first. If two have a preset of the same name,
+            the later model's is taken.
     """
     folders = [properties_dir() / "preset" / name for name in names]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
-def short_name(file: str | Path, ours: Path) -> str:
-    """What messages call a file of defaults: ``properties/...``, or ``recbole/properties/...``.
+def short_name(file: str | Path, properties: Path) -> str:
+    """Name of a file of defaults in messages: ``properties/...`` or ``recbole/properties/...``.
 
     Args:
         file (str | Path): the file.
-        ours (Path): see ``properties_dir``.
+        properties (Path): see ``properties_dir``.
     """
     parts = Path(os.path.normpath(file)).parts
     if "properties" not in parts:
         return str(file)
     start = len(parts) - 1 - parts[::-1].index("properties")
-    own = Path(os.path.normpath(file)).is_relative_to(ours)
-    return "/".join(parts[start:] if own else ("recbole", *parts[start:]))
+    of_plugin = Path(os.path.normpath(file)).is_relative_to(properties)
+    return "/".join(parts[start:] if of_plugin else ("recbole", *parts[start:]))
 
 
 def plain_value(value: Any) -> Any:
-    """A value of Python code as YAML would give it: no NumPy numbers, tuples or paths."""
+    """A Python value as YAML has it: NumPy numbers, tuples and paths are converted."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, os.PathLike):

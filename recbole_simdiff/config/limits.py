@@ -1,8 +1,8 @@
-"""What each key may be, by type and range, for every model: this package's and RecBole's.
+"""Allowed values of each key, for every model: this package's and RecBole's.
 
-Types of most values are those of the defaults, which ``Config`` compares. Here is what a default
-does not tell: ranges, sizes that no machine has, and the form of lists and mappings. What concerns
-several keys of one model is left to the model's ``check_config``.
+``Config`` compares the type of most values with the type of the default. The tables here have what
+a default does not show: ranges, sizes beyond any machine, and the form of lists and mappings. Rules
+about several keys of one model are in the model's ``check_config``.
 """
 
 import math
@@ -36,7 +36,7 @@ def _numbers(value: Any, test: Callable[[Any], bool]) -> bool:
 
 
 def _mapping(value: Any, test: Callable[[Any], bool]) -> bool:
-    """Whether it maps names to what passes the test."""
+    """Whether it is a mapping from names to values that pass the test."""
     return isinstance(value, dict) and all(_text(k) and test(v) for k, v in value.items())
 
 
@@ -45,7 +45,7 @@ def _or_none(rule: Rule) -> Rule:
 
 
 def _buckets(value: Any) -> bool:
-    """One entry of ``discretization``."""
+    """Whether it is one entry of ``discretization``."""
     if not isinstance(value, dict) or not value.keys() <= {"method", "bucket"}:
         return False
     equal = value.get("method") == "ED" and whole(1, WIDTH).holds(value.get("bucket"))
@@ -148,7 +148,7 @@ RULES: dict[str, Rule] = _table(
             ),
             "mlp_hidden_size dilations",
         ),
-        # ---- shares and weights in RecBole's models
+        # ---- ratios and weights in RecBole's models
         (ratio, "hidden_dropout_prob attn_dropout_prob dropout_prob sess_dropout item_dropout"),
         (ratio, "mask_ratio ft_ratio spatial_ratio weight"),
         (ratio_above_0, "global_ratio"),
@@ -169,7 +169,7 @@ RULES: dict[str, Rule] = _table(
 CHOICES: dict[str, tuple[Any, ...]] = {
     "train_sampling": ("user_all", "prefix_last", "prefix_all"),
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),
-    "rm_dup_inter": (None, "first", "last"),  # pandas reads false as: keep neither
+    "rm_dup_inter": (None, "first", "last"),  # false would make pandas keep none of the duplicates
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
     "loss_type": ("BPR", "CE", "NLL"),  # NLL: SINE alone
@@ -188,7 +188,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Refuse what no model can use.
+    """Refuse values that no model can use.
 
     Args:
         values (Mapping): every key of a configuration.

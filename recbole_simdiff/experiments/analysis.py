@@ -1,4 +1,4 @@
-"""Where a model is right, and what its augmented sequences are like."""
+"""Metrics by groups of test rows, and measures of augmented sequences."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +19,8 @@ from recbole_simdiff.experiments.tables import grid, plain
 from recbole_simdiff.modules.random_state import preserved_rng
 from recbole_simdiff.runs.restore import RestoredRun, restore
 
-# Greatest value of each group but the last. 0 training interactions: an item seen in no training
-# history, a cold start.
+# Column -> greatest value of each group but the last. An item with 0 training interactions occurs
+# in no training history (cold start).
 GROUPS = {"length": (5, 20), "train_count": (0, 5, 10, 20, 50)}
 
 
@@ -30,8 +30,8 @@ def tables(
     """An analysis of the runs of one row.
 
     Args:
-        folders (Sequence): of the runs; views are those of the first.
-        name (str): of ``GROUPS``, or ``views``.
+        folders (Sequence): run folders; for ``views`` only the first is used.
+        name (str): a column of ``GROUPS``, or ``views``.
         metrics (Sequence): such as ``ndcg@10``.
         table_of (Path | None): see ``views``.
 
@@ -39,7 +39,7 @@ def tables(
         dict: title -> group or view -> measure -> value.
 
     Raises:
-        UserError: if a run has nothing to analyze.
+        UserError: if a run has no rankings, or its model has no augmented views.
     """
     if name == "views":
         return {f"augmented views of {folders[0].name}": views(folders[0], table_of)}
@@ -52,17 +52,17 @@ def tables(
 def by_group(
     folders: Sequence[Path], column: str, metrics: Sequence[str], protocol: str
 ) -> dict[str, dict[str, float]]:
-    """Test metrics of similar rows of several runs together.
+    """Mean test metrics of each group of rows, over all rows of several runs.
 
     Args:
-        folders (Sequence): of the runs, each with ``ranks.csv``.
-        column (str): of ``GROUPS``: ``length`` of the input, or ``train_count``, the training
-            interactions of the target.
+        folders (Sequence): run folders, each with ``ranks.csv``.
+        column (str): a column of ``GROUPS``: ``length`` of the input, or ``train_count``, the
+            training interactions of the target.
         metrics (Sequence): such as ``ndcg@10``.
         protocol (str): one of ``PROTOCOLS``.
 
     Returns:
-        dict: group, such as "6-20" -> metric -> value, and ``rows``, how many there are.
+        dict: group, such as "6-20" -> metric -> value, and ``rows``, the number of rows.
 
     Raises:
         UserError: if a run has no rankings.
@@ -72,8 +72,8 @@ def by_group(
         path = folder / RANKS
         if not path.is_file():
             raise UserError(
-                f"{path} does not exist; evaluate --checkpoint={folder} --save_rankings=True "
-                "writes it"
+                f"{path} does not exist; write it with evaluate --checkpoint={folder} "
+                "--save_rankings=True"
             )
         ranks = pd.read_csv(path)
         rank = ranks[f"rank_{protocol.removeprefix('history ')}"].to_numpy()
@@ -97,22 +97,23 @@ def _names(bounds: Sequence[int]) -> list[str]:
 
 
 def views(run_dir: Path, table_of: Path | None = None) -> dict[str, dict[str, float]]:
-    """What a trained model's augmented sequences are like, over one epoch of training batches.
+    """Measures of a trained model's augmented sequences, over one epoch of training batches.
 
     Args:
-        run_dir (Path): of a model that replaces items: SimDiffRec, CaDiRec, ECLSR.
-        table_of (Path | None): run whose item embeddings measure similarity; by default its own.
+        run_dir (Path): run of a model that replaces items: SimDiffRec, CaDiRec, ECLSR.
+        table_of (Path | None): run whose item embeddings measure similarity; the same by default.
 
     Returns:
-        dict: view -> measure -> value; each view also with ``, random`` items in the same places.
+        dict: view -> measure -> value. Each view is also measured with random items in place of the
+            new ones, under the name of the view with ``, random``.
 
-            replaced          share of items that are others than in the source
-            same row          share of sequences equal to their source
-            to original       mean cosine of a new item and the one it replaces
+            replaced          fraction of the items that differ from the source
+            same row          fraction of the sequences that are equal to their source
+            to original       mean cosine of a new item and the item it replaces
             to context        mean cosine of a new item and the mean of the other source items
 
     Raises:
-        UserError: if the model replaces nothing, or the tables are not of the same items.
+        UserError: if the model replaces no items, or the tables have different items.
     """
     restored = restore(run_dir)
     model, train_data = restored.model.eval(), restored.loaders[0]
@@ -150,10 +151,10 @@ def _table(restored: RestoredRun) -> Tensor:
 
 
 def _sums(source: Tensor, view: Tensor, table: Tensor) -> Tensor:
-    """Real items, replaced ones, rows, equal rows, and both cosines, summed over replaced ones."""
+    """Counts and sums for ``_means``: items, replaced items, rows, equal rows, and both cosines."""
     changed = (source != view) & (source > 0) & (view > 0)
-    row, place = changed.nonzero(as_tuple=True)
-    old, new = table[source[row, place]], table[view[row, place]]
+    row, position = changed.nonzero(as_tuple=True)
+    old, new = table[source[row, position]], table[view[row, position]]
     real = (source > 0).unsqueeze(-1)
     total = (table[source] * real).sum(1)  # [B, H]
     context = F.normalize(total[row] - old, dim=-1)
@@ -180,7 +181,12 @@ def _means(total: Tensor) -> dict[str, float]:
 
 
 def as_table(results: Mapping[str, Mapping[str, Any]], first: str) -> str:
-    """Mappings label -> column -> value as Markdown."""
+    """A Markdown table.
+
+    Args:
+        results (Mapping): label -> column -> value.
+        first (str): header of the column of labels.
+    """
     names = list(next(iter(results.values())))
     lines = [[first, *names]]
     for label, values in results.items():

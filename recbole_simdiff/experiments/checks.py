@@ -1,4 +1,4 @@
-"""Whether the runs of an experiment are possible, and their metrics comparable."""
+"""Checks that the runs of an experiment are possible, and their metrics comparable."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,8 +6,8 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments.spec import Experiment, RunSpec
 
-UNRANKED = {"gauc", "auc", "logloss", "mae", "rmse"}  # for which RecBole collects no top items
-# What decides which interactions are tested, and against which items.
+UNRANKED = {"gauc", "auc", "logloss", "mae", "rmse"}  # metrics that need no list of top items
+# Keys that set which interactions are tested, and against which items.
 TESTED_ROWS = (
     "eval_args",
     "user_inter_num_interval",
@@ -19,26 +19,26 @@ TESTED_ROWS = (
 
 
 def check(experiment: Experiment) -> Iterable[tuple[RunSpec, Config]]:
-    """Every run with its configuration, all made before any is started.
+    """Every run with its configuration, before any is started.
 
     Raises:
-        UserError: for the first that is impossible, or a metric that is not computed.
+        UserError: for the first run that is impossible, or a metric that is not computed.
     """
-    made: dict[str, Config] = {}  # they differ by the seed alone
-    found = []
+    configs: dict[str, Config] = {}  # runs that share one differ in the seed only
+    runs = []
     for spec in experiment.runs():
         key = repr((spec.model, spec.dataset, spec.settings, spec.swept))
-        if key not in made:
-            made[key] = _config(experiment, spec)
-        found.append((spec, made[key].with_seed(spec.seed)))
-    _check_protocol(experiment, found)
-    return found
+        if key not in configs:
+            configs[key] = _config(experiment, spec)
+        runs.append((spec, configs[key].with_seed(spec.seed)))
+    _check_protocol(experiment, runs)
+    return runs
 
 
 def _config(experiment: Experiment, spec: RunSpec) -> Config:
-    place = f"experiment {experiment.name}"
+    origin = f"experiment {experiment.name}"
     try:
-        config = Config(spec.model, spec.dataset, (), spec.overrides(), place)
+        config = Config(spec.model, spec.dataset, (), spec.overrides(), origin)
     except UserError as error:
         raise UserError(f"{spec}: {error}") from None
     names = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
@@ -48,29 +48,29 @@ def _config(experiment: Experiment, spec: RunSpec) -> Config:
                 f"{spec}: {metric} is not computed; metrics={config['metrics']}, "
                 f"topk={config['topk']}"
             )
-    modes = config["eval_args"]["mode"]  # RecBole's config says it for each part
+    modes = config["eval_args"]["mode"]  # part -> mode
     if set(modes.values()) != {"full"} or UNRANKED & {m.lower() for m in config["metrics"]}:
         raise UserError(
-            f"{spec}: experiments compare ranks among all items: eval_args needs mode=full, not "
-            f"{modes}, and metrics={config['metrics']} must be of ranked lists"
+            f"{spec}: experiments compare ranks among all items. eval_args needs mode=full, not "
+            f"{modes}; metrics={config['metrics']} must not include {', '.join(sorted(UNRANKED))}"
         )
     if not config.held_out:
         raise UserError(
-            f"{spec}: eval_args has split={config['eval_args']['split']}, which trains on "
-            "everything and leaves no metric to compare"
+            f"{spec}: eval_args has split={config['eval_args']['split']}. It uses all data for "
+            "training, so there is no metric to compare"
         )
     config["save_rankings"] = True
     return config
 
 
-def _check_protocol(experiment: Experiment, found: Sequence[tuple[RunSpec, Config]]) -> None:
-    """Refuse to put side by side what is tested on different rows."""
-    first: dict[str, tuple[RunSpec, Config]] = {}
-    for spec, config in found:
-        one, settings = first.setdefault(spec.dataset, (spec, config))
+def _check_protocol(experiment: Experiment, runs: Sequence[tuple[RunSpec, Config]]) -> None:
+    """Refuse to compare runs that are tested on different rows."""
+    references: dict[str, tuple[RunSpec, Config]] = {}  # data set -> its first run
+    for spec, config in runs:
+        first, settings = references.setdefault(spec.dataset, (spec, config))
         for key in TESTED_ROWS:
             if config[key] != settings[key]:
                 raise UserError(
-                    f"{experiment.name}: {one} has {key}={settings[key]}, {spec} has "
+                    f"{experiment.name}: {first} has {key}={settings[key]}, {spec} has "
                     f"{config[key]}; their metrics cannot be compared"
                 )

@@ -1,4 +1,4 @@
-"""How close the items of one sequence are: SimDiffRec's Figure 5 as a number and as points."""
+"""Similarity of the items within sequences: SimDiffRec's Figure 5 as a number and as points."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.serving.recommender import load
 
-LEAST, MOST = 5, 30  # distinct items of a sequence that is shown; the newest of a longer one
+MIN_ITEMS, MAX_ITEMS = 5, 30  # distinct items of a sequence that is shown
 
 
 @dataclass(frozen=True)
@@ -28,44 +28,48 @@ class Sequences:
     histories: dict[str, list[str]]
 
     def items(self, user: str) -> list[str]:
-        """The user's newest distinct items, at most ``MOST``."""
-        return self.histories[user][-MOST:]
+        """The user's newest distinct items, at most ``MAX_ITEMS``."""
+        return self.histories[user][-MAX_ITEMS:]
 
     def vectors(self, items: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         """Unit vectors of all items of several sequences, [n, H]."""
-        return self.table[[self.number[item] for own in items for item in own]]
+        return self.table[[self.number[item] for sequence in items for item in sequence]]
 
     def similarity(self) -> float:
         """Cosine similarity of two different items of one sequence: mean over pairs, then users."""
-        found = []
-        for own in self.histories.values():
-            n = len(own)
+        means = []
+        for items in self.histories.values():
+            n = len(items)
             if n > 1:
-                # The squared length of the sum holds each pair twice, and each item with itself.
-                total = float(np.square(self.vectors([own]).sum(0, dtype=np.float64)).sum())
-                found.append((total - n) / (n * (n - 1)))
-        return float(np.mean(found))
+                # The squared norm of the sum counts each pair twice, and each item with itself.
+                total = float(np.square(self.vectors([items]).sum(0, dtype=np.float64)).sum())
+                means.append((total - n) / (n * (n - 1)))
+        return float(np.mean(means))
 
     def shuffled(self, seed: int) -> "Sequences":
         """The same sequences with every item replaced by one drawn from all interactions."""
         generator = np.random.default_rng(seed)
-        pool = [item for own in self.histories.values() for item in own]
+        pool = [item for items in self.histories.values() for item in items]
         drawn = iter(generator.permutation(len(pool)))
         histories = {
-            user: list(dict.fromkeys(pool[next(drawn)] for _ in own))
-            for user, own in self.histories.items()
+            user: list(dict.fromkeys(pool[next(drawn)] for _ in items))
+            for user, items in self.histories.items()
         }
         return replace(self, histories=histories)
 
     def sample(self, n: int, seed: int) -> list[str]:
-        """Users to show: those with at least ``LEAST`` distinct items, drawn.
+        """Draw users with at least ``MIN_ITEMS`` distinct items.
+
+        Args:
+            n (int): number of users; all if there are fewer.
+            seed (int): of the draw.
 
         Raises:
             UserError: if there are none.
         """
-        users = [user for user, own in self.histories.items() if len(own) >= LEAST]
+        users = [user for user, items in self.histories.items() if len(items) >= MIN_ITEMS]
         if not users:
-            raise UserError(f"no user has {LEAST} different items to show")
+            raise UserError(f"no user has {MIN_ITEMS} different items to show")
         return list(np.random.default_rng(seed).permutation(users)[:n])
 
 
@@ -73,7 +77,7 @@ def sequences(run_dir: Path) -> Sequences:
     """Item embeddings and histories of a run's best epoch.
 
     Raises:
-        UserError: if the model has no table of item embeddings or no users.
+        UserError: if the model has no table of item embeddings.
     """
     recommender = load(run_dir, use_gpu=False)
     table = recommender.model.item_table

@@ -1,7 +1,7 @@
-"""Runs what is missing of an experiment, one process a run, and records one JSON line for each.
+"""Runs what is missing of an experiment, each run in a process, and records each as one JSON line.
 
-A run's folder is named after everything that shapes its result, so experiments share runs, and an
-interrupted one goes on where it stopped, to the step. Tables and figures are made of the lines.
+A run's folder is named after everything that shapes its result. So experiments share runs, and an
+interrupted run continues from its next step. Tables and figures are made from the lines.
 """
 
 import hashlib
@@ -42,15 +42,22 @@ from recbole_simdiff.training.progress import Listener, Progress, epoch_line
 LINES = "runs.jsonl"
 OTHER = "other code of this package or other data"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
-# What a run sends before it ends: how many epochs there are and what the last one brought; a text.
+# Messages of a run before it ends: number of epochs and the last one's line; a line of output.
 EPOCH, LINE = "epoch", "line"
-# Of a run: its epochs; early stopping may end it before the time that is left.
+# Bar of a run's epochs. The remaining time is an upper limit, because of early stopping.
 BAR = "{desc}{bar:10} {n}/{total} at most {remaining} {postfix}"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that belongs to an experiment: what it is, how it is configured, what it is called."""
+    """A run of an experiment with its configuration.
+
+    Attributes:
+        spec (RunSpec): its place in the experiment.
+        config (Config): its configuration.
+        fingerprint (str): name of its result, see ``runs.identity.fingerprint``.
+        data (str): checksum of its data.
+    """
 
     spec: RunSpec
     config: Config
@@ -65,7 +72,7 @@ class Planned:
 
 
 def plan(experiment: Experiment) -> list[Planned]:
-    """Every run of the experiment; all mistakes are found here, before anything is trained.
+    """Every run of the experiment. All mistakes are found here, before anything is trained.
 
     Raises:
         UserError: for the first mistake.
@@ -81,7 +88,7 @@ def plan(experiment: Experiment) -> list[Planned]:
 
 
 def data_checksum(config: Config) -> str:
-    """Checksum of the data set's atomic files, which are fetched first if RecBole knows them.
+    """Checksum of the data set's atomic files; if missing, they are downloaded where RecBole can.
 
     Raises:
         UserError: if there are none.
@@ -100,10 +107,10 @@ def _data_are_here(config: Config) -> bool:
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Fingerprint -> its newest line. A line that a crash cut off at the end is not one.
+    """The newest line of each fingerprint; an incomplete line at the end is ignored.
 
     Raises:
-        UserError: for a line that is not JSON.
+        UserError: for a line that is not the record of a run.
     """
     lines = {}
     text = path.read_bytes().decode() if path.is_file() else ""
@@ -117,7 +124,12 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add a line; what a crash left of an unfinished one is cut off first."""
+    """Append a line; an incomplete line that a crash left at the end is removed first.
+
+    Args:
+        path (Path): file of the lines.
+        entry (Mapping): the record of a run; values that JSON can hold.
+    """
     with files.exclusive(path), open(path, "a+b") as file:
         file.seek(0)
         text = file.read()
@@ -127,15 +139,14 @@ def append_line(path: Path, entry: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bool = True) -> None:
-    """Run what has no finished line yet; a run that fails leaves a line too, and the rest goes on.
+def execute(planned: list[Planned], path: Path, jobs: int = 1) -> None:
+    """Run everything without a finished line. A failed run also writes a line; the others go on.
 
     Args:
         planned (list): what ``plan`` returned.
         path (Path): file of the lines.
-        jobs (int): runs at the same time, each in a process of its own; they share the processor's
-            cores, or the GPU.
-        show_progress (bool): bars on a terminal.
+        jobs (int): runs at the same time, each in its own process; they share the processor's cores
+            or the GPU.
 
     Raises:
         UserError: if the file cannot be read or written.
@@ -148,17 +159,17 @@ def execute(planned: list[Planned], path: Path, jobs: int = 1, show_progress: bo
         for p in planned
         if lines.get(p.fingerprint, {}).get("status") != DONE or not (p.run_dir / RANKS).is_file()
     }
-    there = len({p.fingerprint for p in planned}) - len(missing)
-    made = _by_settings(lines)
-    again = sum(_settings(p.config) in made for f, p in missing.items() if f not in lines)
-    note = f", {again} of them again, made before by {OTHER}" if again else ""
-    logger.info(f"{path}: {there} runs there, {len(missing)} to do{note}")
+    n_finished = len({p.fingerprint for p in planned}) - len(missing)
+    recorded = _by_settings(lines)
+    repeated = sum(_settings(p.config) in recorded for f, p in missing.items() if f not in lines)
+    note = f", {repeated} of them already run with {OTHER}" if repeated else ""
+    logger.info(f"{path}: {n_finished} runs are finished, {len(missing)} to do{note}")
     if missing:
-        _Pool(list(missing.values()), path, jobs, show_progress).work()
+        _Pool(list(missing.values()), path, jobs).work()
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse a place for the lines that cannot be used, before a run has cost anything."""
+    """Refuse a file of lines that cannot be written, before anything is trained."""
     try:
         with files.exclusive(path), open(path, "ab"):
             pass
@@ -169,19 +180,19 @@ def _check_writable(path: Path) -> None:
 
 
 class _Pool:
-    """At most ``jobs`` processes at a time, and what the terminal shows of them."""
+    """Runs in at most ``jobs`` processes at a time, with bars on the terminal."""
 
-    def __init__(self, todo: list[Planned], path: Path, jobs: int, show_progress: bool) -> None:
-        # Forked from a server that has imported everything and started no thread.
+    def __init__(self, todo: list[Planned], path: Path, jobs: int) -> None:
+        # Processes are forked from a server that has imported everything and has no threads.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([__name__])
         self.todo, self.path, self.jobs = todo[::-1], path, min(jobs, len(todo))
         self.stop = StopRequest()
         self.running: dict[Connection, tuple[Planned, Any, tqdm]] = {}
-        hidden = None if show_progress else True
-        self.total = tqdm(total=len(todo), desc=path.parent.name, unit="run", disable=hidden)
+        # disable=None: bars are shown on a terminal only.
+        self.total = tqdm(total=len(todo), desc=path.parent.name, unit="run", disable=None)
         self.bars = [
-            tqdm(position=i + 1, leave=False, disable=hidden, bar_format=BAR)
+            tqdm(position=i + 1, leave=False, disable=None, bar_format=BAR)
             for i in range(self.jobs)
         ]
 
@@ -194,15 +205,15 @@ class _Pool:
                     bar.close()
 
     def _work(self) -> None:
-        asked = False
+        stopping = False
         while self.running or (self.todo and self.stop.signum is None):
             while self.todo and len(self.running) < self.jobs and self.stop.signum is None:
                 self._start(self.todo.pop())
             for receiver in wait(list(self.running), timeout=0.5):
                 assert isinstance(receiver, Connection)
                 self._receive(receiver)
-            if self.stop.signum is not None and not asked:
-                asked = True
+            if self.stop.signum is not None and not stopping:
+                stopping = True
                 for _, process, _ in self.running.values():
                     process.terminate()  # each saves its state and ends
         try:
@@ -213,8 +224,8 @@ class _Pool:
 
     def _start(self, planned: Planned) -> None:
         receiver, sender = self.context.Pipe(duplex=False)
-        share = max(1, (os.cpu_count() or 1) // self.jobs)
-        threads = share if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ else None
+        n_cores = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = n_cores if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ else None
         plain = planned.config.plain()
         work = (plain["model"], plain["dataset"], plain["values"], planned.run_dir, threads, sender)
         process = self.context.Process(target=_work, args=work)
@@ -229,10 +240,10 @@ class _Pool:
         planned, process, bar = self.running[receiver]
         try:
             kind, *contents = receiver.recv()
-        except EOFError:  # the process is gone without a word
+        except EOFError:  # the process ended without a message
             process.join()
             kind, contents = FAILED, [{"error": f"the process ended with code {process.exitcode}"}]
-            if self.stop.signum is not None:  # it had nothing to save yet
+            if self.stop.signum is not None:  # stopped before it had anything to save
                 kind = STOPPED
         if kind == EPOCH:
             bar.n = contents[0]
@@ -259,7 +270,7 @@ class _Pool:
         content = contents[0]
         if kind == DONE:
             content = json.loads((planned.run_dir / RESULT).read_text())
-            (planned.run_dir / LAST).unlink(missing_ok=True)  # a finished run is not resumed
+            (planned.run_dir / LAST).unlink(missing_ok=True)  # needed to resume only
         else:
             content = {"config": planned.config.plain(), "versions": versions(), **content}
         append_line(self.path, {**entry, **content})
@@ -310,7 +321,7 @@ class _Epochs(Listener):
 def _send(sender: Connection, message: tuple[Any, ...]) -> None:
     try:
         sender.send(message)
-    except OSError:  # the experiment is gone: save and end
+    except OSError:  # the experiment's process has ended: save and stop
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -322,14 +333,14 @@ def _work(
     threads: int | None,
     sender: Connection,
 ) -> None:
-    """The process of a run; its last message is ``done``, ``failed`` or ``stopped``."""
-    os.setpgid(0, 0)  # Ctrl-C reaches the experiment alone, which asks each run to stop, once
+    """The main function of a run's process; its last message is done, failed or stopped."""
+    os.setpgid(0, 0)  # Ctrl-C reaches the experiment only, which sends one signal to each run
     sys.stdout = sys.stderr = _Lines(sender)
     if threads:
         torch.set_num_threads(threads)
     message: tuple[str, Any] = (DONE, None)
     try:
-        # A signal that comes before training starts ends a run that has nothing to lose yet.
+        # Before training starts a signal simply ends the process: there is nothing to save yet.
         config = Config(model, dataset, (), values, "experiment")
         with terminal():
             run_once(config, run_dir, start, [_Epochs(sender, config)])
@@ -346,7 +357,12 @@ def _work(
 
 
 def collect(planned: list[Planned], path: Path) -> list[tuple[Planned, dict[str, Any]]]:
-    """Each run of the experiment with its line; runs without one are left out."""
+    """Each run of the experiment that has a line, with this line.
+
+    Args:
+        planned (list): what ``plan`` returned.
+        path (Path): file of the lines.
+    """
     lines = read_lines(path)
     return [(p, lines[p.fingerprint]) for p in planned if p.fingerprint in lines]
 
@@ -354,9 +370,8 @@ def collect(planned: list[Planned], path: Path) -> list[tuple[Planned, dict[str,
 def finished(experiment: Experiment, path: Path) -> list[tuple[Planned, dict[str, Any]]]:
     """Each run of the experiment that was finished with the same settings, with its line.
 
-    So that tables and figures can be made again without the time to train, lines of other code or
-    data count where there are none of today's, which a warning says. Neither data nor run folders
-    are needed.
+    Tables and figures can so be made again without training. If no line has the current code and
+    data, the newest line is used, and a warning says so. Neither data nor run folders are needed.
 
     Args:
         experiment (Experiment): the experiment.
@@ -366,41 +381,41 @@ def finished(experiment: Experiment, path: Path) -> list[tuple[Planned, dict[str
         UserError: if the experiment is impossible, or has no such line.
     """
     lines = read_lines(path)
-    made = _by_settings(lines)
+    recorded = _by_settings(lines)
     checksums: dict[str, str] = {}
-    found, other = [], 0
+    collected, n_outdated = [], 0
     for spec, config in check(experiment):
-        lines_of_run = made.get(_settings(config), [])
+        lines_of_run = recorded.get(_settings(config), [])
         if not lines_of_run:
             continue
-        place, newest = config["data_path"], lines_of_run[-1]
-        if place not in checksums:
-            checksums[place] = data_checksum(config) if _data_are_here(config) else newest["data"]
-        today = fingerprint(config, checksums[place])
-        line = next((line for line in lines_of_run if line["fingerprint"] == today), newest)
-        other += line["fingerprint"] != today
-        found.append((Planned(spec, config, line["fingerprint"], line["data"]), line))
-    if not found:
+        folder, newest = config["data_path"], lines_of_run[-1]
+        if folder not in checksums:
+            checksums[folder] = data_checksum(config) if _data_are_here(config) else newest["data"]
+        current = fingerprint(config, checksums[folder])
+        line = next((line for line in lines_of_run if line["fingerprint"] == current), newest)
+        n_outdated += line["fingerprint"] != current
+        collected.append((Planned(spec, config, line["fingerprint"], line["data"]), line))
+    if not collected:
         others = f", only {len(lines)} lines of other settings or seeds" if lines else ""
         raise UserError(
-            f"{path} has no finished run of {experiment.name} as it is now{others}; benchmark, "
-            "ablate or sweep makes them"
+            f"{path} has no finished run of {experiment.name} with its current settings{others}; "
+            "train them with benchmark, ablate or sweep"
         )
-    if other:
+    if n_outdated:
         logger.warning(
-            f"{path}: {other} of these {len(found)} runs were made by {OTHER} than there are now; "
-            "benchmark, ablate or sweep makes them anew"
+            f"{path}: {n_outdated} of these {len(collected)} runs were made with {OTHER} than now; "
+            "repeat them with benchmark, ablate or sweep"
         )
-    return found
+    return collected
 
 
 def _by_settings(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The finished lines by settings, in their order."""
-    found: dict[str, list[Any]] = {}
+    """The finished lines by settings, oldest first."""
+    by_settings: dict[str, list[Any]] = {}
     for line in lines.values():
         if line.get("status") == DONE:
-            found.setdefault(_settings_key(line["config"]), []).append(line)
-    return found
+            by_settings.setdefault(_settings_key(line["config"]), []).append(line)
+    return by_settings
 
 
 def _settings(config: Config) -> str:
@@ -408,5 +423,5 @@ def _settings(config: Config) -> str:
 
 
 def _settings_key(plain: Mapping[str, Any]) -> str:
-    """What names a run but for code and data, see ``fingerprint``."""
+    """A run's name by its settings only, without code and data as in ``fingerprint``."""
     return digest_of(naming(plain))

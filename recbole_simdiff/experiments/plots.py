@@ -17,7 +17,7 @@ FORMATS = ("pdf", "svg", "png")
 
 
 def pyplot() -> Any:
-    """matplotlib without a screen.
+    """``matplotlib.pyplot``, set up for files.
 
     Raises:
         UserError: if it is not installed.
@@ -36,7 +36,15 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> list[Path]:
-    """Write a figure in every format and close it; ``path`` has no suffix."""
+    """Write a figure in every format and close it.
+
+    Args:
+        figure (Any): matplotlib's figure.
+        path (Path): path of the files, without suffix.
+
+    Returns:
+        list: the files.
+    """
     written = []
     for suffix in FORMATS:
         target = path.with_name(f"{path.name}.{suffix}")
@@ -53,15 +61,18 @@ def save(figure: Any, path: Path) -> list[Path]:
 def sweep(
     experiment: Experiment, cells: Mapping[Cell, Measured], protocol: str, folder: Path
 ) -> list[Path]:
-    """One figure a data set: a panel for each swept key and metric, a curve for each row.
+    """One figure for each data set: a panel for each swept key and metric, a curve for each row.
 
-    The band is one standard deviation over the seeds to each side of the mean.
+    The band is the mean plus and minus one standard deviation over the seeds.
 
     Args:
         experiment (Experiment): of kind sweep.
         cells (Mapping): its finished runs.
         protocol (str): one of ``PROTOCOLS``.
-        folder (Path): where the files go.
+        folder (Path): folder of the files.
+
+    Returns:
+        list: the files.
     """
     plt = pyplot()
     written = []
@@ -93,13 +104,13 @@ def _curves(
     protocol: str,
 ) -> None:
     values = experiment.sweep[key]
-    # Numbers where they are numbers; names side by side.
+    # Numbers are on a numeric axis, other values at equal distances.
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    place: Sequence[Any] = values if numeric else range(len(values))
+    positions: Sequence[Any] = values if numeric else range(len(values))
     for row in experiment.rows:
         points = [
             (x, cells[cell].mean(metric, protocol), cells[cell].deviation(metric, protocol))
-            for x, value in zip(place, values, strict=True)
+            for x, value in zip(positions, values, strict=True)
             if (cell := Cell(row, dataset, (key, value))) in cells
         ]
         if not points:
@@ -112,18 +123,21 @@ def _curves(
             )
             axis.fill_between(x, low, high, alpha=0.2, color=curve.get_color(), linewidth=0)
     if not numeric:
-        axis.set_xticks(list(place), [str(v) for v in values])
+        axis.set_xticks(list(positions), [str(v) for v in values])
 
 
 def curves(
     logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: str, path: Path
 ) -> list[Path]:
-    """Training curves: a row of panels for each label, with its loss parts and its validation.
+    """Training curves: for each label a panel with the loss terms and one with the validation.
 
     Args:
-        logs (Mapping): label -> log of each of its runs: one entry an epoch, in order.
+        logs (Mapping): label -> log of each of its runs: one entry for each epoch, in order.
         metric (str): the validation metric, such as ``ndcg@10``.
-        path (Path): of the files, without suffix.
+        path (Path): path of the files, without suffix.
+
+    Returns:
+        list: the files.
     """
     plt = pyplot()
     figure, axes = plt.subplots(len(logs), 2, figsize=(8, 2.4 * len(logs)), squeeze=False)
@@ -147,12 +161,15 @@ def curves(
 def cost(
     points: Mapping[str, Sequence[tuple[float, float]]], metric: str, path: Path
 ) -> list[Path]:
-    """Training time against quality, a point for each run.
+    """Training time and test metric, a point for each run.
 
     Args:
         points (Mapping): label -> (seconds of training and validation, test metric) of each run.
-        metric (str): the test metric, for the axis.
-        path (Path): of the files, without suffix.
+        metric (str): the test metric, for the label of the axis.
+        path (Path): path of the files, without suffix.
+
+    Returns:
+        list: the files.
     """
     figure, axis = pyplot().subplots(figsize=(5, 3.6))
     for label, runs in points.items():
@@ -165,30 +182,33 @@ def cost(
 def embeddings(tables: Mapping[str, Sequences], users: Sequence[str], path: Path) -> list[Path]:
     """t-SNE of the item embeddings of a few users' sequences, a panel for each run.
 
-    The titles give the mean cosine similarity within all sequences, and within shuffled ones, of
-    the embeddings themselves: distances between the clusters of a t-SNE mean nothing.
+    Distances between the clusters of a t-SNE have no meaning. Therefore the titles give the mean
+    cosine similarity of the embeddings within all sequences, and within shuffled ones.
 
     Args:
         tables (Mapping): label -> item embeddings and sequences of a run.
-        users (Sequence): whose sequences are shown, one colour each.
-        path (Path): of the files, without suffix.
+        users (Sequence): users whose sequences are shown, one colour each.
+        path (Path): path of the files, without suffix.
+
+    Returns:
+        list: the files.
     """
     plt = pyplot()
     figure, axes = plt.subplots(1, len(tables), figsize=(3.6 * len(tables), 3.8), squeeze=False)
-    for axis, (label, found) in zip(axes[0], tables.items(), strict=True):
-        items = [found.items(user) for user in users]
-        points = found.vectors(items)
-        perplexity = min(30.0, (len(points) - 1) / 3)
-        flat = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=0)
-        place = flat.fit_transform(points)
+    for axis, (label, sequences) in zip(axes[0], tables.items(), strict=True):
+        shown = [sequences.items(user) for user in users]
+        vectors = sequences.vectors(shown)
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        tsne = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=0)
+        points = tsne.fit_transform(vectors)
         start = 0
-        for color, own in enumerate(items):
-            part = place[start : start + len(own)]
+        for color, items in enumerate(shown):
+            part = points[start : start + len(items)]
             axis.plot(part[:, 0], part[:, 1], "o", markersize=3, color=f"C{color % 10}")
-            start += len(own)
-        inside, shuffled = found.similarity(), found.shuffled(seed=0).similarity()
+            start += len(items)
+        within, shuffled = sequences.similarity(), sequences.shuffled(seed=0).similarity()
         axis.set_title(
-            f"{label}\nwithin sequences {inside:.3f}, shuffled {shuffled:.3f}", fontsize="small"
+            f"{label}\nwithin sequences {within:.3f}, shuffled {shuffled:.3f}", fontsize="small"
         )
         axis.set(xticks=[], yticks=[])
     return save(figure, path)

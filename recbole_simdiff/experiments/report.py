@@ -1,4 +1,4 @@
-"""What an experiment leaves: tables and figures of its records, and of its runs' rankings."""
+"""Tables and figures of an experiment, from its records and its runs' rankings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -32,7 +32,7 @@ TESTS = {
     "interval over users.",
     best_against_second: "The same tests, not corrected, of two rows chosen by these means.",
 }
-USERS = 8  # whose sequences a t-SNE shows
+N_USERS = 8  # shown in a t-SNE
 
 
 def report(
@@ -41,52 +41,52 @@ def report(
     planned: int,
     folder: Path,
 ) -> str:
-    """Write the tables, and for a sweep the figures, of the runs there are.
+    """Write the tables and figures of the runs that have a record.
 
     Args:
         experiment (Experiment): the experiment.
         collected (Sequence): its runs with their records.
-        planned (int): how many there should be.
-        folder (Path): where the files go.
+        planned (int): number of runs of the experiment.
+        folder (Path): folder of the files.
 
     Returns:
         str: the tables as Markdown, which is also the content of ``table.md``.
     """
     cells = measured(collected)
-    parts, printed, rows, compared = [], [], [], []
+    parts, latex, values, compared = [], [], [], []
     for dataset in experiment.datasets:
         configs: list[Any] = [p.config for p, _ in collected if p.spec.dataset == dataset]
         for protocol in PROTOCOLS:
-            found = tables.rows(experiment, cells, dataset, protocol)
-            if not any(row.seeds for row in found):
+            table_rows = tables.rows(experiment, cells, dataset, protocol)
+            if not any(row.seeds for row in table_rows):
                 continue
             caption = tables.caption(experiment, dataset, protocol, configs)
             digits = configs[0]["metric_decimal_place"]
-            parts.append(_table(found, experiment.metrics, digits, caption))
-            printed.append(tables.latex(found, experiment.metrics, digits, caption))
-            for own, text in _comparisons(experiment, cells, dataset, protocol):
-                compared += own
+            parts.append(_table(table_rows, experiment.metrics, digits, caption))
+            latex.append(tables.latex(table_rows, experiment.metrics, digits, caption))
+            for comparisons, text in _comparisons(experiment, cells, dataset, protocol):
+                compared += comparisons
                 parts.append(text)
-        rows += _values(cells, dataset)
-    lost = [f"{p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
-    failed = [f"- {tables.plain(text)}" for text in lost]
+        values += _values(cells, dataset)
+    errors = [f"{p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
+    failed = [f"- {tables.plain(text)}" for text in errors]
     if failed or len(collected) < planned:
         missing = planned - len(collected)
         parts.append("\n".join([f"{len(failed)} runs failed, {missing} were not run.", *failed]))
     text = "\n\n".join(parts)
-    write(folder / TABLE, text + "\n")
-    write(folder / LATEX, "\n\n".join(printed) + "\n")
-    write(folder / VALUES, tables.as_csv(rows))
+    files.write_text(folder / TABLE, text + "\n")
+    files.write_text(folder / LATEX, "\n\n".join(latex) + "\n")
+    files.write_text(folder / VALUES, tables.as_csv(values))
     (folder / SIGNIFICANCE).unlink(missing_ok=True)
     if compared:
-        write(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
+        files.write_text(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
     for path in figures(experiment, cells, folder):
         logger.info(f"{path}")
     return text
 
 
 def _table(rows: Sequence[tables.Row], metrics: Sequence[str], digits: int, caption: str) -> str:
-    """One table as Markdown, with what is impossible about its rows."""
+    """One table as Markdown, with a list of arithmetically impossible rows."""
     faults = [f"- {tables.plain(row.label)}: {text}" for row in rows for text in row.faults]
     if faults:
         faults = [f"\n{tables.IMPOSSIBLE} arithmetically impossible:\n", *faults]
@@ -98,23 +98,24 @@ def _comparisons(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
 ) -> Iterator[tuple[list[Comparison], str]]:
     """Comparisons of rows and their tables; a sweep has none."""
-    against = {
+    titles = {
         compare: f"against {experiment.reference}",
         best_against_second: "best against second",
     }
-    for found_by, title in ({} if experiment.sweep else against).items():
-        if own := found_by(experiment, cells, dataset, protocol):
+    for method, title in ({} if experiment.sweep else titles).items():
+        if comparisons := method(experiment, cells, dataset, protocol):
             heading = tables.plain(f"{dataset}, {protocol}: {title}.")
-            yield own, f"**{heading}** {TESTS[found_by]}\n\n{tables.comparisons(own)}"
+            text = f"**{heading}** {TESTS[method]}\n\n{tables.comparisons(comparisons)}"
+            yield comparisons, text
 
 
 def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path) -> list[Path]:
-    """Draw the figures of an experiment, a file for each data set.
+    """Draw the figures of an experiment, separate files for each data set.
 
     Args:
-        experiment (Experiment): says which.
+        experiment (Experiment): the experiment, which names its figures.
         cells (Mapping): its finished runs.
-        folder (Path): where the files go.
+        folder (Path): folder of the files.
 
     Returns:
         list: the files.
@@ -124,16 +125,16 @@ def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path
         for protocol in PROTOCOLS:
             written += plots.sweep(experiment, cells, protocol, folder)
     for dataset in experiment.datasets:
-        own = {
+        by_label = {
             label(cell.row, cell.swept): runs
             for cell, runs in cells.items()
             if cell.dataset == dataset
         }
-        for name in experiment.figures if own else ():
+        for name in experiment.figures if by_label else ():
             path = folder / f"{experiment.name}-{dataset}-{name}"
             try:
-                written += _figure(name, experiment, own, path)
-            except UserError as error:  # the tables, and other figures, are there all the same
+                written += _figure(name, experiment, by_label, path)
+            except UserError as error:  # the tables and other figures are still made
                 logger.warning(f"{path}: {error}")
     return written
 
@@ -141,21 +142,21 @@ def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path
 def _figure(
     kind: str, experiment: Experiment, runs: Mapping[str, Measured], path: Path
 ) -> list[Path]:
-    """One figure of the runs on one data set, by label."""
+    """One figure of the runs on one data set; ``runs`` maps labels to runs."""
     first = next(iter(next(iter(runs.values())).lines.values()))
     if kind == "curves":
-        logs = {name: [line["log"] for line in one.lines.values()] for name, one in runs.items()}
+        logs = {name: [line["log"] for line in row.lines.values()] for name, row in runs.items()}
         return plots.curves(logs, first["config"]["values"]["valid_metric"].lower(), path)
     if kind == "cost":
         metric = experiment.metrics[-1]
         points = {
-            name: [(seconds(one.lines[s]), v) for s, v in one.values(metric, KEPT).items()]
-            for name, one in runs.items()
+            name: [(seconds(row.lines[s]), v) for s, v in row.values(metric, KEPT).items()]
+            for name, row in runs.items()
         }
         return plots.cost(points, f"{metric}, {KEPT}", path)
-    found = {name: sequences(next(iter(one.folders.values()))) for name, one in runs.items()}
-    users = next(iter(found.values())).sample(USERS, seed=0)
-    return plots.embeddings(found, users, path)
+    by_name = {name: sequences(next(iter(row.folders.values()))) for name, row in runs.items()}
+    users = next(iter(by_name.values())).sample(N_USERS, seed=0)
+    return plots.embeddings(by_name, users, path)
 
 
 def seconds(line: Mapping[str, Any]) -> float:
@@ -164,7 +165,7 @@ def seconds(line: Mapping[str, Any]) -> float:
 
 
 def _values(cells: Mapping[Cell, Measured], dataset: str) -> list[dict[str, Any]]:
-    """Every run's every metric, for ``table.csv``."""
+    """All metrics of all runs on a data set, for ``table.csv``."""
     return [
         {
             "dataset": dataset,
@@ -186,14 +187,19 @@ def _values(cells: Mapping[Cell, Measured], dataset: str) -> list[dict[str, Any]
 
 
 def statistics(experiment: Experiment, folder: Path) -> str:
-    """Sizes of the data sets after filtering, beside those published; a missing one is a line.
+    """Sizes of the data sets after filtering, and published sizes.
+
+    A data set that cannot be read has its error message in place of sizes.
 
     Args:
         experiment (Experiment): of kind statistics.
-        folder (Path): where the files go.
+        folder (Path): folder of the files.
+
+    Returns:
+        str: the table as Markdown.
 
     Raises:
-        UserError: if none of them is there.
+        UserError: if none of the data sets can be read.
     """
     names = ("users", "items", "actions", "average length", "sparsity %")
     rows, missing = [], []
@@ -201,30 +207,27 @@ def statistics(experiment: Experiment, folder: Path) -> str:
         values = {**experiment.settings, **experiment.command}
         config = Config("SASRec", dataset, (), values, f"experiment {experiment.name}")
         try:
-            found = create_dataset(config).statistics
+            measured_sizes = create_dataset(config).statistics
         except UserError as error:
             missing.append(str(error))
             rows.append([dataset, "here", str(error), *("-" for _ in names[1:])])
         else:
-            rows.append([dataset, "here", *_sizes(found)])
-        rows += [[dataset, one.source, *_sizes(one.statistics)] for one in published(dataset)]
+            rows.append([dataset, "here", *_sizes(measured_sizes)])
+        rows += [[dataset, other.source, *_sizes(other.statistics)] for other in published(dataset)]
     if len(missing) == len(experiment.datasets):
         raise UserError("\n".join(missing))
     lines = [["data set", "source", *names], *rows]
     text = f"**{tables.plain(experiment.title)}**\n\n"
     text += tables.grid([[tables.plain(cell) for cell in line] for line in lines])
-    write(folder / TABLE, text + "\n")
-    write(folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows]))
+    files.write_text(folder / TABLE, text + "\n")
+    files.write_text(
+        folder / VALUES, tables.as_csv([dict(zip(lines[0], r, strict=True)) for r in rows])
+    )
     return text
 
 
-def _sizes(found: Statistics) -> list[str]:
-    whole = [f"{n:,}" for n in (found.users, found.items, found.actions)]
-    if isinstance(found, PrefixStatistics):
-        return [*whole, "-", "-"]
-    return [*whole, f"{found.actions / found.users:.2f}", f"{100 * found.sparsity:.2f}"]
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    files.write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+def _sizes(sizes: Statistics) -> list[str]:
+    counts = [f"{n:,}" for n in (sizes.users, sizes.items, sizes.actions)]
+    if isinstance(sizes, PrefixStatistics):
+        return [*counts, "-", "-"]
+    return [*counts, f"{sizes.actions / sizes.users:.2f}", f"{100 * sizes.sparsity:.2f}"]

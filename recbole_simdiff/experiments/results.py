@@ -1,4 +1,4 @@
-"""What the records of an experiment say: means over seeds, comparisons, and impossible rows."""
+"""Evaluation of an experiment's records: means over seeds, comparisons, impossible rows."""
 
 import math
 import statistics
@@ -17,11 +17,11 @@ from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.execute import DONE, Planned
 from recbole_simdiff.experiments.spec import Experiment
 
-RESAMPLES = 1000  # of the bootstrap
+RESAMPLES = 1000  # bootstrap resamples
 
 
 class Cell(NamedTuple):
-    """Where a value of an experiment belongs: a row, a data set, and a point of the sweep."""
+    """A cell of an experiment: a row, a data set, and a key and value of the sweep, if any."""
 
     row: str
     dataset: str
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """The finished runs of a cell, one a seed.
+    """The finished runs of a cell, one for each seed.
 
     Attributes:
         lines (dict): seed -> record.
@@ -40,12 +40,12 @@ class Measured:
     lines: Mapping[int, Mapping[str, Any]]
     folders: Mapping[int, Path]
 
-    def values(self, metric: str, protocol: str, split: str = "test") -> dict[int, float]:
-        """Seed -> unrounded value."""
+    def values(self, metric: str, protocol: str) -> dict[int, float]:
+        """Seed -> unrounded test metric."""
         return {
-            seed: line[split][protocol][metric]
+            seed: line["test"][protocol][metric]
             for seed, line in self.lines.items()
-            if protocol in line[split]
+            if protocol in line["test"]
         }
 
     def mean(self, metric: str, protocol: str) -> float:
@@ -59,12 +59,12 @@ class Measured:
         return statistics.stdev(values) if len(values) > 1 else math.nan
 
     def only(self, seeds: Iterable[int]) -> "Measured":
-        """The runs of these seeds."""
-        kept = list(seeds)
-        return Measured({s: self.lines[s] for s in kept}, {s: self.folders[s] for s in kept})
+        """The runs of these seeds only."""
+        chosen = list(seeds)
+        return Measured({s: self.lines[s] for s in chosen}, {s: self.folders[s] for s in chosen})
 
     def by_row(self, metric: str, protocol: str) -> pd.Series:
-        """The metric of each test row, mean over the seeds; indexed by user and target."""
+        """The metric of each test row, mean over the seeds, indexed as in ``read_ranks``."""
         column = f"rank_{protocol.removeprefix('history ')}"
         parts = []
         for seed in self.lines:
@@ -73,27 +73,25 @@ class Measured:
         return pd.concat(parts, axis=1).mean(axis=1)
 
 
-@lru_cache(
-    maxsize=64
-)  # of a data set: every metric, protocol and comparison asks for the same files
+@lru_cache(maxsize=64)  # files; each metric, protocol and comparison of a data set reads the same
 def read_ranks(path: Path) -> pd.DataFrame:
     """``rank_kept`` and ``rank_removed`` of a run, indexed by user, target, and a number.
 
-    The number tells rows of one user with the same target apart.
+    The number distinguishes rows of one user with the same target.
     """
-    # Users and items may well be called NA.
+    # The id of a user or an item may be NA.
     ranks = pd.read_csv(path, dtype={"user": str, "item": str}, keep_default_na=False)
-    own = ranks.groupby(["user", "item"]).cumcount()
+    number = ranks.groupby(["user", "item"]).cumcount()
     names = ["user", "item", "number"]
-    ranks.index = pd.MultiIndex.from_arrays([ranks["user"], ranks["item"], own], names=names)
+    ranks.index = pd.MultiIndex.from_arrays([ranks["user"], ranks["item"], number], names=names)
     return ranks[["rank_kept", "rank_removed"]]
 
 
 def metric_of_rank(rank: NDArray[np.int64], metric: str) -> NDArray[np.float64]:
-    """Hit, NDCG or MRR at a cutoff of one relevant item at each rank, [n] -> [n].
+    """Hit, recall, NDCG or MRR of rows with one relevant item, by its rank: [n] -> [n].
 
     Args:
-        rank (NDArray): ranks from 1.
+        rank (NDArray): ranks, counted from 1.
         metric (str): such as ``ndcg@10``.
 
     Raises:
@@ -123,16 +121,20 @@ def measured(collected: Sequence[tuple[Planned, Mapping[str, Any]]]) -> dict[Cel
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against another one, on one data set, metric and protocol.
+    """A row compared with another, on one data set, metric and protocol.
 
     Attributes:
-        difference, relative (float): of the means; relative to the other row, NaN if that is 0.
-        p_seeds (float): paired t-test over the seeds both have, two-sided; NaN for fewer than two.
-        p_users (float): the same over users, each user's metric averaged over the seeds and, where
-            a user has several test rows, over them.
+        row, against (str): labels of the row and of the other row.
+        dataset, metric, protocol (str): names.
+        difference (float): of the means.
+        relative (float): difference relative to the other row's mean; NaN if that is 0.
+        p_seeds (float): p of a two-sided paired t-test over the seeds of both rows; NaN for fewer
+            than two.
+        p_users (float): the same over users. A user's metric is averaged over the seeds and over
+            the user's test rows.
         effect (float): Cohen's d of the paired differences of users.
         low, high (float): 95 % bootstrap interval of the difference, over users.
-        seeds, users (int): how many were compared.
+        seeds, users (int): number of those compared.
     """
 
     row: str
@@ -154,60 +156,60 @@ class Comparison:
 def compare(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
 ) -> list[Comparison]:
-    """Every row against the reference, on one data set, p Holm-corrected over the rows.
+    """Compare every row with the reference on one data set; p is Holm-corrected over the rows.
 
     Args:
-        experiment (Experiment): which one the reference is, and the metrics.
+        experiment (Experiment): has the reference and the metrics.
         cells (Mapping): finished runs of an experiment without a sweep.
         dataset (str): the data set.
         protocol (str): one of ``PROTOCOLS``.
     """
     runs = _rows(experiment, cells, dataset)
-    found: list[Comparison] = []
+    corrected: list[Comparison] = []
     for metric in experiment.metrics if experiment.reference in runs else ():
-        part = [
-            one
+        compared = [
+            comparison
             for row in runs
             if row != experiment.reference
-            and (one := _compare(runs, row, experiment.reference, dataset, metric, protocol))
+            and (comparison := _compare(runs, row, experiment.reference, dataset, metric, protocol))
         ]
-        by_seed = holm([one.p_seeds for one in part])
-        by_user = holm([one.p_users for one in part])
-        found += [
-            replace(one, p_seeds=s, p_users=u)
-            for one, s, u in zip(part, by_seed, by_user, strict=True)
+        by_seed = holm([comparison.p_seeds for comparison in compared])
+        by_user = holm([comparison.p_users for comparison in compared])
+        corrected += [
+            replace(comparison, p_seeds=s, p_users=u)
+            for comparison, s, u in zip(compared, by_seed, by_user, strict=True)
         ]
-    return found
+    return corrected
 
 
 def best_against_second(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
 ) -> list[Comparison]:
-    """By metric, the row with the greatest mean against the next one, of three rows or more.
+    """Compare, for each metric, the row with the greatest mean with the second; needs three rows.
 
     Args:
-        experiment (Experiment): the metrics.
+        experiment (Experiment): has the metrics.
         cells (Mapping): finished runs of an experiment without a sweep.
         dataset (str): the data set.
         protocol (str): one of ``PROTOCOLS``.
     """
     runs = {
-        row: own
-        for row, own in _rows(experiment, cells, dataset).items()
-        if own.values(experiment.metrics[0], protocol)
+        row: row_runs
+        for row, row_runs in _rows(experiment, cells, dataset).items()
+        if row_runs.values(experiment.metrics[0], protocol)
     }
-    found = []
+    compared = []
     for metric in experiment.metrics if len(runs) > 2 else ():
         best, second, *_ = sorted(runs, key=lambda r: runs[r].mean(metric, protocol), reverse=True)
-        if one := _compare(runs, best, second, dataset, metric, protocol):
-            found.append(one)
-    return found
+        if comparison := _compare(runs, best, second, dataset, metric, protocol):
+            compared.append(comparison)
+    return compared
 
 
 def _rows(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str
 ) -> dict[str, Measured]:
-    """The rows there are on one data set, in the experiment's order."""
+    """The rows with runs on one data set, in the experiment's order."""
     return {
         row: cells[cell] for row in experiment.rows if (cell := Cell(row, dataset, None)) in cells
     }
@@ -216,18 +218,18 @@ def _rows(
 def _compare(
     runs: Mapping[str, Measured], row: str, against: str, dataset: str, metric: str, protocol: str
 ) -> Comparison | None:
-    """Over the seeds both have; None if they share none."""
-    both = sorted(runs[row].lines.keys() & runs[against].lines.keys())
-    if not both:
+    """Compare two rows over their common seeds; None if there are none."""
+    seeds = sorted(runs[row].lines.keys() & runs[against].lines.keys())
+    if not seeds:
         return None
-    rival, reference = runs[row].only(both), runs[against].only(both)
-    ours, theirs = (m.values(metric, protocol) for m in (rival, reference))
-    by_row = rival.by_row(metric, protocol).sub(reference.by_row(metric, protocol))
+    compared, reference = runs[row].only(seeds), runs[against].only(seeds)
+    ours, theirs = (m.values(metric, protocol) for m in (compared, reference))
+    by_row = compared.by_row(metric, protocol).sub(reference.by_row(metric, protocol))
     differences = by_row.groupby(level="user").mean().to_numpy()
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     low, high = interval(differences)
     base = reference.mean(metric, protocol)
-    difference = rival.mean(metric, protocol) - base
+    difference = compared.mean(metric, protocol) - base
     return Comparison(
         row=row,
         against=against,
@@ -236,20 +238,23 @@ def _compare(
         protocol=protocol,
         difference=difference,
         relative=difference / base if base else math.nan,
-        p_seeds=paired_p([ours[s] - theirs[s] for s in both]),
+        p_seeds=paired_p([ours[s] - theirs[s] for s in seeds]),
         p_users=paired_p(differences),
         effect=float(differences.mean()) / spread if spread else math.nan,
         low=low,
         high=high,
-        seeds=len(both),
+        seeds=len(seeds),
         users=len(differences),
     )
 
 
 def paired_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
-    """Two-sided p of a paired t-test; 1 where no pair differs.
+    """Two-sided p of a paired t-test; 1 if no pair differs.
 
-    NaN for fewer than two pairs, and where all differ by the same: their spread is no estimate.
+    NaN for fewer than two pairs, and if all differ by the same amount: the estimated variance is 0.
+
+    Args:
+        differences (Sequence): difference of each pair, [n].
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
@@ -260,22 +265,36 @@ def paired_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979); NaN stays NaN and is not counted."""
+    """Holm's step-down correction (1979); NaN stays NaN and is not counted.
+
+    Args:
+        p (Sequence): p values of a family of tests, in any order.
+
+    Returns:
+        list: the corrected p values, in the same order.
+    """
     order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
     corrected, largest = list(p), 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - place) * p[i]))
+    for n_smaller, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - n_smaller) * p[i]))
         corrected[i] = largest
     return corrected
 
 
 def interval(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean; NaN for fewer than two values."""
+    """95 % percentile bootstrap interval of the mean; NaN for fewer than two values.
+
+    Args:
+        differences (NDArray): values, [n].
+
+    Returns:
+        tuple: lower and upper bound.
+    """
     if len(differences) < 2:
         return math.nan, math.nan
     if not np.ptp(differences):
         return float(differences[0]), float(differences[0])
-    found = stats.bootstrap(
+    bounds = stats.bootstrap(
         (differences,),
         np.mean,
         n_resamples=RESAMPLES,
@@ -283,31 +302,31 @@ def interval(differences: NDArray[np.float64]) -> tuple[float, float]:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(bounds.low), float(bounds.high)
 
 
 # ---------------------------------------------------------------------- arithmetic
 
 
 def impossible(metrics: Mapping[str, float], unit: float = 0.0) -> list[str]:
-    """Why these hit rates and NDCGs cannot both have been measured with one relevant item a row.
+    """Check hit rates and NDCGs of rows with one relevant item for contradictions.
 
-    A hit at rank r adds 1 / log2(r + 1) to NDCG, so what NDCG gains between two cutoffs is bounded
-    by what the hit rate gains. It holds for means over users and over runs.
+    A hit at rank r adds 1 / log2(r + 1) to NDCG. So the increase of the hit rate between two
+    cutoffs bounds the increase of NDCG. This also holds for means over users and over runs.
 
     Args:
-        metrics (Mapping): such as ``hit@5``, ``ndcg@5``, ``hit@10``, ``ndcg@10``.
+        metrics (Mapping): metric -> value, such as ``hit@5``, ``ndcg@5``, ``hit@10``, ``ndcg@10``.
         unit (float): last digit of rounded numbers, such as 1e-4; 0 for unrounded ones.
 
     Returns:
-        list: one text a violation; empty if all is well.
+        list: one text for each contradiction; empty if there is none.
     """
     cutoffs = sorted(
         {int(k) for name, _, k in (m.partition("@") for m in metrics) if name == "hit"}
     )
     cutoffs = [k for k in cutoffs if f"ndcg@{k}" in metrics]
-    found = []
-    slack = unit + 1e-9  # two rounded numbers are subtracted, each half a unit off
+    violations = []
+    slack = unit + 1e-9  # rounding error of the difference of two rounded numbers
     for a, b in zip([0, *cutoffs], cutoffs, strict=False):
         hit, ndcg = (
             metrics[f"{name}@{b}"] - (metrics[f"{name}@{a}"] if a else 0)
@@ -316,8 +335,8 @@ def impossible(metrics: Mapping[str, float], unit: float = 0.0) -> list[str]:
         low, high = (hit - slack) / math.log2(b + 1), (hit + slack) / math.log2(a + 2)
         if not low - slack <= ndcg <= high + slack:
             span = f"from @{a} to @{b}" if a else f"@{b}"
-            found.append(
-                f"NDCG {span} is {ndcg:.4f}; with a hit rate of {hit:.4f} it lies between "
+            violations.append(
+                f"NDCG {span} is {ndcg:.4f}; with a hit rate of {hit:.4f} it must be between "
                 f"{max(low, 0):.4f} and {high:.4f}"
             )
-    return found
+    return violations

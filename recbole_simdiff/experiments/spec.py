@@ -1,20 +1,20 @@
-"""What an experiment consists of: rows x data sets x swept values x seeds, one run each.
+"""Specification of an experiment: rows x data sets x swept values x seeds, one run each.
 
 An experiment is a YAML file under ``properties/experiment/`` or anywhere else:
 
     kind: benchmark              # benchmark | ablation | sweep | statistics
-    title: what it shows
+    title: Sequential recommenders
     datasets: [amazon-beauty]
     seeds: [2020, 2021]
     settings: {epochs: 100}      # of every run
     rows:                        # label -> settings; without ``model`` the label is the model
       SASRec: {}
       SimDiffRec without contrast: {model: SimDiffRec, cl_weight: 0}
-    sweep: {k_noise: [5, 30]}    # of kind sweep: one key at a time, the others as they are
+    sweep: {k_noise: [5, 30]}    # of kind sweep: one key is varied at a time
     reference: SASRec            # the row that others are compared with; the first by default
     metrics: [ndcg@10]           # columns
     figures: [curves]            # besides those of a sweep: curves | cost | embeddings
-    cited:                       # published numbers, shown beside
+    cited:                       # published numbers, shown in the same table
       - source: the paper, Table 2
         protocol: history kept
         metrics: [hit@10, ndcg@10]
@@ -34,13 +34,13 @@ from recbole_simdiff.evaluation.protocols import PROTOCOLS
 KINDS = ("benchmark", "ablation", "sweep", "statistics")
 FIGURES = ("curves", "cost", "embeddings")
 RANKED = ("hit", "recall", "ndcg", "mrr")  # metrics that follow from the rank of the one target
-# Keys that would contradict what an experiment says elsewhere, and where it says it.
-ELSEWHERE = {
-    "model": "rows, or --models to keep some of them",
-    "dataset": "datasets, or --datasets",
-    "seed": "seeds, or --seeds",
-    "save_rankings": "nowhere: experiments always save them",
-    "nproc": "train: a run of an experiment is of one process; --jobs=N makes N at the same time",
+# Key that cannot be a setting of an experiment -> what to use in its place.
+REPLACED = {
+    "model": "use rows, or --models to keep some of them",
+    "dataset": "use datasets, or --datasets",
+    "seed": "use seeds, or --seeds",
+    "save_rankings": "experiments always save rankings",
+    "nproc": "each run is one process; use --jobs=N for N runs at the same time",
 }
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 
@@ -53,9 +53,9 @@ class RunSpec:
         row (str): label in tables and legends.
         model (str): the model's name.
         dataset (str): the data set's name.
-        swept (tuple | None): key and value of the sweep.
+        swept (tuple | None): key and value of the sweep, if there is one.
         seed (int): of everything random.
-        settings (dict): values that differ from the defaults.
+        settings (dict): values that override the defaults.
     """
 
     row: str
@@ -75,7 +75,7 @@ class RunSpec:
 
 
 def label(row: str, swept: tuple[str, Any] | None) -> str:
-    """Row and swept value, as tables and legends name them."""
+    """Name of a row and its swept value in tables and legends."""
     return row if swept is None else f"{row}, {swept[0]}={swept[1]}"
 
 
@@ -84,10 +84,10 @@ class Cited:
     """Published numbers.
 
     Attributes:
-        source (str): where they stand.
+        source (str): where they were published.
         protocol (str): under which they were measured; one of ``PROTOCOLS``.
         metrics (tuple): names of the columns.
-        values (dict): data set -> row -> values in the order of ``metrics``; None for none.
+        values (dict): data set -> row -> values in the order of ``metrics``; None if not published.
     """
 
     source: str
@@ -105,10 +105,10 @@ class Cited:
 
 @dataclass(frozen=True)
 class Experiment:
-    """See the module's docstring for the fields.
+    """An experiment; the module's docstring describes the fields of its file.
 
     Attributes:
-        command (dict): values given on the command line, over all others.
+        command (dict): values given on the command line, which override all others.
     """
 
     name: str
@@ -126,34 +126,37 @@ class Experiment:
     command: Mapping[str, Any] = field(default_factory=dict)
 
     def runs(self) -> list[RunSpec]:
-        """Every run, seeds innermost."""
+        """Every run; the innermost loop is over seeds."""
         swept_values: list[tuple[str, Any] | None] = [
-            (key, value) for key, listed in self.sweep.items() for value in listed
+            (key, value) for key, values in self.sweep.items() for value in values
         ]
-        found = []
+        runs = []
         for dataset in self.datasets:
-            for row, own in self.rows.items():
-                settings = {**self.settings, **own, **self.command}
+            for row, row_settings in self.rows.items():
+                settings = {**self.settings, **row_settings, **self.command}
                 model = str(settings.pop("model", row))
                 for swept in swept_values or [None]:
                     for seed in self.seeds:
-                        found.append(RunSpec(row, model, dataset, swept, seed, settings))
-        return found
+                        runs.append(RunSpec(row, model, dataset, swept, seed, settings))
+        return runs
 
 
-def load_experiment(place: str) -> Experiment:
-    """An experiment by the name of a file under ``properties/experiment/``, or by path.
+def load_experiment(name: str) -> Experiment:
+    """Read an experiment.
+
+    Args:
+        name (str): name of a file under ``properties/experiment/``, or path of a .yaml file.
 
     Raises:
-        UserError: if there is none, or it does not say what to run.
+        UserError: if there is no such file, or its content is not an experiment.
     """
     folder = properties_dir() / "experiment"
-    path = Path(place)
+    path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        path = folder / f"{place}.yaml"
+        path = folder / f"{name}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-            raise UserError(f"experiment {place!r} is neither a .yaml file nor one of {known}")
+            raise UserError(f"experiment {name!r} is neither a .yaml file nor one of {known}")
     return _experiment(path.stem, read_yaml(path), str(path))
 
 
@@ -188,7 +191,7 @@ def _experiment(name: str, content: Mapping[str, Any], source: str) -> Experimen
 
 
 def _check_keys(content: Mapping[str, Any], source: str) -> None:
-    """Refuse unknown keys, missing ones, and those that do not belong to the kind."""
+    """Refuse unknown keys, missing keys, and keys of another kind of experiment."""
     known = [key for key in Experiment.__dataclass_fields__ if key not in ("name", "command")]
     for key in content:
         if key not in known:
@@ -204,20 +207,20 @@ def _check_keys(content: Mapping[str, Any], source: str) -> None:
     for key, needed in (("rows", kind != "statistics"), ("sweep", kind == "sweep")):
         value = content.get(key, {})
         if needed != bool(value) or not isinstance(value, Mapping):
-            wanted = "needs" if needed else "has no"
-            raise UserError(f"{source}: kind={kind} {wanted} {key}, a mapping; got {value!r}")
+            rule = "needs" if needed else "has no"
+            raise UserError(f"{source}: kind={kind} {rule} {key}, a mapping; got {value!r}")
 
 
 def _rows(content: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
     rows = {
-        str(row): _mapping(own, f"{source}: row {row}")
-        for row, own in content.get("rows", {}).items()
+        str(row): _mapping(settings, f"{source}: row {row}")
+        for row, settings in content.get("rows", {}).items()
     }
-    for row, own in rows.items():
-        if "," in row:  # it could not be named in --models
+    for row, settings in rows.items():
+        if "," in row:  # --models separates rows by commas
             raise UserError(f"{source}: row {row!r} must have no comma in its label")
         _check_label(row, source)
-        refuse({k for k in own if k != "model"} | content.get("sweep", {}).keys(), source)
+        refuse({k for k in settings if k != "model"} | content.get("sweep", {}).keys(), source)
     return rows
 
 
@@ -235,14 +238,14 @@ def _sweep(content: Mapping[str, Any], source: str) -> dict[str, list[Any]]:
 def plain_experiment(
     models: Sequence[str],
     datasets: Sequence[str],
-    numbers: Sequence[int],
+    run_seeds: Sequence[int],
     metrics: Sequence[str] = METRICS,
 ) -> Experiment:
     """A benchmark of models at their defaults, without a file.
 
     Args:
         models, datasets (Sequence): names.
-        numbers (Sequence): seeds.
+        run_seeds (Sequence): seeds.
         metrics (Sequence): columns.
     """
     return Experiment(
@@ -250,7 +253,7 @@ def plain_experiment(
         kind="benchmark",
         title=f"{', '.join(models)} at their defaults",
         datasets=tuple(datasets),
-        seeds=tuple(numbers),
+        seeds=tuple(run_seeds),
         rows={model: {} for model in models},
         reference=models[0],
         metrics=tuple(metrics),
@@ -261,20 +264,20 @@ def select(
     experiment: Experiment,
     models: Sequence[str] = (),
     datasets: Sequence[str] = (),
-    numbers: Sequence[int] = (),
+    run_seeds: Sequence[int] = (),
     command: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """The experiment with fewer rows, other data sets or seeds, or values of the command line.
 
     Args:
-        experiment (Experiment): as read.
+        experiment (Experiment): as read from its file.
         models (Sequence): labels of the rows to keep; all if empty.
-        datasets (Sequence): in place of its own, if given.
-        numbers (Sequence): seeds in place of its own, if given.
-        command (Mapping | None): values over all others.
+        datasets (Sequence): data sets that replace the experiment's; none if empty.
+        run_seeds (Sequence): seeds that replace the experiment's; none if empty.
+        command (Mapping | None): values that override all others.
 
     Raises:
-        UserError: for a row that it does not have, or a swept key among the values.
+        UserError: for a row that the experiment does not have, or a value of a swept key.
     """
     rows = dict(experiment.rows)
     for model in models:
@@ -286,14 +289,14 @@ def select(
     swept = set(command or ()) & set(experiment.sweep)
     if swept:
         raise UserError(f"--{swept.pop()} is swept by {experiment.name} and cannot be fixed")
-    rows = {row: own for row, own in rows.items() if not models or row in models}
+    rows = {row: rows[row] for row in rows if not models or row in models}
     reference = experiment.reference if experiment.reference in rows else next(iter(rows), "")
     return replace(
         experiment,
         rows=rows,
         reference=reference,
         datasets=tuple(datasets) or experiment.datasets,
-        seeds=tuple(numbers) or experiment.seeds,
+        seeds=tuple(run_seeds) or experiment.seeds,
         command=dict(command or {}),
     )
 
@@ -305,6 +308,10 @@ def with_figures(experiment: Experiment, names: Sequence[str]) -> Experiment:
 
 def seeds(value: Any, source: str) -> tuple[int, ...]:
     """Seeds from a list.
+
+    Args:
+        value (Any): the list.
+        source (str): where it was given, for the message.
 
     Raises:
         UserError: if they are not different whole numbers.
@@ -320,6 +327,10 @@ def seeds(value: Any, source: str) -> tuple[int, ...]:
 def figures(value: Any, what: str) -> tuple[str, ...]:
     """Names of figures from a list, which may be empty.
 
+    Args:
+        value (Any): the list.
+        what (str): its name in the message.
+
     Raises:
         UserError: for an unknown one.
     """
@@ -332,7 +343,7 @@ def figures(value: Any, what: str) -> tuple[str, ...]:
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list | tuple) or not value:
-        raise UserError(f"{what} must be a list with something in it, not {value!r}")
+        raise UserError(f"{what} must be a list with at least one element, not {value!r}")
     return list(value)
 
 
@@ -347,7 +358,7 @@ def _mapping(value: Any, what: str) -> dict[str, Any]:
 def _cited(part: Any, source: str) -> Cited:
     keys = {"source", "protocol", "metrics", "values"}
     if not isinstance(part, dict) or part.keys() != keys:
-        raise UserError(f"{source}: each entry of cited has {', '.join(sorted(keys))}")
+        raise UserError(f"{source}: each entry of cited needs exactly {', '.join(sorted(keys))}")
     if part["protocol"] not in PROTOCOLS:
         raise UserError(
             f"{source}: protocol={part['protocol']!r} is not one of {', '.join(PROTOCOLS)}"
@@ -362,7 +373,7 @@ def _cited(part: Any, source: str) -> Cited:
             _check_label(row, source)
             numbers = isinstance(values, list) and len(values) == len(metrics)
             if not numbers or any(not isinstance(v, int | float | None) for v in values):
-                raise UserError(f"{source}: {row} on {dataset} has not one number for each metric")
+                raise UserError(f"{source}: {row} on {dataset} needs one number for each metric")
     _check_label(part["source"], source)
     return Cited(str(part["source"]), part["protocol"], metrics, cited)
 
@@ -370,12 +381,12 @@ def _cited(part: Any, source: str) -> Cited:
 def _check_label(label: Any, source: str) -> None:
     if set("|\n\r") & set(str(label)):
         raise UserError(
-            f"{source}: {label!r} stands in tables and must have no | and no line break in it"
+            f"{source}: {label!r} is shown in tables and must have no | and no line break"
         )
 
 
 def _metrics(value: Any, source: str) -> tuple[str, ...]:
-    """Names such as ndcg@10, of metrics that one rank a row decides."""
+    """Names such as ndcg@10, of metrics that follow from the rank of one item."""
     listed = _list(value, f"{source}: metrics")
     for metric in listed:
         name, _, k = str(metric).partition("@")
@@ -388,15 +399,15 @@ def _metrics(value: Any, source: str) -> tuple[str, ...]:
 
 
 def refuse(keys: Iterable[str], source: str) -> None:
-    """Refuse keys that an experiment has another place for.
+    """Refuse keys that cannot be settings of an experiment.
 
     Args:
         keys (Iterable): names.
-        source (str): who gives them, for the message.
+        source (str): where they were given, for the message.
 
     Raises:
-        UserError: naming the first, and its place.
+        UserError: naming the first such key, and what to use in its place.
     """
     for key in keys:
-        if key in ELSEWHERE:
-            raise UserError(f"{source}: {key} belongs to {ELSEWHERE[key]}")
+        if key in REPLACED:
+            raise UserError(f"{source}: {key} cannot be a setting of experiments: {REPLACED[key]}")

@@ -1,4 +1,4 @@
-"""Tables of an experiment: Markdown to read, LaTeX to print, CSV to compute with."""
+"""Tables of an experiment as Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
-        label (str): what it is.
-        seeds (int): runs; 0 for cited numbers.
-        means, deviations (dict): metric -> value; missing ones are not known.
-        faults (list): what is arithmetically impossible about it.
+        label (str): its first cell.
+        seeds (int): number of runs; 0 for cited numbers.
+        means, deviations (dict): metric -> value; unknown ones are missing.
+        faults (list): why its values are arithmetically impossible; empty if they are possible.
     """
 
     label: str
@@ -34,14 +34,21 @@ class Row(NamedTuple):
 def rows(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
 ) -> list[Row]:
-    """The rows of one table: measured ones, then those cited for the same protocol."""
-    found = []
+    """The rows of one table: measured ones, then those cited for the same protocol.
+
+    Args:
+        experiment (Experiment): has the metrics and the published numbers.
+        cells (Mapping): its finished runs.
+        dataset (str): the data set.
+        protocol (str): one of ``PROTOCOLS``.
+    """
+    measured = []
     for cell, runs in cells.items():
         if cell.dataset != dataset or not runs.values(experiment.metrics[0], protocol):
             continue
         all_metrics = next(iter(runs.lines.values()))["test"][protocol]
         faults = impossible({m: runs.mean(m, protocol) for m in all_metrics})
-        found.append(
+        measured.append(
             Row(
                 label(cell.row, cell.swept),
                 len(runs.lines),
@@ -50,23 +57,32 @@ def rows(
                 faults,
             )
         )
-    for part in experiment.cited:
-        if part.protocol == protocol:
-            for row, values in part.rows(dataset).items():
-                faults = impossible(values, CITED_UNIT)
-                found.append(Row(f"{row} [{part.source}]", 0, values, {}, faults))
-    return found
+    cited = [
+        Row(f"{row} [{publication.source}]", 0, values, {}, impossible(values, CITED_UNIT))
+        for publication in experiment.cited
+        if publication.protocol == protocol
+        for row, values in publication.rows(dataset).items()
+    ]
+    return [*measured, *cited]
 
 
-def places(rows: Sequence[Row], metric: str) -> tuple[float, float]:
-    """Best and second best mean among the measured rows; NaN where there is none."""
+def best_two(rows: Sequence[Row], metric: str) -> tuple[float, float]:
+    """Best and second best mean among the measured rows; NaN if there are fewer."""
     values = sorted({row.means[metric] for row in rows if row.seeds}, reverse=True)
     return tuple([*values, math.nan, math.nan][:2])  # type: ignore[return-value]
 
 
 def markdown(rows: Sequence[Row], metrics: Sequence[str], digits: int) -> str:
-    """A table: best bold, second underlined, cited rows in italics, impossible ones marked."""
-    best = {m: places(rows, m) for m in metrics}
+    """A table as Markdown.
+
+    The best mean is bold, the second underlined; cited rows are in italics, impossible ones marked.
+
+    Args:
+        rows (Sequence): rows of the table.
+        metrics (Sequence): columns.
+        digits (int): decimal places.
+    """
+    best = {m: best_two(rows, m) for m in metrics}
     text = [["row", "seeds", *metrics]]
     for row in rows:
         label = f"*{plain(row.label)}*" if not row.seeds else plain(row.label)
@@ -84,7 +100,7 @@ def markdown(rows: Sequence[Row], metrics: Sequence[str], digits: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Text from elsewhere (labels, names, messages) for Markdown: no HTML, no end of a cell."""
+    """Escape text (labels, names, messages) for a cell of Markdown: HTML, ``|`` and line breaks."""
     special: dict[str, str | int | None] = {
         "&": "&amp;",
         "<": "&lt;",
@@ -97,14 +113,21 @@ def plain(text: str) -> str:
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
-    """Cells as a Markdown table, the first row its head."""
+    """Cells as a Markdown table; the first row is the header."""
     head, *body = (f"| {' | '.join(cells)} |" for cells in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 def latex(rows: Sequence[Row], metrics: Sequence[str], digits: int, caption: str) -> str:
-    """The same for LaTeX with booktabs."""
-    best = {m: places(rows, m) for m in metrics}
+    """A table as LaTeX with booktabs, marked as in ``markdown``.
+
+    Args:
+        rows (Sequence): rows of the table.
+        metrics (Sequence): columns.
+        digits (int): decimal places.
+        caption (str): its caption, plain text.
+    """
+    best = {m: best_two(rows, m) for m in metrics}
     text = [
         r"\begin{table}",
         r"\centering",
@@ -132,7 +155,7 @@ def latex(rows: Sequence[Row], metrics: Sequence[str], digits: int, caption: str
 
 
 def _improved(best: Mapping[str, tuple[float, float]]) -> list[str]:
-    """How much the best is above the second, in per cent; nothing where there is no second."""
+    """Improvement of the best over the second in per cent; empty if a metric has no second."""
     if any(math.isnan(second) for _, second in best.values()):
         return []
     return [f"{100 * (a / b - 1):+.1f} %" if b else "-" for a, b in best.values()]
@@ -152,8 +175,8 @@ def _escape(text: str) -> str:
     return "".join(special.get(c, c) for c in text)
 
 
-def comparisons(found: Sequence[Comparison]) -> str:
-    """Rows against other rows, as Markdown."""
+def comparisons(compared: Sequence[Comparison]) -> str:
+    """Comparisons of rows as a Markdown table."""
     names = ["row", "against", "metric", "difference", "%", "95 % interval", "d"]
     body = [
         [
@@ -167,7 +190,7 @@ def comparisons(found: Sequence[Comparison]) -> str:
             _p(c.p_users),
             _p(c.p_seeds),
         ]
-        for c in found
+        for c in compared
     ]
     return grid([[*names, "p, users", "p, seeds"], *body])
 
@@ -191,7 +214,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def caption(
     experiment: Experiment, dataset: str, protocol: str, configs: Sequence[Mapping[str, Any]]
 ) -> str:
-    """What was measured and how.
+    """Caption of a table: what was measured, and how.
 
     Args:
         experiment (Experiment): the experiment.
@@ -200,10 +223,10 @@ def caption(
         configs (Sequence): configurations of its runs there, which share a split.
     """
     values = configs[0]
-    chosen = " or ".join(dict.fromkeys(str(config["valid_metric"]) for config in configs))
+    metric = " or ".join(dict.fromkeys(str(config["valid_metric"]) for config in configs))
     n = len(experiment.seeds)
-    numbers = ", ".join(map(str, experiment.seeds))
-    seeds = f"mean ± standard deviation over seeds {numbers}" if n > 1 else f"seed {numbers}"
+    listed = ", ".join(map(str, experiment.seeds))
+    seeds = f"mean ± standard deviation over seeds {listed}" if n > 1 else f"seed {listed}"
     split, group = (values["eval_args"][key] for key in ("split", "group_by"))
     rule = "leave-one-out by time" if "LS" in split else f"split {split} by time"
     rule += "" if group == "user" else ", of all users together"
@@ -211,5 +234,5 @@ def caption(
     changed = ", ".join(f"{k}={v}" for k, v in experiment.command.items())
     return (
         f"{experiment.title}. {dataset}, test, {rule}, all items ranked, {protocol} ({primary}); "
-        f"best epoch by validation {chosen}; {seeds}." + (f" With {changed}." if changed else "")
+        f"best epoch by validation {metric}; {seeds}." + (f" With {changed}." if changed else "")
     )

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from recbole_simdiff import checkpoint, distributed
 from recbole_simdiff.checkpoint import (
-    _foreign_optimizer,
     load_model_state,
     load_optimizer_state,
+    optimizer_mismatch,
     optimizer_state,
 )
 from recbole_simdiff.errors import UserError
@@ -101,7 +101,7 @@ class Resumed:
             if key not in self.content:
                 raise checkpoint.foreign(self.path, f"it lacks {key}")
             state = checkpoint.subset(self.tensors, key)
-            if problem := _foreign_optimizer(optimizer, state, self.content[key]):
+            if problem := optimizer_mismatch(optimizer, state, self.content[key]):
                 raise checkpoint.foreign(self.path, f"its {key} has {problem}")
             load_optimizer_state(optimizer, state, self.content[key])
 

@@ -1,4 +1,4 @@
-"""What the terminal shows of a search."""
+"""Terminal output of a search."""
 
 import contextlib
 import io
@@ -12,8 +12,13 @@ from recbole_simdiff.tuning.trials import Search, Trial, shortened
 
 
 class Screen(io.TextIOBase):
-    """What the terminal shows of a search: one bar, with the last words of the run; and a line for
-    each trial that ends.
+    """Terminal output of a search: one bar with the run's last line, and a line for each trial.
+
+    It is a text stream, so that the output of a run can be redirected to it.
+
+    Args:
+        search (Search): the search.
+        trials (Sequence): trials of an earlier start, which are not shown again.
     """
 
     def __init__(self, search: Search, trials: Sequence[Trial]) -> None:
@@ -28,14 +33,14 @@ class Screen(io.TextIOBase):
         )
 
     def write(self, text: str) -> int:
-        """Show text as the last words of the run."""
+        """Show the last line of the text beside the bar."""
         for line in filter(None, text.split("\n")):
             self.bar.set_postfix_str(line)
         return len(text)
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """Within the block, what is written to standard error goes to the bar."""
+        """Within the block, text written to standard error is shown beside the bar."""
         try:
             with contextlib.redirect_stderr(self):
                 yield
@@ -43,13 +48,17 @@ class Screen(io.TextIOBase):
             self.bar.set_postfix_str("")
 
     def show(self, trials: Sequence[Trial]) -> None:
-        """Lines for trials that were not shown yet."""
+        """Print a line for each trial that was not shown yet, and move the bar.
+
+        Args:
+            trials (Sequence): all trials that have ended.
+        """
         for trial in trials:
             if trial.number not in self.shown:
                 self.shown.add(trial.number)
                 setting = ", ".join(f"{k}={shortened(v)}" for k, v in trial.values.items())
                 score = "" if trial.score is None else f" {self.search.metric} {trial.score:.5f}"
-                # Hyperopt puts a stream of its own in the place of standard error.
+                # Hyperopt replaces standard error by a stream of its own.
                 with contextlib.redirect_stderr(self.terminal), tqdm.external_write_mode():
                     logger.info(
                         f"trial {trial.number} {trial.state}{score}, {trial.epochs} epochs: "

@@ -1,13 +1,12 @@
 """Search for the best setting of a model, by its validation score.
 
-A trial is an ordinary run that ends before its test; its folder is named after everything that
-shapes it, so a setting drawn twice is trained once and an interrupted trial goes on to the step.
-When the search is over, and only then, the best setting is tested, with the weights it has.
+A trial is an ordinary run without a test. Its folder is named after everything that shapes its
+result. So a setting that is drawn twice is trained once, and an interrupted trial continues from
+its next step. The best setting is tested after the search, with the weights of its trial.
 """
 
 import json
 import os
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,9 +21,10 @@ from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.evaluation.protocols import KEPT, protocol_name
 from recbole_simdiff.experiments.execute import data_checksum
-from recbole_simdiff.log import logger
+from recbole_simdiff.files import write_text
 from recbole_simdiff.runs.result import RunResult, aligned, versions
-from recbole_simdiff.tuning.engines import hyperopt, optuna, ray
+from recbole_simdiff.tuning.checks import check_engine, check_values, searched
+from recbole_simdiff.tuning.engines import ENGINES
 from recbole_simdiff.tuning.space import Dimension
 from recbole_simdiff.tuning.trials import (
     DONE,
@@ -33,15 +33,13 @@ from recbole_simdiff.tuning.trials import (
     STUDY,
     Search,
     Trial,
-    import_engine,
     shortened,
-    write_text,
     write_trials,
 )
 
-ENGINES = {module.ENGINE.name: module.ENGINE for module in (optuna, hyperopt, ray)}
-
 BEST_SETTING = "best.yaml"
+
+SHOWN_TRIALS = 5
 
 
 def new_search(
@@ -58,27 +56,27 @@ def new_search(
     storage: str | None = None,
     output: Path = Path("results"),
 ) -> Search:
-    """A search with everything checked that can be before training.
+    """A search. Everything is checked that can be checked before training.
 
     Args:
         config (Config): of files and settings, without a trial's values.
-        space (Sequence): what to search. A parameter that ``settings`` fixes is left out.
-        files (Sequence): configuration files under the setting.
-        settings (Mapping | None): values over the files.
+        space (Sequence): parameters to search; those that ``settings`` fixes are left out.
+        files (Sequence): configuration files; settings and trials override them.
+        settings (Mapping | None): values that override the files, the same for all trials.
         engine (str): one of ``ENGINES``.
         algo (str | None): one of its algorithms; the first by default.
-        trials (int): how many; an exhaustive search has as many as there are combinations.
+        trials (int): number of trials; an exhaustive search makes one for each combination.
         jobs (int): trials at the same time.
         pruning (bool): whether bad trials are stopped early.
-        storage (str | None): URL of Optuna's data base; a file in the output folder by default.
+        storage (str | None): URL of Optuna's database; a file in the output folder by default.
         output (Path): folder of results.
 
     Raises:
         UserError: for the first mistake.
     """
     settings = dict(settings or {})
-    _check_engine(engine, algo, trials, jobs, storage)
-    space = _free(config, space, settings)
+    check_engine(engine, algo, trials, jobs, storage)
+    space = searched(config, space, settings)
     folder = (output / f"tune-{config.name}-{config['dataset']}").absolute()
     search = Search(
         model=config.name,
@@ -99,110 +97,40 @@ def new_search(
         bigger=config["valid_metric_bigger"],
         seed=config["seed"],
     )
+    return _checked(search, config)
+
+
+def _checked(search: Search, config: Config) -> Search:
+    """The search with its final number of trials, once its values and its data are checked.
+
+    Raises:
+        UserError: for an impossible value, or data without a validation part.
+    """
     if search.algo == "exhaustive":
         search = replace(search, trials=len(search.grid()))
-    _check_values(search)
+    check_values(search)
     _, valid_data, _ = create_loaders(config, create_dataset(config))
     if not valid_data:
         raise UserError(f"eval_args={config['eval_args']}: a search needs a validation part")
     return search
 
 
-def _free(
-    config: Config, space: Sequence[Dimension], settings: Mapping[str, Any]
-) -> tuple[Dimension, ...]:
-    """What is left to search where ``settings`` fixes some of it."""
-    for dimension in space:
-        if dimension.key in settings:
-            logger.info(f"{dimension.key}={settings[dimension.key]!r} is given and not searched")
-        _check_comparable(config, dimension)
-    free = tuple(dimension for dimension in space if dimension.key not in settings)
-    if not free:
-        raise UserError("there is nothing to search: the command line fixes every parameter")
-    return free
-
-
 def _absolute_paths(config: Config) -> dict[str, str]:
-    """Paths of the configuration as workers find them, which Ray starts in other folders."""
+    """Absolute paths of the configuration: Ray starts its workers in other folders."""
     paths = {"data_path": config.data_root}
-    own = ("augmentation_cache", "baseline_checkpoint")
-    paths |= {key: config[key] for key in own if key in config}
+    optional = ("augmentation_cache", "baseline_checkpoint")
+    paths |= {key: config[key] for key in optional if key in config}
     return {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
 
 
-def _check_engine(
-    engine: str, algo: str | None, trials: int, jobs: int, storage: str | None
-) -> None:
-    if engine not in ENGINES:
-        raise UserError(f"--engine={engine} is not one of {', '.join(ENGINES)}")
-    chosen, first = ENGINES[engine], optuna.ENGINE
-    if algo is not None and algo not in chosen.algorithms:
-        other = "" if chosen is first else f"; {first.name} has {', '.join(first.algorithms)}"
-        raise UserError(f"--algo={algo}: engine {engine} has {', '.join(chosen.algorithms)}{other}")
-    for key, number in (("trials", trials), ("jobs", jobs)):
-        if number < 1:
-            raise UserError(f"--{key}={number} must be at least 1")
-    if jobs > 1 and not chosen.parallel:
-        raise UserError(
-            f"--jobs={jobs}: RecBole's HyperTuning makes one trial after another; use "
-            "--engine=optuna"
-        )
-    if storage is not None and not chosen.storage:
-        raise UserError(f"--storage is Optuna's; engine {engine} goes on from the trials' folders")
-    import_engine(engine)
-
-
-def _check_comparable(config: Config, dimension: Dimension) -> None:
-    """Refuse keys that change what is measured, or nothing."""
-    key = dimension.key
-    groups = ("General", "Evaluation", "Dataset")
-    measured = {name for group in groups for name in config.parameters[group]}
-    if key in (measured | NOT_IN_RESULT) - {"MAX_ITEM_LIST_LENGTH"}:
-        raise UserError(
-            f"{dimension.place}: {key} cannot be searched: it belongs to data, evaluation or "
-            "machine, and scores under its values cannot be compared"
-        )
-
-
-def _check_values(search: Search) -> None:
-    """Refuse a key that is unknown or a value that fits no setting of the others.
-
-    First all keys at once, so that a sound space costs a few configurations only.
-    """
-    probes = {dimension.key: dimension.probes() for dimension in search.space}
-    for i in range(max(map(len, probes.values()))):
-        setting = {key: values[i % len(values)] for key, values in probes.items()}
-        if _fault(search, setting):
-            for dimension in search.space:
-                _check_value(search, dimension, setting[dimension.key], probes)
-
-
-def _check_value(
-    search: Search, dimension: Dimension, value: Any, probes: Mapping[str, Sequence[Any]]
-) -> None:
-    fault = _fault(search, {dimension.key: value})
-    draw = random.Random(0)
-    for _ in range(20 if fault else 0):
-        others = {key: draw.choice(values) for key, values in probes.items()}
-        if not _fault(search, {**others, dimension.key: value}):
-            return
-    if fault:
-        raise UserError(f"{dimension.place}: {fault}")
-
-
-def _fault(search: Search, values: Mapping[str, Any]) -> str:
-    try:
-        search.config(values)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 def tune(search: Search) -> list[Trial]:
-    """All trials of a search, in order; those of an earlier start of the same one are not repeated.
+    """Make all trials of a search. Trials of an earlier start are not repeated.
 
     Args:
         search (Search): what ``new_search`` returned.
+
+    Returns:
+        list: all trials, in order.
 
     Raises:
         UserError: if no trial could be finished, or the storage holds another search.
@@ -226,8 +154,9 @@ def tune(search: Search) -> list[Trial]:
 
 
 def test_best(search: Search, best: Trial) -> RunResult:
-    """The test of the best setting, after the search: of the weights it has, or trained again where
-    they are on another machine.
+    """Test the best setting after the search.
+
+    The weights of its trial are tested. If they are on another machine, it is trained again.
 
     Args:
         search (Search): the search.
@@ -244,7 +173,7 @@ def test_best(search: Search, best: Trial) -> RunResult:
 
 
 def _write_best(search: Search, trials: Sequence[Trial]) -> None:
-    """The best setting, with all that was given for the search, as a configuration file."""
+    """Write the best setting, and all values given for the search, as a configuration file."""
     best = search.ranked(trials)[0]
     config = search.config(best.values)
     given = {key for file in search.files for key in read_yaml(file)} | search.settings.keys()
@@ -265,16 +194,15 @@ def _write_best(search: Search, trials: Sequence[Trial]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def summary(search: Search, trials: Sequence[Trial], first: int = 5) -> str:
-    """The best trials as a table, and how to use the best one.
+def summary(search: Search, trials: Sequence[Trial]) -> str:
+    """The best trials as a table, and the options that use the best one.
 
     Args:
         search (Search): the search.
-        trials (Sequence): all of its trials.
-        first (int): how many to show.
+        trials (Sequence): all of its trials; the best ``SHOWN_TRIALS`` are shown.
     """
     rows = [["trial", search.metric, "epochs", *(d.key for d in search.space)]]
-    for trial in search.ranked(trials)[:first]:
+    for trial in search.ranked(trials)[:SHOWN_TRIALS]:
         values = (shortened(trial.values[d.key]) for d in search.space)
         rows.append([str(trial.number), f"{trial.score:.5f}", str(trial.epochs), *values])
     counts = Counter(trial.state for trial in trials)

@@ -1,12 +1,12 @@
-"""Search spaces in the format of RecBole's parameter files: a line is a key, a type and values.
+"""Search spaces in the format of RecBole's parameter files: each line has a key, a type and values.
 
     n_layers choice [1,2,3]         one of these
-    tau uniform 0.05,1              any number between
-    learning_rate loguniform -8,-4  e to the power of any number between
-    k_noise quniform 5,50,5         any multiple of 5 between, both ends included
+    tau uniform 0.05,1              any number in this range
+    learning_rate loguniform -8,-4  e to the power of any number in this range
+    k_noise quniform 5,50,5         any multiple of 5 in this range, both ends included
 
-Lines that begin with # are comments. RecBole's own parser wants single blanks, takes a comment of
-three words for a parameter and evaluates choices as Python; here they are literals.
+Lines that begin with # are comments. RecBole's own parser needs single blanks, reads a comment of
+three words as a parameter and evaluates choices as Python code. Here choices are literals.
 """
 
 import ast
@@ -20,7 +20,7 @@ from recbole_simdiff.config.layers import parse_value, properties_dir
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.log import logger
 
-# Type -> what stands after it.
+# Type -> the form of its values.
 FORMS = {
     "choice": "a list such as [1,2]",
     "uniform": "low,high",
@@ -28,7 +28,7 @@ FORMS = {
     "quniform": "low,high,q",
 }
 
-_INSIDE = (math.sqrt(5) - 1) / 2  # of a range: no simple fraction, so no whole number by chance
+_INSIDE = (math.sqrt(5) - 1) / 2  # position in a range; irrational, so hardly ever a whole number
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,23 @@ class Dimension:
     Attributes:
         key (str): key of the configuration.
         kind (str): one of ``FORMS``.
-        place (str): file and line, for messages.
-        texts (dict): of a choice: text -> value. Engines choose among texts, which every storage
-            can hold.
+        source (str): file and line, for messages.
+        texts (dict): of a choice: text -> value. Engines choose among the texts, because every
+            storage can hold text.
         low, high (float): bounds; exponents of e for loguniform, multiples of ``q`` for quniform.
         q (float): step of quniform.
     """
 
     key: str
     kind: str
-    place: str
+    source: str
     texts: Mapping[str, Any]
     low: float = math.nan
     high: float = math.nan
     q: float = math.nan
 
     def value(self, drawn: Any) -> Any:
-        """The value of the configuration that an engine's draw stands for.
+        """The value of the configuration for what an engine drew.
 
         Args:
             drawn (str | float): a text of a choice, else a number.
@@ -64,22 +64,20 @@ class Dimension:
         return _multiple(round(drawn / self.q), self.q) if self.kind == "quniform" else float(drawn)
 
     def grid(self) -> list[str] | list[float]:
-        """Every draw there can be.
+        """Every possible draw.
 
         Raises:
-            UserError: if they cannot be counted.
+            UserError: if the parameter is continuous.
         """
         if self.kind == "choice":
             return list(self.texts)
         if self.kind == "quniform":
             steps = range(round(self.low / self.q), round(self.high / self.q) + 1)
             return [_multiple(step, self.q) for step in steps]
-        raise UserError(f"{self.place}: an exhaustive search needs choice or quniform")
+        raise UserError(f"{self.source}: an exhaustive search needs choice or quniform")
 
     def probes(self) -> list[Any]:
-        """Values that show whether the key takes this type and range: all of a choice, else both
-        ends and one inside.
-        """
+        """Values to check before the search: all of a choice, else both bounds and one inside."""
         if self.kind == "choice":
             return list(self.texts.values())
         if self.kind == "quniform":
@@ -99,7 +97,7 @@ class Dimension:
 
 
 def _multiple(step: int, q: float) -> float:
-    """``step`` times ``q`` without the dust of binary fractions: 0.3, not 0.30000000000000004."""
+    """``step`` times ``q`` without the error of binary fractions: 0.3, not 0.30000000000000004."""
     return float(f"{step * q:.12g}")
 
 
@@ -109,7 +107,7 @@ def find_space(model: str) -> Path:
     Raises:
         UserError: if there is none.
     """
-    folder = properties_dir() / "tuning"
+    folder = properties_dir() / "search_space"
     path = folder / f"{model}.hyper"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.hyper")))
@@ -132,28 +130,28 @@ def read_space(path: Path) -> tuple[Dimension, ...]:
         raise UserError(f"cannot read the search space {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"the search space {path} is not a text file") from None
-    found: dict[str, Dimension] = {}
+    space: dict[str, Dimension] = {}
     for number, line in enumerate(lines, start=1):
-        words, place = line.split(maxsplit=2), f"{path}, line {number}"
+        words, source = line.split(maxsplit=2), f"{path}, line {number}"
         if not words or words[0].startswith("#"):
             continue
         if len(words) < 3:
             logger.warning(
-                f"{place}: {line.strip()!r} is skipped, as RecBole does; it is too short"
+                f"{source}: {line.strip()!r} is skipped, as RecBole does; it is too short"
             )
             continue
-        if words[0] in found:
-            raise UserError(f"{place}: {words[0]} is given twice, see {found[words[0]].place}")
-        found[words[0]] = _dimension(words[0], words[1], words[2].strip(), place)
-    if not found:
+        if words[0] in space:
+            raise UserError(f"{source}: {words[0]} is given twice, see {space[words[0]].source}")
+        space[words[0]] = _dimension(words[0], words[1], words[2].strip(), source)
+    if not space:
         raise UserError(f"{path} names no parameter; a line is like: tau uniform 0.05,1")
-    return tuple(found.values())
+    return tuple(space.values())
 
 
-def _dimension(key: str, kind: str, text: str, place: str) -> Dimension:
+def _dimension(key: str, kind: str, text: str, source: str) -> Dimension:
     if kind not in FORMS:
-        raise UserError(f"{place}: {kind!r} is not one of the types {', '.join(FORMS)}")
-    wrong = UserError(f"{place}: {key} {kind} needs {FORMS[kind]}, not {text!r}")
+        raise UserError(f"{source}: {kind!r} is not one of the types {', '.join(FORMS)}")
+    wrong = UserError(f"{source}: {key} {kind} needs {FORMS[kind]}, not {text!r}")
     if kind == "choice":
         try:
             listed = ast.literal_eval(text)
@@ -163,8 +161,8 @@ def _dimension(key: str, kind: str, text: str, place: str) -> Dimension:
             raise wrong
         texts = {str(value): value for value in map(_plain, listed)}
         if len(texts) < len(listed):
-            raise UserError(f"{place}: {key} has the same choice twice in {text}")
-        return Dimension(key, kind, place, texts)
+            raise UserError(f"{source}: {key} has the same choice twice in {text}")
+        return Dimension(key, kind, source, texts)
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -173,20 +171,21 @@ def _dimension(key: str, kind: str, text: str, place: str) -> Dimension:
         raise wrong
     low, high = numbers[:2]
     if low >= high:
-        raise UserError(f"{place}: {key} {kind} {text}: {low:g} must be below {high:g}")
+        raise UserError(f"{source}: {key} {kind} {text}: {low:g} must be below {high:g}")
     if kind != "quniform":
-        return Dimension(key, kind, place, {}, low, high)
+        return Dimension(key, kind, source, {}, low, high)
     q = numbers[2]
     if q <= 0:
-        raise UserError(f"{place}: {key} quniform {text}: the step {q:g} must be positive")
-    # What rounding a number between low and high to the nearest multiple can give, as in hyperopt.
+        raise UserError(f"{source}: {key} quniform {text}: the step {q:g} must be positive")
+    # The multiples nearest to low and high, as in hyperopt; they may lie outside the bounds.
     first, last = math.floor(low / q + 0.5), math.ceil(high / q - 0.5)
-    return Dimension(key, kind, place, {}, _multiple(first, q), _multiple(last, q), q)
+    return Dimension(key, kind, source, {}, _multiple(first, q), _multiple(last, q), q)
 
 
 def _plain(value: Any) -> Any:
-    """A choice as a value of the configuration; text is read as on the command line, as in RecBole,
-    where '[64,64]' is a list and 'CE' is text.
+    """A choice as a value of the configuration.
+
+    As in RecBole, text is read as on the command line: '[64,64]' is a list and 'CE' is text.
     """
     if isinstance(value, str):
         return parse_value(value)

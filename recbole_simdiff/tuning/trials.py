@@ -1,4 +1,4 @@
-"""What a search is, and the records of its trials: what every engine works with."""
+"""A search and the records of its trials, as every engine uses them."""
 
 import contextlib
 import importlib
@@ -25,25 +25,25 @@ TRIALS, STUDY = "trials.csv", "study.db"
 
 DONE, PRUNED, FAILED = "done", "pruned", "failed"
 
-# A trial is stopped early when its best score so far is below the median of the others' at the same
-# epoch: not before so many trials have finished, and not in its first epochs.
+# A trial is stopped early when its best score so far is below the median of the other trials at the
+# same epoch. This needs MEDIAN_TRIALS finished trials, and never happens in the first epochs.
 MEDIAN_TRIALS, MEDIAN_WARMUP = 5, 10
 
-# What a setting that cannot work raises, when built or trained; anything else ends the search.
+# Errors of a setting that cannot be built or trained. Any other error ends the search.
 IMPOSSIBLE = (UserError, TrainingDiverged, ValueError, RuntimeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a setting.
+    """The record of a trial.
 
     Attributes:
         number (int): counted from 0.
-        values (dict): the setting.
+        values (dict): its setting: key -> value of each searched parameter.
         state (str): ``DONE``, ``PRUNED`` (stopped early) or ``FAILED``.
-        score (float | None): validation metric of the best epoch; None where it failed.
+        score (float | None): validation metric of the best epoch; None if it failed.
         epochs (int): epochs trained.
-        seconds (float): of training and validation.
+        seconds (float): time of training and validation.
         run (str): name of its folder under ``trials/``.
         error (str): why it failed.
     """
@@ -60,24 +60,24 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """A search, checked; made by ``new_search``.
+    """A checked search, as ``new_search`` returns it.
 
     Attributes:
         model, dataset (str): names.
-        files (tuple): configuration files under the setting.
-        settings (dict): values over the files, the same for all trials.
-        space (tuple): what is searched.
+        files (tuple): configuration files; settings and trials override them.
+        settings (dict): values that override the files, the same for all trials.
+        space (tuple): parameters to search.
         engine, algo (str): an engine's name and one of its algorithms.
-        trials (int): how many.
-        jobs (int): at the same time, each in a process of its own.
-        pruning (bool): whether bad trials are stopped early; Optuna and Ray.
-        storage (str): URL of Optuna's data base.
-        folder (Path): where everything goes.
+        trials (int): number of trials.
+        jobs (int): trials at the same time, each in a process of its own.
+        pruning (bool): whether bad trials are stopped early; Optuna and Ray only.
+        storage (str): URL of Optuna's database.
+        folder (Path): folder of all files of the search.
         data (str): checksum of the data.
         metric (str): the validation metric, as in results.
-        protocol (str): under which it is measured.
-        bigger (bool): whether more of it is better.
-        seed (int): of the trials and of the search.
+        protocol (str): protocol under which the metric is measured.
+        bigger (bool): whether a greater metric is better.
+        seed (int): seed of the trials and of the search.
     """
 
     model: str
@@ -107,11 +107,11 @@ class Search:
         Raises:
             UserError: if it is impossible.
         """
-        everything = {**self.settings, **values, "show_progress": False}
-        return Config(self.model, self.dataset, self.files, everything, "search")
+        overrides = {**self.settings, **values, "show_progress": False}
+        return Config(self.model, self.dataset, self.files, overrides, "search")
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """The setting that an engine's draws stand for."""
+        """The setting of what an engine drew: key -> value of the configuration."""
         return {d.key: d.value(drawn[d.key]) for d in self.space}
 
     def run_dir(self, config: Config) -> Path:
@@ -121,10 +121,10 @@ class Search:
     def measure(
         self, config: Config, report: Callable[[Progress], None] | None = None, test: bool = False
     ) -> RunResult:
-        """Train a setting, or read what was found before.
+        """Train a setting, or read its result if it was trained before.
 
         Args:
-            config (Config): of the setting.
+            config (Config): configuration of the setting.
             report (Callable | None): called with the progress after every validation.
             test (bool): whether the test part is read.
         """
@@ -132,23 +132,23 @@ class Search:
         return run_once(config, self.run_dir(config), start, listeners, test)
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """What is compared.
+        """The metric that trials are compared by.
 
         Raises:
-            ValueError: if it is not a number.
+            ValueError: if it is NaN or infinite.
         """
         if not math.isfinite(metrics[self.metric]):
             raise ValueError(f"{self.metric} is {metrics[self.metric]}")
         return metrics[self.metric]
 
     def value(self, trial: Trial) -> float:
-        """The score of a trial such that more is better; a failed one has the worst."""
+        """The score of a trial, negated if less is better; minus infinity unless it is done."""
         if trial.state != DONE or trial.score is None:
             return -math.inf
         return trial.score if self.bigger else -trial.score
 
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The finished trials, best first; of equal ones the earlier."""
+        """The finished trials, best first; of equal scores the earlier trial first."""
         done = [trial for trial in trials if trial.state == DONE]
         return sorted(done, key=lambda trial: (-self.value(trial), trial.number))
 
@@ -156,7 +156,7 @@ class Search:
         """Every combination of draws.
 
         Raises:
-            UserError: if they cannot be counted.
+            UserError: if a parameter is continuous.
         """
         keys = [dimension.key for dimension in self.space]
         draws = [dimension.grid() for dimension in self.space]
@@ -167,14 +167,14 @@ class Search:
 
 @dataclass(frozen=True)
 class Engine:
-    """The face of a search engine; each file of ``engines`` has one.
+    """The interface of a search engine; each file of ``engines`` defines one.
 
     Attributes:
         name (str): as given to ``--engine``.
-        algorithms (tuple): what it can do, its default first, in RecBole's words.
+        algorithms (tuple): its algorithms under RecBole's names, the default first.
         run (Callable): makes the trials of a search and returns their records, in order.
         parallel (bool): whether trials may run at the same time.
-        storage (bool): whether trials are kept in a data base.
+        storage (bool): whether trials are stored in a database.
     """
 
     name: str
@@ -185,10 +185,10 @@ class Engine:
 
 
 def import_engine(engine: str) -> Any:
-    """An engine's module, imported when it is asked for.
+    """Import an engine's library.
 
     Raises:
-        UserError: saying what to install, if it is not there or does not run here.
+        UserError: naming the package to install, if the library is missing or does not run here.
     """
     name = {"ray": "ray.tune"}.get(engine, engine)
     try:
@@ -196,48 +196,43 @@ def import_engine(engine: str) -> Any:
         if engine == "ray" and "RunConfig" not in vars(module):
             raise ImportError(f"ray {importlib.import_module('ray').__version__} is too old")
     except (ImportError, AttributeError) as error:
-        why = f"engine {engine} cannot be used ({type(error).__name__}: {error})"
+        problem = f"engine {engine} cannot be used ({type(error).__name__}: {error})"
         if engine == "ray":
             raise UserError(
-                f"{why}. The ray that RecBole pins, 2.6.3, does not run with today's NumPy and "
-                "setuptools, and nothing here needs that one: pip install --upgrade 'ray[tune]'"
+                f"{problem}. The ray that RecBole pins, 2.6.3, does not run with current NumPy and "
+                "setuptools. A newer one works: pip install --upgrade 'ray[tune]'"
             ) from None
-        raise UserError(f"{why}: pip install 'recbole_simdiff[tune]'") from None
+        raise UserError(f"{problem}: pip install 'recbole_simdiff[tune]'") from None
     return module
 
 
 def drop_weights(search: Search, trials: Sequence[Trial], newest: Trial) -> None:
-    """Drop the weights of all trials but the best one; their results stay."""
+    """Delete the weights of all trials but the best one; their results stay.
+
+    Args:
+        search (Search): the search.
+        trials (Sequence): all finished, pruned and failed trials.
+        newest (Trial): the one of them that ended last.
+    """
     best = search.ranked(trials)[:1]
     kept = {trial.run for trial in best}
     finished = {trial.run for trial in trials if trial.state == DONE}
     for name in {newest.run, *finished} - kept - {""}:
         run_dir = search.folder / "trials" / name
-        # Another process may be about to try the same setting.
+        # Another process may start the same setting at this moment.
         with files.exclusive(run_dir) if name not in finished else contextlib.nullcontext():
             for weights in (BEST, LAST):
                 (run_dir / weights).unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by this text, at once."""
-    files.write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
-
-
 def record(search: Search, trials: Sequence[Trial], newest: Trial) -> None:
-    """Keep what a trial left that has just ended.
-
-    Args:
-        search (Search): the search.
-        trials (Sequence): all trials that are over.
-        newest (Trial): the one of them that ended last.
-    """
+    """Record a trial that has just ended; arguments as of ``drop_weights``."""
     drop_weights(search, trials, newest)
     write_trials(search, trials)
 
 
 def write_trials(search: Search, trials: Sequence[Trial]) -> None:
-    """Write the table of trials, a row each."""
+    """Write the table of trials, one row for each."""
     rows = [
         {
             "trial": trial.number,
@@ -251,14 +246,14 @@ def write_trials(search: Search, trials: Sequence[Trial]) -> None:
         }
         for trial in trials
     ]
-    write_text(search.folder / TRIALS, tables.as_csv(rows))
+    files.write_text(search.folder / TRIALS, tables.as_csv(rows))
 
 
 def reason(error: BaseException) -> str:
-    """Why a trial failed, in one line of its record."""
+    """Why a trial failed, for its record."""
     return f"{type(error).__name__}: {error}"
 
 
 def shortened(value: Any) -> str:
-    """A value of a setting, for people to read."""
+    """A value of a setting as it is shown: floats with six digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -922,7 +922,7 @@ def test_command(tmp_path: Path, call: Any) -> None:
     code, out, err = call(*given, "--skip_malformed")
     assert code == 0
     assert err == (
-        "1 malformed lines left out, among them\n"
+        "1 malformed lines skipped, for example\n"
         f"  {first}, line 3: 1 fields instead of 4: 'oops'\n"
     )
     inter = tmp_path / "data" / "toy" / "toy.inter"

@@ -217,7 +217,7 @@ def test_figures_and_analyses_of_what_is_there(
     assert main("plot", path, "--figures=curves", models=())[:2] == (0, figures)
     code, _, err = main("analyze", path, "--by=length,train_count", models=())
     assert code == 0
-    assert "2 of these 2 runs were made by other code of this package or other data" in err
+    assert "2 of these 2 runs were made with other code of this package or other data" in err
     again = (files / "parts-analysis.csv").read_text()
     assert [row for row in before.splitlines() if "test by" in row] == again.splitlines()[1:]
 
@@ -255,9 +255,9 @@ def test_figures_of_runs_that_cannot_be_shown_together(
     change_result(other, lambda r: r.update(test={}))
     fails("cost", f"{other} was not tested")
     change_result(other, lambda r: r["config"].update(dataset="elsewhere"))
-    fails("embeddings", f"{other} has elsewhere: plot them apart")
+    fails("embeddings", f"{other} has elsewhere: plot them separately")
     change_result(other, lambda r: r["config"]["values"].update(valid_metric="MRR@5"))
-    fails("curves", f"{other} has MRR@5: plot them apart")
+    fails("curves", f"{other} has MRR@5: plot them separately")
 
 
 def test_runs_of_one_name_are_drawn_apart(
@@ -291,18 +291,27 @@ def test_files_of_other_runs_have_other_names(tmp_path: Path) -> None:
         (["ablate"], "ablate needs the name of an experiment\n"),
         (["plot"], "plot needs the name of an experiment, or --models or --runs"),
         (["analyze"], "analyze needs the name of an experiment, or --models or --runs"),
-        (["benchmark", "--models=SASRec", "--nproc=2"], "the command line: nproc belongs to train"),
+        (
+            ["benchmark", "--models=SASRec", "--nproc=2"],
+            "line: nproc cannot be a setting of experiments",
+        ),
         (["benchmark", "--models=SASRec", "--topk=1.5"], "topk"),
         (["benchmark", "--models=SASRec", "--topk=[7]"], "valid_metric=NDCG@10"),
-        (["sweep", "table3"], "table3 is of kind ablation: ablate table3"),
+        (["sweep", "table3"], "table3 is of kind ablation; use: ablate table3"),
         (["ablate", "table3", "--jobs=0"], "--jobs=0 must be at least 1"),
         (["ablate", "table3", "--seeds=a"], "--seeds: seeds=['a'] must be"),
         (["ablate", "tabel3"], "neither a .yaml file nor one of"),
         (["ablate", "table3", "--modles=SASRec"], "unknown key 'modles'"),
         (["analyze", "table3", "--by=colour"], "--by=colour is not one of length"),
         (["plot", "table3", "--figures=pie"], "--figures: 'pie' is not one of"),
-        (["ablate", "table3", "--seed=3"], "the command line: seed belongs to seeds, or --seeds"),
-        (["benchmark", "temporal", "--model=SASRec"], "model belongs to rows, or --models"),
+        (
+            ["ablate", "table3", "--seed=3"],
+            "the command line: seed cannot be a setting of",
+        ),
+        (
+            ["benchmark", "temporal", "--model=SASRec"],
+            "model cannot be a setting of experiments: use",
+        ),
         (["benchmark", "--models=SASRec", "--config_files=gone.yaml"], "cannot read the conf"),
         (["plot", "--runs=a", "--config_files=gone.yaml"], "cannot read the configuration file"),
         (["plot", "--runs=a", "--epochs=3"], "plot --runs does not know --epochs"),
@@ -320,7 +329,7 @@ def test_mistakes(arguments: list[str], message: str, capsys: Any, tmp_path: Pat
 
 @pytest.mark.parametrize("option", ["models", "datasets", "seeds", "runs", "figures", "by"])
 @pytest.mark.parametrize(
-    ("value", "message"), [("", "names nothing"), (" ,", "names nothing"), ("a,b,a", "a twice")]
+    ("value", "message"), [("", "is empty"), (" ,", "is empty"), ("a,b,a", "a twice")]
 )
 def test_options_that_name_nothing_or_the_same_twice(
     option: str, value: str, message: str, capsys: Any
@@ -379,7 +388,7 @@ def finished(experiment: Any, tmp_path: Path) -> Any:
 
     def make(model: str, **settings: Any) -> Path:
         (one,) = execute.plan(experiment(rows={model: settings}, seeds=[1]))
-        execute.execute([one], tmp_path / LINES, show_progress=False)
+        execute.execute([one], tmp_path / LINES)
         return one.run_dir
 
     return make

@@ -44,7 +44,7 @@ def done(experiment: Any, tmp_path: Path) -> Any:
     def make(**changes: Any) -> Any:
         planned = plan(experiment(**changes))
         path = tmp_path / "results" / "parts" / LINES
-        execute.execute(planned, path, show_progress=False)
+        execute.execute(planned, path)
         return planned, path, collect(planned, path)
 
     return make
@@ -92,7 +92,7 @@ def test_another_experiment_takes_the_run_over(
     planned, _, _ = done(seeds=[1])
     before = (planned[0].run_dir / BEST).stat().st_mtime_ns
     other = tmp_path / "results" / "other" / LINES
-    execute.execute(plan(experiment(seeds=[1], title="Other")), other, show_progress=False)
+    execute.execute(plan(experiment(seeds=[1], title="Other")), other)
     assert len(read_lines(other)) == 2
     assert (planned[0].run_dir / BEST).stat().st_mtime_ns == before
 
@@ -128,7 +128,7 @@ def test_a_failed_run_is_a_line_and_the_rest_goes_on(done: Any, experiment: Any)
     assert "traceback" not in line
     assert line["config"]["values"]["learning_rate"] == 1e30
     assert good["status"] == DONE
-    execute.execute(planned, path, show_progress=False)  # what failed is tried again
+    execute.execute(planned, path)  # what failed is tried again
     assert [json.loads(t)["row"] for t in path.read_text().splitlines()] == [
         *("bad", "SimDiffRec", "bad")
     ]
@@ -151,7 +151,7 @@ def test_several_at_a_time(done: Any, experiment: Any, tmp_path: Path) -> None:
     first = {k: v["test"] for k, v in read_lines(path).items()}
     other = tmp_path / "other" / LINES
     again = plan(experiment(command={"checkpoint_dir": str(tmp_path / "again")}))
-    execute.execute(again, other, jobs=3, show_progress=False)
+    execute.execute(again, other, jobs=3)
     assert {k: v["test"] for k, v in read_lines(other).items()} == first
 
 
@@ -167,7 +167,7 @@ def test_lines_that_cannot_be_written_are_refused_before_anything_is_trained(
     (tmp_path / "file").touch()
     (tmp_path / "lines" / LINES).mkdir(parents=True)
     with pytest.raises(UserError, match=r"runs\.jsonl cannot be written .* give another --output"):
-        execute.execute(plan(experiment()), tmp_path / place / LINES, show_progress=False)
+        execute.execute(plan(experiment()), tmp_path / place / LINES)
     assert not (tmp_path / "saved").exists()
 
 
@@ -196,13 +196,13 @@ def test_lines_of_other_code_or_data_count_where_there_are_none_of_todays(
     found = execute.finished(made, path)
     assert [p.fingerprint for p, _ in found][2:] == ["newest"]
     assert found[2][0].run_dir.name == "SimDiffRec-toy-newest"
-    assert f"{path}: 1 of these 3 runs were made by other code of this package" in caplog.text
+    assert f"{path}: 1 of these 3 runs were made with other code of this package" in caplog.text
     # All of them, once the code has changed.
     monkeypatch.setattr(identity, "source_checksum", lambda: "of tomorrow")
     assert [line["fingerprint"] for _, line in execute.finished(made, path)] == [
         *("later", planned[1].fingerprint, "newest")
     ]
-    assert "3 of these 3 runs were made by other code" in caplog.text
+    assert "3 of these 3 runs were made with other code" in caplog.text
 
 
 def test_finished_runs_are_found_without_the_data(
@@ -228,7 +228,7 @@ def test_lines_of_other_settings_are_not_taken(experiment: Any, tmp_path: Path) 
     append_line(path, record(plan(experiment(command={"tau": 0.3}))[0]))
     with pytest.raises(UserError, match=r"no finished run of parts .*, only 1 lines of other sett"):
         execute.finished(experiment(), path)
-    with pytest.raises(UserError, match=r"no finished run of parts as it is now; benchmark, abla"):
+    with pytest.raises(UserError, match=r"no finished run of parts with its current settings; "):
         execute.finished(experiment(), tmp_path / "none")
 
 
@@ -237,11 +237,11 @@ def test_what_other_code_made_is_made_again_and_said(
 ) -> None:
     caplog.set_level("INFO")
     _, path, _ = done(seeds=[1], rows={"SimDiffRec": {}})
-    assert caplog.messages[0].endswith("0 runs there, 1 to do")
+    assert caplog.messages[0].endswith("0 runs are finished, 1 to do")
     caplog.clear()
     monkeypatch.setattr(identity, "source_checksum", lambda: "of tomorrow")
     done(seeds=[1], rows={"SimDiffRec": {}})
-    again = "0 runs there, 1 to do, 1 of them again, made before by other code"
+    again = "0 runs are finished, 1 to do, 1 of them already run with other code"
     assert again in caplog.messages[0]
     assert len(read_lines(path)) == 2
 

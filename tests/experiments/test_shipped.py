@@ -77,7 +77,7 @@ def test_end_to_end(
     """Every row, and every point of a sweep, is trained, tested and reported."""
     monkeypatch.chdir(tmp_path)
     path = str(reduced(name, tmp_path))
-    experiment = select(load_experiment(path), datasets=["ml-100k"], numbers=[1])
+    experiment = select(load_experiment(path), datasets=["ml-100k"], run_seeds=[1])
     expected = [str(run) for run in experiment.runs()]
     command = COMMANDS[experiment.kind]
     code = cli.main([command, path, "--datasets=ml-100k", "--seeds=1"])

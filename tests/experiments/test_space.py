@@ -17,7 +17,7 @@ from recbole_simdiff.models.registry import WRAPPERS, available_models, plugin_m
 from recbole_simdiff.tuning.space import Dimension, find_space, read_space
 from tests.test_recbole_models import REFUSED
 
-SHIPPED = sorted((properties_dir() / "tuning").glob("*.hyper"))
+SHIPPED = sorted((properties_dir() / "search_space").glob("*.hyper"))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_the_row_wins_over_the_settings_and_the_command_over_both(write: Any) ->
 
 def test_a_selection(write: Any) -> None:
     whole = load_experiment(write(reference="w/o both"))
-    part = select(whole, models=["SimDiffRec"], datasets=["ml-100k"], numbers=[3])
+    part = select(whole, models=["SimDiffRec"], datasets=["ml-100k"], run_seeds=[3])
     assert [(r.row, r.dataset, r.seed) for r in part.runs()] == [("SimDiffRec", "ml-100k", 3)]
     assert part.reference == "SimDiffRec"
     assert select(whole).reference == "w/o both"
@@ -96,35 +96,44 @@ def test_a_title_that_is_left_empty(write: Any) -> None:
         ({"seeds": [1, 1]}, "must be different whole numbers"),
         ({"seeds": [0.5]}, "must be different whole numbers"),
         ({"seeds": 1}, "seeds must be a list"),
-        ({"datasets": []}, "datasets must be a list with something in it"),
+        ({"datasets": []}, "datasets must be a list with at least one ele"),
         ({"reference": "SASRec"}, "reference='SASRec' is not one of SimDiffRec, w/o both"),
         ({"figures": ["pie"]}, "'pie' is not one of curves, cost, embeddings"),
-        ({"cited": [{"source": "x"}]}, "each entry of cited has metrics, protocol, source, values"),
+        (
+            {"cited": [{"source": "x"}]},
+            "each entry of cited needs exactly metrics, protocol",
+        ),
         (
             {"cited": [{"source": "x", "protocol": "kept", "metrics": [], "values": {}}]},
             "protocol='kept' is not one of history kept, history removed",
         ),
         (
             {"cited": [PUBLISHED | {"values": {"toy": {"SASRec": [0.1, 0.2]}}}]},
-            "SASRec on toy has not one number for each metric",
+            "SASRec on toy needs one number for each metric",
         ),
         ({"cited": 5}, "cited must be a list"),
-        ({"cited": True}, "cited must be a list with something in it, not True"),
-        ({"cited": {"source": "x"}}, "cited must be a list with something in it, not {"),
-        ({"cited": [None]}, "each entry of cited has"),
-        ({"cited": [PUBLISHED | {"values": {"toy": {"a|b": [0.1]}}}]}, "'a|b' stands in tables"),
-        ({"cited": [PUBLISHED | {"source": "a\nb"}]}, r"'a\nb' stands in tables"),
-        ({"rows": {"a|b": {"model": "SimDiffRec"}}}, "'a|b' stands in tables and must have no |"),
+        ({"cited": True}, "cited must be a list with at least one element, not True"),
+        ({"cited": {"source": "x"}}, "cited must be a list with at least one element, not {"),
+        ({"cited": [None]}, "each entry of cited needs"),
+        ({"cited": [PUBLISHED | {"values": {"toy": {"a|b": [0.1]}}}]}, "'a|b' is shown in tables"),
+        ({"cited": [PUBLISHED | {"source": "a\nb"}]}, r"'a\nb' is shown in tables"),
+        ({"rows": {"a|b": {"model": "SimDiffRec"}}}, "'a|b' is shown in tables and must have no |"),
         ({"rows": {"a\nb": {"model": "SimDiffRec"}}}, "no line break"),
         ({"title": ""}, "lacks 'title'"),
         ({"datasets": ["toy", "toy"]}, "datasets=['toy', 'toy'] must be different"),
-        ({"settings": {"nproc": 2}}, "nproc belongs to train: a run of an experiment is of one"),
+        ({"settings": {"nproc": 2}}, "nproc cannot be a setting of experiments: each run is one"),
         ({"metrics": ["HR@5"]}, "metric 'HR@5' must be one of hit, recall, ndcg, mrr at a cutoff"),
         ({"metrics": ["precision@5"]}, "metric 'precision@5' must be one of"),
         ({"rows": {"a, b": {"model": "SimDiffRec"}}}, "row 'a, b' must have no comma"),
-        ({"rows": {"SimDiffRec": {"seed": 3}}}, "seed belongs to seeds, or --seeds"),
-        ({"settings": {"model": "SASRec"}}, "model belongs to rows, or --models"),
-        ({"kind": "sweep", "sweep": {"seed": [1]}}, "seed belongs to seeds"),
+        (
+            {"rows": {"SimDiffRec": {"seed": 3}}},
+            "seed cannot be a setting of experiments: use",
+        ),
+        (
+            {"settings": {"model": "SASRec"}},
+            "model cannot be a setting of experiments: use",
+        ),
+        ({"kind": "sweep", "sweep": {"seed": [1]}}, "seed cannot be a setting"),
         (
             {"kind": "sweep", "sweep": {"topk": [[5], [10]]}},
             "values of a sweep are numbers or text",
@@ -162,7 +171,7 @@ def test_an_impossible_run_is_named_before_any_is_started(experiment: Any) -> No
 @pytest.mark.parametrize("key", ["model", "dataset", "seed", "save_rankings"])
 def test_the_command_line_cannot_contradict_the_experiment(write: Any, key: str) -> None:
     """--model=X would put the numbers of one model under the labels of all."""
-    with pytest.raises(UserError, match=f"the command line: {key} belongs to"):
+    with pytest.raises(UserError, match=f"the command line: {key} cannot be a setting"):
         select(load_experiment(write()), command={key: 1})
 
 
@@ -170,10 +179,10 @@ def test_what_cannot_be_ranked_is_refused(experiment: Any) -> None:
     split = {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO"}
     with pytest.raises(UserError, match=r"needs mode=full, not .*uni3"):
         check(experiment(command={"eval_args": split | {"mode": "uni3"}}))
-    with pytest.raises(UserError, match="must be of ranked lists"):
+    with pytest.raises(UserError, match="must not include auc"):
         check(experiment(command={"metrics": ["Hit", "NDCG", "GAUC"]}))
     everything = split | {"split": {"RS": [1, 0, 0]}, "mode": "full"}
-    with pytest.raises(UserError, match="which trains on everything and leaves no metric"):
+    with pytest.raises(UserError, match="It uses all data for training"):
         check(experiment(command={"eval_args": everything}))
     assert all(config["save_rankings"] for _, config in check(experiment()))
 
@@ -212,7 +221,7 @@ def test_a_shipped_experiment(name: str) -> None:
     assert (
         first == f"# python run_recbole_simdiff.py {command.get(experiment.kind, 'sweep')} {name}"
     )
-    experiment = select(experiment, datasets=["ml-100k"], numbers=[1])
+    experiment = select(experiment, datasets=["ml-100k"], run_seeds=[1])
     found = list(check(experiment))
     assert len(found) == len(experiment.rows) * max(1, sum(map(len, experiment.sweep.values())))
     assert len({str(s) for s, _ in found}) == len(found)

@@ -264,7 +264,8 @@ def test_the_best_setting_is_a_configuration_file(
     assert [p.name for p in search.folder.glob(".*.tmp")] == []
 
 
-def test_trials_are_a_table(prepare: Any, by_rate: None) -> None:
+def test_trials_are_a_table(prepare: Any, by_rate: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SHOWN_TRIALS", 2)
     search = prepare(RATES, options={"algo": "exhaustive"}, epochs=2)
     trials = tuning.tune(search)
     table = rows(search)
@@ -275,7 +276,7 @@ def test_trials_are_a_table(prepare: Any, by_rate: None) -> None:
         assert (row["state"], row["epochs_trained"], row["error"]) == (DONE, "2", "")
         assert float(row["seconds"]) > 0
         assert (search.folder / "trials" / row["run"] / RESULT).is_file()
-    text = tuning.summary(search, trials, first=2).splitlines()
+    text = tuning.summary(search, trials).splitlines()
     assert text[0].startswith("SASRec on toy: 3 trials done, 0 pruned, 0 failed")
     assert text[1].split() == ["trial", METRIC, "epochs", "learning_rate"]
     assert [line.split()[1:] for line in text[2:4]] == [
@@ -426,7 +427,7 @@ def test_trials_are_counted_and_begun_in_turn(
 
     monkeypatch.setattr(Search, "measure", elsewhere)
     worker = threading.Thread(
-        target=engine_of_optuna._work_on, args=(search, study, Screen(search, [])), daemon=True
+        target=engine_of_optuna._make_trials, args=(search, study, Screen(search, [])), daemon=True
     )
     with files.exclusive(search.folder / STUDY):
         worker.start()
@@ -447,7 +448,7 @@ def test_trials_are_counted_and_begun_in_turn(
     assert not worker.is_alive()
     assert len(study.trials) == 1
     study.enqueue_trial({})
-    engine_of_optuna._work_on(search, study, Screen(search, []))
+    engine_of_optuna._make_trials(search, study, Screen(search, []))
     assert [trial.value for trial in study.trials] == [0.1, 0.5]
 
 
@@ -656,7 +657,11 @@ class TestEveryEngine:
         (RATES, {"trials": 0}, "--trials=0 must be at least 1"),
         (RATES, {"jobs": 0}, "--jobs=0 must be at least 1"),
         (RATES, {"engine": "hyperopt", "jobs": 2}, "--jobs=2: RecBole's HyperTuning makes one tr"),
-        (RATES, {"engine": "hyperopt", "storage": "x"}, "--storage is Optuna's; engine hyperopt"),
+        (
+            RATES,
+            {"engine": "hyperopt", "storage": "x"},
+            "--storage is an option of Optuna; engine hyperopt",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained(

@@ -26,26 +26,26 @@ from recbole_simdiff.tuning.trials import (
 
 
 def run_trials(search: Search) -> list[Trial]:
-    """All trials of a search; the same command draws the same settings, and trains them once."""
+    """All trials of a search. The same command draws the same settings and trains each once."""
     objective = _Objective(search)
     tuning = HyperTuning(
         objective,
         space=_space(search),
         algo=search.algo,
         max_evals=search.trials,
-        early_stop=search.trials + 1,  # it would stop after 10 trials without a better one
+        early_stop=search.trials + 1,  # by default it stops after 10 trials without a better one
     )
     logging.getLogger("hyperopt").setLevel(logging.WARNING)
     try:
         with _seeded(search.seed), contextlib.redirect_stdout(io.StringIO()):
-            tuning.run()  # it prints a bar and every setting
+            tuning.run()  # prints a bar and every setting
     finally:
         objective.screen.bar.close()
     return objective.trials
 
 
 def _space(search: Search) -> dict[str, Any]:
-    """What is searched, in hyperopt's words."""
+    """The search space as hyperopt's objects."""
     hp = import_engine("hyperopt").hp
     ranges = {"uniform": hp.uniform, "loguniform": hp.loguniform}
     space = {}
@@ -61,20 +61,20 @@ def _space(search: Search) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Within the block HyperTuning draws from this seed; it takes one from nowhere else."""
-    before = os.environ.get("HYPEROPT_FMIN_SEED")
+    """Within the block, HyperTuning draws from this seed; it reads one from this variable only."""
+    original = os.environ.get("HYPEROPT_FMIN_SEED")
     os.environ["HYPEROPT_FMIN_SEED"] = str(seed)
     try:
         yield
     finally:
-        if before is None:
+        if original is None:
             del os.environ["HYPEROPT_FMIN_SEED"]
         else:
-            os.environ["HYPEROPT_FMIN_SEED"] = before
+            os.environ["HYPEROPT_FMIN_SEED"] = original
 
 
 class _Objective:
-    """The score of a setting, as ``HyperTuning`` wants it; keeps the records of trials."""
+    """The score of a setting in the form of ``HyperTuning``; collects the records of trials."""
 
     def __init__(self, search: Search) -> None:
         self.search, self.trials = search, list[Trial]()
@@ -91,7 +91,7 @@ class _Objective:
             "best_valid_score": search.value(trial),
             "valid_score_bigger": True,
             "best_valid_result": {search.metric: trial.score},
-            "test_result": {},  # not before the search is over
+            "test_result": {},  # the test part is read after the search only
         }
 
     def _trial(self, values: Mapping[str, Any]) -> Trial:

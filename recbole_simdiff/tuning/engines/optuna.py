@@ -1,4 +1,4 @@
-"""Optuna: trials in a data base that several processes or machines may share.
+"""Optuna: trials in a database that several processes or machines may share.
 
 A search can be resumed, and bad trials are stopped early.
 """
@@ -46,10 +46,10 @@ from recbole_simdiff.tuning.trials import (
     write_trials,
 )
 
-# Seconds between signs of life of a trial, and without one until it is given to another process.
+# Seconds between heartbeats of a trial, and without one until another process repeats the trial.
 HEARTBEAT, SILENCE = 30, 120
 
-RETRIES = 2  # of a trial whose process died
+RETRIES = 2  # of a trial whose process ended
 
 
 def run_trials(search: Search) -> list[Trial]:
@@ -61,29 +61,29 @@ def run_trials(search: Search) -> list[Trial]:
             for draws in search.grid():
                 study.enqueue_trial(draws, skip_if_exists=True)
     screen = Screen(search, _recorded(search, study))
-    logger.info(f"{search.folder}: {len(screen.shown)} of {search.trials} trials there")
+    logger.info(f"{search.folder}: {len(screen.shown)} of {search.trials} trials are finished")
     try:
         if search.jobs > 1:
             _supervise(search, study, screen)
         else:
-            _work_on(search, study, screen)
+            _make_trials(search, study, screen)
     finally:
         screen.bar.close()
     return _recorded(search, study)
 
 
 def _open_study(search: Search) -> Any:
-    """The study of a search in its storage, made if it is not there.
+    """The study of a search in its storage; created if it does not exist.
 
     Raises:
-        UserError: if the storage cannot be used, or what it holds is another search.
+        UserError: if the storage cannot be used, or holds another search under the same name.
     """
     optuna = import_engine("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     retry = optuna.storages.RetryHeartbeatStaleTrialCallback
     try:
         with files.exclusive(search.folder / STUDY), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # heartbeats are called experimental
+            warnings.simplefilter("ignore")  # that heartbeats are experimental
             storage = optuna.storages.RDBStorage(
                 search.storage,
                 heartbeat_interval=HEARTBEAT,
@@ -106,51 +106,50 @@ def _open_study(search: Search) -> Any:
 
 
 def _check_same_search(search: Search, study: Any) -> None:
-    """Refuse a study of another search; one without trials becomes this search's."""
-    made_with = _made_with(search)
-    theirs = study.user_attrs.get("made_with")
-    if theirs is None or not study.get_trials(deepcopy=False):
-        study.set_user_attr("made_with", made_with)
+    """Refuse a study of another search; a study without trials is taken over."""
+    current = _identity(search)
+    stored = study.user_attrs.get("made_with")
+    if stored is None or not study.get_trials(deepcopy=False):
+        study.set_user_attr("made_with", current)
         return
-    for key in made_with.keys() | theirs.keys():
-        ours, other = made_with.get(key), theirs.get(key)
-        if ours != other:
+    for key in current.keys() | stored.keys():
+        if current.get(key) != stored.get(key):
             raise UserError(
                 f"the study in {search.folder if STUDY in search.storage else 'the storage'} was "
-                f"made with {key}={other!r}, and now it is {ours!r}: scores cannot be compared. "
-                "Give another --output (and --storage), or delete it"
+                f"made with {key}={stored.get(key)!r}, and now it is {current.get(key)!r}: scores "
+                "cannot be compared. Give another --output (and --storage), or delete it"
             )
 
 
-def _made_with(search: Search) -> dict[str, Any]:
-    """What all trials of a study have in common, as JSON gives it back."""
+def _identity(search: Search) -> dict[str, Any]:
+    """Everything that all trials of a study share, in the form in which JSON stores it."""
     values = search.config({}).identity()["values"]
     searched = {dimension.key: f"search over {dimension}" for dimension in search.space}
-    common = {k: v for k, v in values.items() if k not in searched}
-    common |= searched | {"data": search.data, "code of recbole_simdiff": source_checksum()}
-    found: dict[str, Any] = json.loads(json.dumps(common, default=str))
-    return found
+    shared = {k: v for k, v in values.items() if k not in searched}
+    shared |= searched | {"data": search.data, "code of recbole_simdiff": source_checksum()}
+    identity: dict[str, Any] = json.loads(json.dumps(shared, default=str))
+    return identity
 
 
 def _recorded(search: Search, study: Any) -> list[Trial]:
-    """The trials of a study that are over."""
+    """The trials of a study that have ended."""
     names = {"COMPLETE": DONE, "PRUNED": PRUNED, "FAIL": FAILED}
-    found = []
+    trials = []
     for stored in study.get_trials(deepcopy=False):
         notes = stored.user_attrs
-        # A trial that was interrupted, or whose process died, is repeated under another number.
+        # An interrupted trial, or one whose process ended, is repeated under another number.
         if stored.state.name not in names or (stored.state.name == "FAIL" and "error" not in notes):
             continue
         values = search.values(stored.params)
         score = stored.value if stored.state.name == "COMPLETE" else None
         if stored.state.name == "PRUNED" and stored.intermediate_values:
             score = (max if search.bigger else min)(stored.intermediate_values.values())
-        found.append(Trial(stored.number, values, names[stored.state.name], score, **notes))
-    return found
+        trials.append(Trial(stored.number, values, names[stored.state.name], score, **notes))
+    return trials
 
 
-def _work_on(search: Search, study: Any, screen: Screen) -> None:
-    """Make trials until there are enough and none is open, be it by this process or another."""
+def _make_trials(search: Search, study: Any, screen: Screen) -> None:
+    """Make trials until all are done, also those that other processes are running."""
     optuna = import_engine("optuna")
 
     def after(_: Any, stored: Any) -> None:
@@ -167,11 +166,11 @@ def _work_on(search: Search, study: Any, screen: Screen) -> None:
             warnings.simplefilter("ignore")
             optuna.storages.fail_stale_trials(study)
         with contextlib.ExitStack() as claim:
-            # Counted and begun in one turn; two processes would else begin the last trial twice.
+            # Counted and begun under one lock; else two processes could both begin the last trial.
             claim.enter_context(files.exclusive(search.folder / STUDY))
             states = Counter(stored.state.name for stored in study.get_trials(deepcopy=False))
-            over = len(_recorded(search, study))
-            if states["WAITING"] or over + states["RUNNING"] < search.trials:
+            n_ended = len(_recorded(search, study))
+            if states["WAITING"] or n_ended + states["RUNNING"] < search.trials:
                 objective = _Objective(search, screen, begun=claim.close)
                 study.optimize(objective, n_trials=1, catch=IMPOSSIBLE, callbacks=[after])
                 continue
@@ -182,7 +181,7 @@ def _work_on(search: Search, study: Any, screen: Screen) -> None:
 
 
 class _Objective:
-    """The score of one of Optuna's trials; ``begun`` is called once the trial is in the storage."""
+    """The score of an Optuna trial; ``begun`` is called when the trial is in the storage."""
 
     def __init__(self, search: Search, screen: Screen, begun: Callable[[], None]) -> None:
         self.search, self.screen, self.begun, self.reported = search, screen, begun, 0
@@ -209,7 +208,7 @@ class _Objective:
         return score
 
     def _set_sampler(self, trial: Any) -> None:
-        """Processes that share a study would draw the same numbers from one seed."""
+        """Seed by trial: with one seed, processes that share a study would draw the same values."""
         samplers = import_engine("optuna").samplers
         seed = (self.search.seed * 1_000_003 + trial.number) % 2**32
         if self.search.algo == "bayes":
@@ -218,7 +217,7 @@ class _Objective:
             trial.study.sampler = samplers.RandomSampler(seed=seed)
 
     def _report(self, trial: Any, progress: Progress) -> None:
-        # All evaluations, also those before an interruption.
+        # All validations, also those before an interruption.
         for epoch, entry in list(enumerate(progress.log))[self.reported :]:
             if "valid" in entry:
                 trial.report(self.search.score(entry["valid"]), epoch)
@@ -230,7 +229,7 @@ class _Objective:
 
 
 def _suggest(trial: Any, dimension: Dimension) -> Any:
-    """Draw a value in Optuna's way."""
+    """Draw a value of a parameter with Optuna."""
     key, low, high = dimension.key, dimension.low, dimension.high
     if dimension.kind == "choice":
         return trial.suggest_categorical(key, list(dimension.texts))
@@ -242,19 +241,19 @@ def _suggest(trial: Any, dimension: Dimension) -> Any:
 
 
 def _supervise(search: Search, study: Any, screen: Screen) -> None:
-    """Let ``jobs`` processes work on a study, and show what becomes of it."""
+    """Let ``jobs`` processes make the trials of a study, and show the trials that end."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     threads = max(1, (os.cpu_count() or 1) // search.jobs)
     logs = [search.folder / f"worker-{i}.log" for i in range(search.jobs)]
     workers = [context.Process(target=_work, args=(search, threads, log)) for log in logs]
-    stop, asked = StopRequest(), False
+    stop, stopping = StopRequest(), False
     with stop.listen():
         for worker in workers:
             worker.start()
         while any(worker.is_alive() for worker in workers):
-            if stop.signum is not None and not asked:
-                asked = True
+            if stop.signum is not None and not stopping:
+                stopping = True
                 for worker in workers:
                     worker.terminate()  # each saves its state and ends
             time.sleep(0.5)
@@ -266,20 +265,20 @@ def _supervise(search: Search, study: Any, screen: Screen) -> None:
 
 
 def _work(search: Search, threads: int, log: Path) -> None:
-    """A process that makes trials; what it says is in a file."""
-    os.setpgid(0, 0)  # Ctrl-C reaches the command alone, which asks each process to stop, once
+    """The main function of a process that makes trials; its output goes to a log file."""
+    os.setpgid(0, 0)  # Ctrl-C reaches the command only, which sends one signal to each process
 
     def stop(*_: Any) -> None:
-        raise KeyboardInterrupt  # where no run listens: nothing is lost there but the trial's draw
+        raise KeyboardInterrupt  # outside a run, where only the draw of the trial is lost
 
     signal.signal(signal.SIGTERM, stop)
-    # Open to the end, for the traceback of what may go wrong.
+    # Not closed, so that a traceback still reaches the file.
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
     torch.set_num_threads(threads)
     quiet = replace(search, settings={**search.settings, "show_progress": False})
     with terminal(), contextlib.suppress(Interrupted, KeyboardInterrupt):
         study = _open_study(search)
-        _work_on(search, study, Screen(quiet, _recorded(search, study)))
+        _make_trials(search, study, Screen(quiet, _recorded(search, study)))
 
 
 ENGINE = Engine("optuna", ("bayes", "random", "exhaustive"), run_trials, storage=True)

@@ -26,13 +26,14 @@ from recbole_simdiff.tuning.trials import (
 
 
 def run_trials(search: Search) -> list[Trial]:
-    """Ray Tune, on this machine or on the cluster of ``RAY_ADDRESS``, whose machines need the
-    package and the data at the same place.
+    """All trials of a search, on this machine or on the cluster of ``RAY_ADDRESS``.
+
+    Every machine of the cluster needs the package, and the data under the same path.
     """
     tune = import_engine("ray")
     schedulers = importlib.import_module("ray.tune.schedulers")
     generator = importlib.import_module("ray.tune.search.basic_variant").BasicVariantGenerator
-    # Workers would otherwise look for everything in a folder of their own.
+    # By default each worker changes to a folder of its own, where relative paths do not hold.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     exhaustive = search.algo == "exhaustive"
     space = {
@@ -60,7 +61,7 @@ def run_trials(search: Search) -> list[Trial]:
         ),
         run_config=tune.RunConfig(name="ray", storage_path=str(search.folder), verbose=1),
     )
-    trials = [_trial_of(search, number, found) for number, found in enumerate(tuner.fit())]
+    trials = [_trial_of(search, number, result) for number, result in enumerate(tuner.fit())]
     for trial in trials:
         drop_weights(search, trials, trial)
     return trials
@@ -78,7 +79,7 @@ def _domain(tune: Any, dimension: Dimension) -> Any:
 
 
 def _trial(drawn: Mapping[str, Any], search: Search) -> None:
-    """In a worker of Ray: train a setting and report after each evaluation."""
+    """Train a setting in a worker of Ray, and report after each validation."""
     tune = import_engine("ray")
 
     def report(progress: Progress) -> None:
@@ -88,17 +89,20 @@ def _trial(drawn: Mapping[str, Any], search: Search) -> None:
     config = search.config(search.values(drawn))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         result = search.measure(config, report)
-    found = {"score": search.score(kept(result.valid)), "finished": True}
-    tune.report({**found, "epochs": result.epochs, "seconds": result.seconds})
+    score = search.score(kept(result.valid))
+    tune.report(
+        {"score": score, "finished": True, "epochs": result.epochs, "seconds": result.seconds}
+    )
 
 
-def _trial_of(search: Search, number: int, found: Any) -> Trial:
-    values, metrics = search.values(found.config), found.metrics or {}
+def _trial_of(search: Search, number: int, result: Any) -> Trial:
+    """The record of a trial from Ray's result."""
+    values, metrics = search.values(result.config), result.metrics or {}
     try:
         name = search.run_dir(search.config(values)).name
     except UserError:
         name = ""
-    state = DONE if metrics.get("finished") else FAILED if found.error else PRUNED
+    state = DONE if metrics.get("finished") else FAILED if result.error else PRUNED
     return Trial(
         number,
         values,
@@ -107,7 +111,7 @@ def _trial_of(search: Search, number: int, found: Any) -> Trial:
         metrics.get("epochs", 0),
         metrics.get("seconds", 0.0),
         name,
-        str(found.error).strip().splitlines()[-1] if state == FAILED else "",
+        str(result.error).strip().splitlines()[-1] if state == FAILED else "",
     )
 
 
