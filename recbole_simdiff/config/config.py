@@ -28,6 +28,7 @@ from recbole_simdiff.config.checks import (
     check_values,
     separator,
 )
+from recbole_simdiff.config.columns import fit_to_file
 from recbole_simdiff.config.keys import DERIVED, LABELS, WRITTEN, naming, reads
 from recbole_simdiff.config.layers import (
     SEPARATORS,
@@ -67,6 +68,7 @@ class Config(RecBoleConfig):
             ``config["data_path"]`` is that of this data set.
         given (dict): key -> where it was set, of the keys that files and overrides set.
         origin (dict): key -> where its value comes from, of all keys.
+        columns_note (str | None): what ``fit_to_file`` replaced, for the log.
 
     Args:
         model (str): name of a model of this package or of RecBole, or DiffuASR.
@@ -251,6 +253,8 @@ class Config(RecBoleConfig):
         own = os.path.join(self.data_root, self.dataset)
         if os.path.isdir(own):
             self.final_config_dict["data_path"] = own
+        stem = Path(self.final_config_dict["data_path"], self.dataset)
+        self.columns_note = fit_to_file(self.final_config_dict, self.origin, stem)
 
     def _draw_negatives(self) -> None:
         """Negatives for exactly the models that read them.
