@@ -75,6 +75,7 @@ KEYS: dict[str, Key] = {
     "preset": _SETTING,
     # ---- machine
     "data_path": _ANYWHERE,
+    "offline": _ANYWHERE,
     "use_gpu": _ANYWHERE,
     "gpu_id": _ANYWHERE,
     "show_progress": _ANYWHERE,
