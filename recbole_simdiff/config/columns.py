@@ -55,9 +55,9 @@ def _from_data_set(key: str, origin: Mapping[str, str]) -> bool:
 
 def _columns(path: Path, final: Mapping[str, Any]) -> list[str]:
     """Names of the columns of an atomic file; none if it cannot be read, which loading reports."""
-    if not path.is_file():  # opening a pipe would wait
-        return []
     try:
+        if not path.is_file():  # opening a pipe would wait
+            return []
         with open(path, encoding=final.get("encoding") or "utf-8") as file:
             header = file.readline().rstrip("\n").removeprefix("\ufeff")
     except (OSError, LookupError, UnicodeDecodeError):

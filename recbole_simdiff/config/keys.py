@@ -146,6 +146,8 @@ KEYS: dict[str, Key] = {
     "normalize_field": _SETTING,
     "normalize_all": _SETTING,
     "discretization": _SETTING,
+    "item_vectors": _SETTING,
+    "item_vectors_mode": _SETTING,
     # ---- knowledge graphs
     "ENTITY_ID_FIELD": _NO_KNOWLEDGE,
     "HEAD_ENTITY_ID_FIELD": _NO_KNOWLEDGE,
