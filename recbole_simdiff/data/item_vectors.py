@@ -1,4 +1,4 @@
-"""Vectors of items that the user has, such as text embeddings, in the item table of a model.
+"""A user's vectors of items, such as text embeddings, in the item table of a model.
 
     init     the table starts as the vectors and is trained
     frozen   the table is the vectors and stays as it is; extra tokens, such as a mask, are trained

@@ -1,4 +1,4 @@
-"""Tables of a user's own: which column is what, and how a row is read."""
+"""A user's tables: which column is what, and how a row is read."""
 
 import csv
 from collections.abc import Callable, Sequence
