@@ -107,7 +107,7 @@ def _table(namespace: argparse.Namespace) -> TableColumns | None:
     Raises:
         UserError: for impossible columns or separators, and for options that have no effect.
     """
-    options = {key: getattr(namespace, key) for key in ("columns", "separator", "time_format")}
+    options = {key: vars(namespace)[key] for key in ("columns", "separator", "time_format")}
     given = {key: value for key, value in options.items() if value is not None}
     if namespace.columns is None:
         if given and namespace.source != prepare.TABLE:
