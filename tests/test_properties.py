@@ -36,6 +36,7 @@ def test_every_file_is_seen() -> None:
     experiments, spaces = FOLDER.glob("experiment/*.yaml"), FOLDER.glob("search_space/*.hyper")
     assert {path.stem for path in MODEL_FILES} >= set(MODELS)
     seen = {FOLDER / "overall.yaml", FOLDER / "statistics.yaml", *MODEL_FILES, *TUNED, *PRESETS}
+    seen |= {FOLDER / "downloads.yaml"}  # see tests/data/test_download.py
     seen |= {*experiments, *spaces}  # see tests/experiments
     seen |= {FOLDER / "dataset" / f"{name}.yaml" for name in DATASETS}
     assert seen == {path for path in FOLDER.rglob("*") if path.is_file()}

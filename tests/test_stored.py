@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from recbole.data.dataset import dataset as recbole_dataset
 from torch import Tensor
 
 from recbole_simdiff import checkpoint, evaluate
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.cli.main import main
 from recbole_simdiff.config.config import Config
+from recbole_simdiff.data import loading
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.runs.restore import resumed_config
 from recbole_simdiff.runs.run import run_one as run
@@ -191,8 +191,7 @@ def test_a_foreign_checkpoint_downloads_nothing_and_makes_no_folder(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It names a data set that RecBole would fetch, and a place of its own for runs."""
-    monkeypatch.setattr(recbole_dataset, "decide_download", lambda _: pytest.fail("asked"))
-    monkeypatch.setattr(recbole_dataset, "download_url", lambda *_: pytest.fail("downloads"))
+    monkeypatch.setattr(loading, "download", lambda *_: pytest.fail("downloads"))
     run_dir = tmp_path / trained.name
     shutil.copytree(trained, run_dir)
     for name in (BEST, LAST):

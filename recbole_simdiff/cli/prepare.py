@@ -4,7 +4,9 @@ import argparse
 import sys
 from typing import Any
 
-from recbole_simdiff.data import prepare, raw_formats
+from recbole_simdiff.config.checks import separator
+from recbole_simdiff.data import interactions, prepare, raw_formats
+from recbole_simdiff.data.tables import TableColumns
 from recbole_simdiff.errors import UserError
 
 
@@ -12,17 +14,33 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``prepare``."""
     parser.description = (
         "Files are plain or .gz; their first line shows which format of the source they have. "
-        "Repeated interactions are kept."
+        "Repeated interactions are kept. NAME.manifest.json says what a file was made from."
     )
-    parser.add_argument("--source", required=True, choices=raw_formats.SOURCES)
+    sources = (*raw_formats.SOURCES, prepare.TABLE)
+    parser.add_argument("--source", required=True, choices=sources)
     parser.add_argument(
         "--input",
         required=True,
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="amazon: reviews (JSON lines) or ratings (CSV) of 2014; yelp: reviews; movielens: "
-        "ratings.dat, ratings.csv, u.data; sequences: a line 'user item item ...' for each user",
+        help="amazon: reviews (JSON lines) or ratings (CSV) of 2014 or 2023; yelp: reviews; "
+        "movielens: ratings.dat, ratings.csv, u.data; sequences: a line 'user item item ...' for "
+        "each user; table: any text file of columns, or Parquet, with --columns",
+    )
+    table = parser.add_argument_group("tables")
+    table.add_argument(
+        "--columns",
+        metavar="USER,ITEM,TIME[,RATING]",
+        help="names from the first line, or numbers from 1",
+    )
+    table.add_argument(
+        "--separator", help="between columns (default: recognised; '\\t' is a tab)", metavar="TEXT"
+    )
+    table.add_argument(
+        "--time_format",
+        metavar="FORMAT",
+        help="of dates as text, as in %%d.%%m.%%Y; not needed for numbers and for ISO 8601",
     )
     parser.add_argument(
         "--output",
@@ -69,8 +87,9 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         namespace.source,
         namespace.input,
         namespace.output,
+        table=_table(namespace),
         k=namespace.k_core,
-        selection=prepare.select(namespace.start, namespace.end, namespace.min_rating),
+        selection=interactions.select(namespace.start, namespace.end, namespace.min_rating),
         titles=namespace.titles,
         skip_malformed=namespace.skip_malformed,
         overwrite=namespace.overwrite,
@@ -82,3 +101,20 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         )
     print(done.report())
     return 0
+
+
+def _table(namespace: argparse.Namespace) -> TableColumns | None:
+    """The columns of a table; None for another source.
+
+    Raises:
+        UserError: for impossible columns or separators, and for options that have no effect.
+    """
+    options = {key: vars(namespace)[key] for key in ("columns", "separator", "time_format")}
+    given = {key: value for key, value in options.items() if value is not None}
+    if namespace.columns is None:
+        if given and namespace.source != prepare.TABLE:
+            raise UserError(f"--{next(iter(given))}: only --source=table has it")
+        return None
+    if "separator" in given:
+        given["separator"] = separator("separator", given["separator"])
+    return TableColumns.of(**given)

@@ -24,6 +24,7 @@ from recbole_simdiff.config.checks import (
     drop_retired,
     separator,
 )
+from recbole_simdiff.config.columns import fit_to_file
 from recbole_simdiff.config.derived import derive_columns, derive_device, derive_negatives
 from recbole_simdiff.config.evaluation_checks import (
     check_eval_args,
@@ -68,6 +69,7 @@ class Config(RecBoleConfig):
             ``config["data_path"]`` is the folder of this data set.
         given (dict): key -> where it was set; keys of files and overrides only.
         origin (dict): key -> where its value comes from; all keys.
+        columns_note (str | None): what ``fit_to_file`` replaced, for the log.
 
     Args:
         model (str): name of a model of this package or of RecBole, or DiffuASR.
@@ -246,6 +248,8 @@ class Config(RecBoleConfig):
         folder = os.path.join(self.data_root, self.dataset)
         if os.path.isdir(folder):
             self.final_config_dict["data_path"] = folder
+        stem = Path(self.final_config_dict["data_path"], self.dataset)
+        self.columns_note = fit_to_file(self.final_config_dict, self.origin, stem)
 
     def _init_device(self) -> None:
         """RecBole's always overwrites CUDA_VISIBLE_DEVICES and ignores ``use_gpu: False``."""

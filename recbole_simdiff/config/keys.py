@@ -75,6 +75,7 @@ KEYS: dict[str, Key] = {
     "preset": _SETTING,
     # ---- machine
     "data_path": _ANYWHERE,
+    "offline": _ANYWHERE,
     "use_gpu": _ANYWHERE,
     "gpu_id": _ANYWHERE,
     "show_progress": _ANYWHERE,
@@ -143,6 +144,8 @@ KEYS: dict[str, Key] = {
     "normalize_field": _SETTING,
     "normalize_all": _SETTING,
     "discretization": _SETTING,
+    "item_vectors": _SETTING,
+    "item_vectors_mode": _SETTING,
     # ---- knowledge graphs
     "ENTITY_ID_FIELD": _NO_KNOWLEDGE,
     "HEAD_ENTITY_ID_FIELD": _NO_KNOWLEDGE,

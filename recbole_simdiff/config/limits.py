@@ -94,7 +94,7 @@ RULES: dict[str, Rule] = _table(
         (_a_label, "wandb_project mlflow_experiment"),
         (_a_name, "USER_ID_FIELD ITEM_ID_FIELD LABEL_FIELD ITEM_LIST_LENGTH_FIELD item_attribute"),
         (_a_name, "LIST_SUFFIX NEG_PREFIX seq_separator"),
-        (_or_none(_a_name), "TIME_FIELD encoding item_title_field"),
+        (_or_none(_a_name), "TIME_FIELD encoding item_title_field item_vectors"),
         (_or_none(_a_list), "alias_of_user_id alias_of_item_id normalize_field"),
         (_or_none(_a_list), "additional_feat_suffix benchmark_filename"),
         (_a_list, "numerical_features selected_features"),
@@ -168,6 +168,7 @@ RULES: dict[str, Rule] = _table(
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "train_sampling": ("user_all", "prefix_last", "prefix_all"),
+    "item_vectors_mode": ("init", "frozen", "added"),
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),
     "rm_dup_inter": (None, "first", "last"),  # false would make pandas keep none of the duplicates
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),

@@ -23,6 +23,7 @@ from recbole_simdiff.data.prefixes import ReadyPrefixes
 from recbole_simdiff.data.rows import expand, gather_rows, windows
 from recbole_simdiff.data.statistics import PrefixStatistics, Statistics
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.log import logger
 from recbole_simdiff.models.registry import needed_data_set
 from recbole_simdiff.modules.batch import HISTORY_START, PSEUDO_LENGTH, ROW_START, TARGET
 
@@ -80,6 +81,7 @@ class FlatDataset(ReadyPrefixes):
     train_items: Tensor | None = None
     targets_per_batch: float | None = None
     tokens_per_batch: float | None = None
+    _n_ties: int | None = None  # once times are in float32 they cannot be counted
 
     def __init__(self, config: Any) -> None:
         self.list_fields = {}  # filled by ``build``
@@ -96,6 +98,7 @@ class FlatDataset(ReadyPrefixes):
             self.inter_feat = self.inter_feat.sort_values(
                 [self.uid_field, self.time_field], kind="stable", ignore_index=True
             )
+            self._n_ties = self._count_ties()
         super()._change_feat_format()
 
     def _check_time_field(self) -> None:
@@ -110,6 +113,10 @@ class FlatDataset(ReadyPrefixes):
                 f"the time column {self.time_field!r} is declared {declared.value}; it must be "
                 "float for events to be put in order of time"
             )
+
+    def _count_ties(self) -> int:
+        """Events whose user has an earlier event of the same time; their order is the file's."""
+        return int(self.inter_feat.duplicated([self.uid_field, self.time_field]).sum())
 
     def data_augmentation(self) -> None:
         """One row per interaction but the first of a user, without writing the sequences out."""
@@ -323,7 +330,10 @@ class FlatDataset(ReadyPrefixes):
         columns = self.flat if self.list_fields else self.inter_feat
         user, item = (np.asarray(columns[name]) for name in (self.uid_field, self.iid_field))
         pairs = len(np.unique(user.astype(np.int64) * self.item_num + item))
-        return Statistics(users, items, len(user), pairs)
+        ties = self._n_ties
+        if ties is None and self.time_field in self.inter_feat:
+            ties = self._count_ties()
+        return Statistics(users, items, len(user), pairs, ties)
 
     def item_titles(self) -> dict[str, str]:
         """Raw item id -> title from ``item_title_field`` of the .item file; empty if not asked for.
@@ -363,6 +373,8 @@ def create_dataset(config: Any) -> FlatDataset:
             f"model={config['model']} needs RecBole's {special}, which is not supported",
             keys=("model",),
         )
+    if config.columns_note:
+        logger.info(config.columns_note)
     try:
         return FlatDataset(config)
     except UserError:

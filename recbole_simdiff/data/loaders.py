@@ -217,7 +217,7 @@ def _parts(config: Any, dataset: FlatDataset, pseudo: Tensor | None) -> list[Fla
     if pseudo is not None:
         if len(pseudo) != dataset.user_num:
             raise UserError(
-                f"the invented items are those of {len(pseudo) - 1} users, but the data set "
+                f"the pseudo-items are those of {len(pseudo) - 1} users, but the data set "
                 f"{dataset.dataset_name!r} at {dataset.dataset_path} has {dataset.statistics}"
             )
         parts[0].prepend(pseudo, keep_rows=config["pseudo_mix"] == "both")

@@ -13,6 +13,7 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_simdiff.data.atomic_files import ABSENT, AtomicFile, obstacle
+from recbole_simdiff.data.download import download, is_unfinished
 from recbole_simdiff.distributed import world_size
 from recbole_simdiff.errors import UserError
 
@@ -27,10 +28,11 @@ class LoadingFixes(Dataset):
     file_size_list: list[int]
 
     def _download(self) -> None:
-        """Name the places searched when the data set is unknown; need no process group.
+        """Name the places searched when the data set is unknown; never leave half a file.
 
-        Symptom: the first automatic download ends in "Default process group has not been
-        initialized" although the files are in place.
+        Symptoms: the first automatic download ends in "Default process group has not been
+        initialized" although the files are in place; one that is stopped leaves part of a file
+        under its final name.
         """
         searched = Path(self.dataset_path) / f"{self.dataset_name}.inter"
         reason = obstacle(searched)
@@ -64,16 +66,26 @@ class LoadingFixes(Dataset):
                 f"do not download. Start once with one process, or fetch {known} by hand",
                 keys=("dataset",),
             )
+        if self.config["offline"]:
+            raise UserError(
+                f"dataset={self.dataset_name!r}: {searched} does not exist, and offline=True "
+                f"downloads nothing. Fetch {known} by hand and unpack it there, or set --data_path",
+                keys=("dataset", "offline"),
+            )
         try:
-            super()._download()
-        except (OSError, RuntimeError, ValueError) as error:
-            if searched.is_file():
-                return
+            download(self.dataset_name, known, Path(self.dataset_path))
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"dataset={self.dataset_name!r}: {searched} does not exist and downloading {known} "
                 f"failed ({error}). Fetch it by hand, unpack it there, or set --data_path",
                 keys=("dataset",),
             ) from error
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        """Finish a download that was stopped; RecBole asks only whether the folder is there."""
+        if is_unfinished(Path(dataset_path), token):
+            self._download()
+        super()._load_data(token, dataset_path)
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         """Name the missing file and what to do."""

@@ -12,7 +12,7 @@ from recbole_simdiff.errors import UserError
 
 
 class ReadyPrefixes(RecBoleFixes, SequentialDataset):
-    """RecBole's ``SequentialDataset`` with the faults of its ready-made prefixes closed."""
+    """RecBole's ``SequentialDataset`` with the faults of its ready-made prefixes fixed."""
 
     def _benchmark_presets(self) -> None:
         """Newest items, padded, and lengths of pre-split sequences.

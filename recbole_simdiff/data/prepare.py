@@ -1,27 +1,26 @@
 """Raw downloads to RecBole atomic files, in one pass and bounded memory.
 
     lines        each is parsed or reported with its file and number
-    selection    a window of time and a lowest rating, while reading
+    selection    a window of time and a minimum rating, while reading
     columns      what is kept of an interaction is two codes, a rating and a time; ids are kept once
-    k-core       users and items with fewer than k interactions go, until none is left
-    times        seconds, milliseconds, microseconds or nanoseconds since 1970, told apart by their
-                 size, exact to the microsecond; written as seconds
+    k-core       users and items with fewer than k interactions are removed, until none is left
+    times        dates, or seconds, milliseconds, microseconds or nanoseconds since 1970, which
+                 their size tells; exact to the microsecond; written as seconds
     order        users as they first appear, each one's interactions by time; interactions of equal
                  time stay in the order of the files, and rounding times to float32 moves none
+    manifest     sources, checksums, options and statistics, in a JSON file beside the others
 
 Repeated (user, item) pairs stay, as in S3-Rec's preparation code; ``rm_dup_inter`` in the settings
 of a data set drops them when it is read. That pairs are dropped later changes no result: the k-core
-without them lies inside the k-core with them.
+without them is part of the k-core with them.
 """
 
 import csv
 import math
 import shlex
 import tempfile
-from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,167 +28,22 @@ import numpy as np
 import pandas as pd
 
 from recbole_simdiff.config.layers import properties_dir, read_yaml
-from recbole_simdiff.data.raw_formats import (
-    LAST_SECOND,
-    MICRO,
-    SOURCES,
-    Array,
-    Interaction,
-    Reader,
-    Source,
-    Title,
-    parse_date,
-)
+from recbole_simdiff.data.interactions import EVERYTHING, Columns, Selection, Table
+from recbole_simdiff.data.manifest import described, write_files
+from recbole_simdiff.data.raw_formats import SOURCES, Source, Title
+from recbole_simdiff.data.reader import Reader
 from recbole_simdiff.data.statistics import Statistics, published
+from recbole_simdiff.data.tables import TableColumns
+from recbole_simdiff.data.times import DATES, MICRO
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.files import write_atomically
+from recbole_simdiff.version import __version__
 
-
-class Selection(NamedTuple):
-    """Which interactions are kept while reading; seconds since 1970, both ends included."""
-
-    start: float = -math.inf
-    end: float = math.inf
-    min_rating: float = -math.inf
-
-    def holds(self, interaction: Interaction) -> bool:
-        """Whether the interaction is one of them."""
-        _, _, rating, time, _ = interaction
-        return self.start <= time // MICRO <= self.end and rating >= self.min_rating
-
-
-EVERYTHING = Selection()
-
-
-def select(start: str | None, end: str | None, min_rating: float | None) -> Selection:
-    """A window of time and a lowest rating, as typed by a user.
-
-    Args:
-        start, end (str | None): first and last date, YYYY-MM-DD[ HH:MM:SS], in UTC; a last date
-            without a time of day is meant as a whole.
-        min_rating (float | None): smallest rating.
-
-    Raises:
-        UserError: for what is not a date or not a number, and for an empty window.
-    """
-    first = -math.inf if start is None else _option_date("from", start)
-    last = math.inf if end is None else _option_date("to", end)
-    if end is not None and len(end) == len("YYYY-MM-DD"):
-        last += LAST_SECOND
-    if first > last:
-        raise UserError(f"--from={start} is after --to={end}")
-    lowest = -math.inf if min_rating is None else min_rating
-    if math.isnan(lowest):
-        raise UserError("--min_rating=nan must be a number")
-    return Selection(first, last, lowest)
-
-
-def _option_date(option: str, text: str) -> int:
-    try:
-        return parse_date(text)
-    except ValueError as error:
-        raise UserError(f"--{option}={text}: {error}") from None
-
-
-class Table:
-    """Interactions as columns; users and items are codes in the order of their first appearance.
-
-    Attributes:
-        users, items (dict): id -> code.
-        n_read (int): interactions in the files, selected or not.
-        units (Counter): of time -> how many of them were told in it.
-    """
-
-    def __init__(self) -> None:
-        self.users, self.items = dict[str, int](), dict[str, int]()
-        self.units = Counter[str]()
-        self.n_read = 0
-        self._columns = array("i"), array("i"), array("d"), array("q")
-
-    def __len__(self) -> int:
-        return len(self._columns[0])
-
-    def read(
-        self, reader: Reader, source: Source, paths: Sequence[Path], selection: Selection
-    ) -> None:
-        """Append the selected interactions of some files."""
-        users, items = self.users, self.items
-        user, item, rating, time = self._columns
-        for line in reader.records(source.interactions, paths):
-            if source.positions and line[0][0] in users:
-                reader.refuse(f"user {line[0][0]!r} has a line already")
-                continue
-            self.n_read += len(line)
-            self.units.update(interaction[4] for interaction in line if interaction[4])
-            for interaction in filter(selection.holds, line):
-                user.append(users.setdefault(interaction[0], len(users)))
-                item.append(items.setdefault(interaction[1], len(items)))
-                rating.append(interaction[2])
-                time.append(interaction[3])
-
-    def in_order(self, k: int) -> "Columns":
-        """The k-core, sorted by user and time; interactions of equal time stay in their order."""
-        user, item, rating, time = self._columns
-        columns = Columns(
-            np.frombuffer(user, np.int32),
-            np.frombuffer(item, np.int32),
-            np.frombuffer(rating, np.float64),
-            np.frombuffer(time, np.int64),
-        )
-        columns = columns.take(k_core(columns.user, columns.item, k))
-        return columns.take(np.lexsort((columns.time, columns.user)))
-
-
-class Columns(NamedTuple):
-    """Codes of users, codes of items, ratings, and times in microseconds, [n] each."""
-
-    user: Array
-    item: Array
-    rating: Array
-    time: Array
-
-    def take(self, rows: Array) -> "Columns":
-        """The interactions at some positions, [rows]."""
-        return Columns(*(column[rows] for column in self))
-
-    @property
-    def statistics(self) -> Statistics:
-        """Users, items and actions."""
-        n = len(self.user)
-        users, items = len(np.unique(self.user)), len(np.unique(self.item))
-        return Statistics(users, items, n, n - self.n_repeated)
-
-    @property
-    def n_repeated(self) -> int:
-        """Interactions whose user had the item before."""
-        pairs = self.user.astype(np.int64) << 32 | self.item
-        return len(pairs) - len(np.unique(pairs))
-
-
-def k_core(user: Array, item: Array, k: int) -> Array:
-    """The interactions left when every user and item with fewer than ``k`` of them is taken out.
-
-    Taking out one may leave another with too few, so it is repeated until nothing changes.
-
-    Args:
-        user (array): codes from 0, [n].
-        item (array): codes from 0, [n].
-        k (int): least number of interactions; up to 1 keeps everything.
-
-    Returns:
-        array: positions, ascending, [n left].
-    """
-    left = np.arange(len(user))
-    while True:
-        enough = (np.bincount(user) >= k)[user] & (np.bincount(item) >= k)[item]
-        if enough.all():
-            return left
-        left, user, item = left[enough], user[enough], item[enough]
+TABLE = "table"  # the source whose columns the user names
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written, and what it was made of.
+    """What was written, and from what.
 
     Attributes:
         path (Path): the ``.inter`` file.
@@ -200,7 +54,9 @@ class Prepared:
         hint (str): arguments that train on it.
         malformed (int): lines that were skipped.
         shown (tuple): the first of them.
-        units (Mapping): of time -> how many of the interactions read were told in it.
+        units (Mapping): of time -> how many of the interactions read were given in it.
+        span (tuple): first and last time written, in seconds since 1970.
+        formats (tuple): what each file was read as; of tables only.
     """
 
     path: Path
@@ -213,6 +69,8 @@ class Prepared:
     malformed: int
     shown: tuple[str, ...]
     units: Mapping[str, int] = field(default_factory=dict)
+    span: tuple[int, int] = (0, 0)
+    formats: tuple[str, ...] = ()
 
     def report(self) -> str:
         """Counts, and the published statistics beside those of the file."""
@@ -222,7 +80,8 @@ class Prepared:
             f"{self.path.stem}: {self.statistics}",
         ]
         if self.units:
-            lines.insert(1, _told(self.units))
+            first, last = (np.datetime64(second, "s") for second in self.span)
+            lines[1:1] = [*self.formats, f"{_units(self.units)}: {first} to {last}, UTC"]
         for row in published(self.path.stem):
             verdict = "agrees with" if row.statistics == self.statistics else "differs from"
             lines.append(f"  {verdict} {row.source}: {row.statistics}; {row.note}")
@@ -237,15 +96,16 @@ class Prepared:
         return "\n".join([*lines, f"train on it with {self.hint}"])
 
 
-def _told(units: Mapping[str, int]) -> str:
-    """Which units of time were taken."""
+def _units(units: Mapping[str, int]) -> str:
+    """Which units of time were recognised."""
     parts = [f"{unit} ({n:,})" if len(units) > 1 else unit for unit, n in units.items()]
     written = "" if [*units] == ["seconds"] else ", written as seconds"
-    return f"times taken for {' and '.join(parts)} since 1970{written}"
+    since = "" if DATES in units else " since 1970"
+    return f"times taken for {' and '.join(parts)}{since}{written}{'' if since else ' since 1970'}"
 
 
 class Names(NamedTuple):
-    """Of the columns, as the settings of the data set call them, so that they are found there."""
+    """Names of the columns that the settings of the data set expect."""
 
     user: str
     item: str
@@ -297,7 +157,7 @@ def _places(output: Path, with_titles: bool, overwrite: bool) -> tuple[Path, Pat
 
 
 def _check_writable(output: Path) -> None:
-    """Refuse a folder that nothing can be written to, or that cannot be made; leaves no trace."""
+    """Refuse a folder that cannot be made or written to; nothing is left behind."""
     try:
         place = next(path for path in (output, *output.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=place):
@@ -334,31 +194,43 @@ def _item(titles: Iterator[Title], table: Table, columns: Columns, names: Names)
 
 
 def _write(frame: pd.DataFrame, path: str) -> None:
-    frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n")
+    frame.to_csv(
+        path,
+        sep="\t",
+        index=False,
+        quoting=csv.QUOTE_NONE,
+        lineterminator="\n",
+        chunksize=5_000,  # rows that are text at once
+    )
 
 
-def _write_both(
-    inter: pd.DataFrame, inter_path: Path, item: pd.DataFrame | None, item_path: Path
+def _source(name: str, table: TableColumns | None) -> Source:
+    """The files of a source; a table's columns come from the user.
+
+    Raises:
+        UserError: if a table has no columns, or another source has some.
+    """
+    if (name == TABLE) != (table is not None):
+        raise UserError(
+            "--source=table needs --columns=user,item,time, names or numbers of its columns"
+            if table is None
+            else f"--columns: --source={name} has columns of its own; --source=table reads others"
+        )
+    return SOURCES[name] if table is None else Source(table, with_ratings=table.has_ratings)
+
+
+def _check_options(
+    source: str, kind: Source, k: int, selection: Selection, titles: str | Path | None
 ) -> None:
-    """Either both files are replaced or none; a failure may come while either is written."""
-
-    def write(path: str) -> None:
-        _write(inter, path)
-        if item is not None:
-            write_atomically(item_path, lambda name: _write(item, name))
-
-    write_atomically(inter_path, write)
-
-
-def _check_options(source: str, k: int, selection: Selection, titles: str | Path | None) -> None:
     """Refuse options that a source cannot have."""
-    kind = SOURCES[source]
     if k < 0:
         raise UserError(f"--k_core={k} must be at least 0")
     if kind.positions and selection != EVERYTHING:
         raise UserError(
             f"--from, --to, --min_rating: --source={source} has no dates and no ratings"
         )
+    if not kind.with_ratings and selection.min_rating > -math.inf:
+        raise UserError("--min_rating needs a fourth name in --columns, that of the ratings")
     if titles is not None and not kind.titles:
         raise UserError(f"--titles={titles}: --source={source} has no titles")
 
@@ -367,8 +239,8 @@ def _core(table: Table, k: int, malformed: Sequence[str]) -> Columns:
     """The k-core in order; an empty one is refused, with the malformed lines shown."""
     if not len(table):
         lines = "".join(f"\n  {line}" for line in malformed)
-        told = f"; {_told(table.units)}" if table.units else ""
-        raise UserError(f"none of {table.n_read:,} interactions is selected{told}{lines}")
+        units = f"; {_units(table.units)}" if table.units else ""
+        raise UserError(f"none of {table.n_read:,} interactions is selected{units}{lines}")
     columns = table.in_order(k)
     if not len(columns.user):
         raise UserError(f"--k_core={k} leaves none of {len(table):,} interactions")
@@ -380,18 +252,22 @@ def prepare(
     inputs: Sequence[str | Path],
     output: str | Path,
     *,
+    table: TableColumns | None = None,
     k: int = 5,
     selection: Selection = EVERYTHING,
     titles: str | Path | None = None,
     skip_malformed: bool = False,
     overwrite: bool = False,
 ) -> Prepared:
-    """Write ``output/<name>.inter``, and ``.item`` if there are titles; <name> is the folder's.
+    """Write ``output/<name>.inter``, ``.item`` if there are titles, and ``.manifest.json``.
+
+    <name> is that of the folder.
 
     Args:
-        source (str): a key of ``SOURCES``.
+        source (str): a key of ``SOURCES``, or ``TABLE``.
         inputs (Sequence): files of interactions, read in this order.
         output (str | Path): folder with the name of the data set.
+        table (TableColumns | None): columns of the files of ``TABLE``.
         k (int): of the k-core; 0 or 1 for none.
         selection (Selection): which interactions are kept.
         titles (str | Path | None): file of titles.
@@ -404,33 +280,65 @@ def prepare(
     Raises:
         UserError: for impossible options, files that cannot be read, or if nothing is left.
     """
-    output, kind = Path(output), SOURCES[source]
-    _check_options(source, k, selection, titles)
+    output, kind = Path(output), _source(source, table)
+    _check_options(source, kind, k, selection, titles)
     inter_path, item_path = _places(output, titles is not None, overwrite)
     _check_writable(output)
     if titles is not None:  # before hours of reading interactions
         next(Reader(skip_malformed).records(kind.titles, [Path(titles)]), None)
 
-    reader, table = Reader(skip_malformed), Table()
-    table.read(reader, kind, [Path(path) for path in inputs], selection)
-    columns = _core(table, k, reader.shown)
+    reader, events = Reader(skip_malformed), Table()
+    events.read(reader, kind, [Path(path) for path in inputs], selection)
+    columns = _core(events, k, reader.shown)
 
     settings = _settings(output.name)
     names = _names(settings)
-    item = None
+    frames = {inter_path: _inter(events, columns, names, kind.with_ratings)}
     if titles is not None:
-        item = _item(reader.records(kind.titles, [Path(titles)]), table, columns, names)
-    inter = _inter(table, columns, names, with_ratings=not kind.positions)
-    _write_both(inter, inter_path, item, item_path)
-    return Prepared(
+        title_rows = reader.records(kind.titles, [Path(titles)])
+        frames[item_path] = _item(title_rows, events, columns, names)
+    done = Prepared(
         path=inter_path,
         statistics=columns.statistics,
-        n_read=table.n_read,
-        n_selected=len(table),
+        n_read=events.n_read,
+        n_selected=len(events),
         n_repeated=columns.n_repeated,
-        n_titles=None if item is None else len(item),
+        n_titles=len(frames[item_path]) if item_path in frames else None,
         hint=_hint(output, settings, titles is not None),
         malformed=reader.malformed,
         shown=tuple(reader.shown),
-        units=dict(table.units),
+        units=dict(events.units),
+        span=(int(columns.time.min()) // MICRO, int(columns.time.max()) // MICRO),
+        formats=tuple(reader.formats.values()) if table else (),
     )
+    options = {"k_core": k, "skip_malformed": skip_malformed, **_as_json(selection)}
+    options |= {} if table is None else asdict(table)
+    sources = [described(path, form) for path, form in reader.formats.items()]
+    content = {"source": source, "options": options, "sources": sources, **_counts(done)}
+    write_files(frames, _write, content)
+    return done
+
+
+def _as_json(selection: Selection) -> dict[str, str | float | None]:
+    """A selection with dates as text."""
+    first, last = (
+        None if math.isinf(second) else str(np.datetime64(int(second), "s"))
+        for second in (selection.start, selection.end)
+    )
+    rating = None if math.isinf(selection.min_rating) else selection.min_rating
+    return {"from": first, "to": last, "min_rating": rating}
+
+
+def _counts(done: Prepared) -> dict[str, Any]:
+    """What the manifest says of the result."""
+    statistics = asdict(done.statistics)
+    return {
+        "made_by": f"recbole_simdiff {__version__}",
+        "interactions": {
+            "read": done.n_read,
+            "selected": done.n_selected,
+            "malformed": done.malformed,
+        },
+        "statistics": {**statistics, "repeated": done.n_repeated},
+        "times": {"units": dict(done.units), "first": done.span[0], "last": done.span[1]},
+    }

@@ -1,4 +1,4 @@
-"""RecBole's data set with its faults closed."""
+"""RecBole's data set with its faults fixed."""
 
 from recbole_simdiff.data.features import FeatureFixes
 from recbole_simdiff.data.filters import FilterFixes

@@ -13,12 +13,15 @@ class Statistics:
 
     Attributes:
         pairs (int | None): actions without repeated (user, item) pairs; None if nobody counted.
+        ties (int | None): actions whose user has an earlier one of the same time; None if nobody
+            counted.
     """
 
     users: int
     items: int
     actions: int
     pairs: int | None = attribute(default=None, compare=False)
+    ties: int | None = attribute(default=None, compare=False)
 
     @property
     def sparsity(self) -> float:
@@ -28,9 +31,10 @@ class Statistics:
 
     def __str__(self) -> str:
         average = self.actions / self.users
+        ties = "" if self.ties is None else f", {self.ties:,} equal times"
         return (
             f"{self.users:,} users, {self.items:,} items, {self.actions:,} actions, "
-            f"average length {average:.2f}, sparsity {self.sparsity:.2%}"
+            f"average length {average:.2f}, sparsity {self.sparsity:.2%}{ties}"
         )
 
 

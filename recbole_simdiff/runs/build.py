@@ -8,6 +8,7 @@ from torch import Tensor
 
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import FlatDataset, create_dataset
+from recbole_simdiff.data.item_vectors import apply_item_vectors
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import Evaluator
@@ -38,6 +39,7 @@ def build_run(
             )
         init_seed(config["seed"], config["reproducibility"])
         model = build_model(config, train_data._dataset).to(config["device"])
+        apply_item_vectors(config, dataset, model)
     return dataset, train_data, valid_data, test_data, model
 
 

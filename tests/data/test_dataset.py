@@ -404,7 +404,7 @@ def test_models_with_a_data_set_class_of_their_own_are_refused(make_config: Any)
 def test_statistics_line(make_config: Any) -> None:
     dataset = create_dataset(make_config())
     parts = dataset.build()
-    line = "6 users, 12 items, 30 actions, average length 5.00, sparsity 58.33%"
+    line = "6 users, 12 items, 30 actions, average length 5.00, sparsity 58.33%, 0 equal times"
     assert str(dataset.statistics) == line
     assert str(parts[1].statistics) == line  # the whole data set's, whichever part is asked
 
@@ -413,7 +413,7 @@ def test_sparsity_counts_a_repeated_pair_once(make_config: Any, data_path: Path)
     """Of 2 x 3 pairs four occur; seven actions would be more than there are pairs."""
     write_inter(data_path, "again", {"a": ["x", "y", "x", "x"], "b": ["y", "z", "y"]})
     dataset = create_dataset(make_config(dataset="again", k_noise=1))
-    line = "2 users, 3 items, 7 actions, average length 3.50, sparsity 33.33%"
+    line = "2 users, 3 items, 7 actions, average length 3.50, sparsity 33.33%, 0 equal times"
     assert str(dataset.statistics) == line
     assert [str(part.statistics) for part in dataset.build()] == [line] * 3
     assert dataset.statistics == Statistics(2, 3, 7)
@@ -545,3 +545,15 @@ def test_training_items_of_short_histories(make_config: Any, data_path: Path, n:
     found = by_user(*train.training_items())
     expected = sequence[: {1: 0, 2: 2, 3: 2}.get(n, n - 2)]
     assert raw(train, "item_id", found[2]) == expected
+
+
+def test_equal_times_within_a_user_are_counted(make_config: Any, data_path: Path) -> None:
+    """Also times that one float32 stands for both of: those are not equal."""
+    base = 1_500_000_000
+    events = [("a", base), ("a", base + 1), ("a", base), ("a", base), ("b", base), ("b", base + 2)]
+    lines = [f"{user},i{number},{time}" for number, (user, time) in enumerate(events)]
+    write_atomic(data_path / "ties" / "ties.inter", HEADER, lines)
+    dataset = create_dataset(make_config(dataset="ties", k_noise=1))
+    assert dataset.statistics.ties == 2
+    assert [part.statistics.ties for part in dataset.build()] == [2, 2, 2]
+    assert str(dataset.statistics).endswith(", 2 equal times")

@@ -3,15 +3,12 @@
 import gzip
 import os
 import re
-import urllib.error
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import recbole.data.dataset.dataset as recbole_dataset
 
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import parse_overrides
@@ -230,53 +227,7 @@ def test_ids_that_look_like_missing_values_stay_ids(make_config: Any, data_path:
     assert str(dataset.statistics).startswith("2 users, 7 items, 10 actions")
 
 
-# ---------------------------------------------------------------- finding and downloading files
-
-
-@pytest.fixture
-def known_name(make_config: Any) -> Any:
-    """Config of a data set that RecBole can download."""
-    return make_config(
-        dataset="amazon-beauty",
-        user_inter_num_interval="[0,inf)",
-        item_inter_num_interval="[0,inf)",
-        MAX_ITEM_LIST_LENGTH=4,
-    )
-
-
-def test_first_download_needs_no_process_group(
-    known_name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def download(url: str, folder: str) -> str:
-        assert url.endswith("Amazon_Beauty.zip")
-        source = write_inter(tmp_path / "remote", "Amazon_Beauty", SEQUENCES)
-        with zipfile.ZipFile(Path(folder) / "Amazon_Beauty.zip", "w") as archive:
-            archive.write(source, source.name)
-        return str(Path(folder) / "Amazon_Beauty.zip")
-
-    monkeypatch.setattr(recbole_dataset, "decide_download", lambda url: True)
-    monkeypatch.setattr(recbole_dataset, "download_url", download)
-    dataset = create_dataset(known_name)
-    assert dataset.build()[2].statistics.actions == 30
-    assert [path.name for path in Path(known_name["data_path"]).iterdir()] == [
-        "amazon-beauty.inter"
-    ]
-
-
-def test_a_failed_download_says_what_to_do(
-    known_name: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def offline(url: str) -> bool:
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(recbole_dataset, "decide_download", offline)
-    with pytest.raises(UserError) as caught:
-        create_dataset(known_name)
-    message = str(caught.value)
-    assert f"{known_name['data_path']}/amazon-beauty.inter does not exist" in message
-    assert "Amazon_Beauty.zip failed" in message
-    assert "no route to host" in message
-    assert "Fetch it by hand, unpack it there, or set --data_path" in message
+# ---------------------------------------------------------------- finding files
 
 
 def test_an_unknown_data_set_names_the_place_searched(make_config: Any, data_path: Path) -> None:
