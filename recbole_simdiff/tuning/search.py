@@ -125,7 +125,7 @@ def _free(
 def _absolute_paths(config: Config) -> dict[str, str]:
     """Paths of the configuration as workers find them, which Ray starts in other folders."""
     paths = {"data_path": config.data_root}
-    own = ("augmentation_cache", "baseline_checkpoint")
+    own = ("augmentation_cache", "baseline_checkpoint", "item_table")
     paths |= {key: config[key] for key in own if key in config}
     return {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
 

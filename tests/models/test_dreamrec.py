@@ -498,7 +498,7 @@ def test_closed_form_equals_the_chain(small: Any, schedule: str, n_steps: int) -
     model = small(diffusion_steps=n_steps, beta_schedule=schedule).double()
     randomise(model)
     h, start = torch.randn(2, 3, 8, dtype=torch.float64)
-    law = model.reverse_law()
+    law = model.chain_distribution()
     for w in (0.0, 2.0, 10.0):
         model.guidance, first = w, iter([start])
         expected = chain(model, h, lambda x, first=first: next(first, torch.zeros_like(x)))
@@ -515,7 +515,7 @@ def test_closed_form_has_the_distribution_of_the_chain(small: Any) -> None:
     model = small(hidden_size=size, diffusion_steps=20, guidance=1.0).double()
     randomise(model)
     h = torch.randn(1, size, dtype=torch.float64)
-    law = model.reverse_law()
+    law = model.chain_distribution()
     mean = (2 * h - model.null_guidance) @ law.gain.t() + law.offset
     covariance = law.noise + law.start @ law.start.t()
     torch.testing.assert_close(law.root @ law.root, covariance)
@@ -537,13 +537,13 @@ def test_closed_form_has_the_distribution_of_the_chain(small: Any) -> None:
 def test_the_law_follows_the_weights(small: Any) -> None:
     """It is kept between batches and made anew after any change, however it was made."""
     model = small()
-    first = model.reverse_law()
-    assert model.reverse_law() is first
+    first = model.chain_distribution()
+    assert model.chain_distribution() is first
     model.denoiser.layers.weight.data.mul_(0.5)
-    second = model.reverse_law()
+    second = model.chain_distribution()
     assert not torch.allclose(first.gain, second.gain)
     model.denoiser.time_mlp[0].bias.data.add_(1.0)
-    assert not torch.allclose(model.reverse_law().offset, second.offset)
+    assert not torch.allclose(model.chain_distribution().offset, second.offset)
 
 
 # ---------------------------------------------------------------- guidance
