@@ -43,5 +43,5 @@ def test_the_summary_is_mean_and_deviation() -> None:
         {"swept": "guidance", "value": 1.0, "noise": True, "seed": seed, "m": float(seed)}
         for seed in (1, 3)
     ]
-    assert script["summary"](rows, "guidance", True, "m") == [(1.0, 2.0, 1.0)]
+    assert script["summary"](rows, "guidance", True, "m") == [(1.0, 2.0, 2**0.5)]
     assert script["summary"](rows, "guidance", False, "m") == []

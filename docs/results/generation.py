@@ -74,7 +74,10 @@ def summary(rows: list[dict], swept: str, noise: bool, metric: str) -> list[tupl
     for row in rows:
         if (row["swept"], row["noise"]) == (swept, noise):
             found.setdefault(row["value"], []).append(row[metric])
-    return [(value, statistics.mean(of), statistics.pstdev(of)) for value, of in found.items()]
+    return [
+        (value, statistics.mean(of), statistics.stdev(of) if len(of) > 1 else 0.0)
+        for value, of in found.items()
+    ]
 
 
 def as_csv(rows: list[dict]) -> str:
@@ -98,16 +101,12 @@ def as_markdown(rows: list[dict], metric: str) -> str:
 
 
 def draw(rows: list[dict], metric: str, name: Path) -> None:
-    """One panel a sweep; the band is one standard deviation to each side of the mean."""
+    """One panel a sweep; the bars are one standard deviation to each side of the mean."""
     figure, panels = pyplot().subplots(1, 2, figsize=(7, 2.8), sharey=True)
     for panel, swept in zip(panels, ("guidance", "sample_steps"), strict=True):
         for noise, label in ((True, f"noise, {SEEDS} seeds"), (False, "no noise")):
             value, mean, spread = zip(*summary(rows, swept, noise, metric), strict=True)
-            low, high = (
-                [m + side * s for m, s in zip(mean, spread, strict=True)] for side in (-1, 1)
-            )
-            panel.plot(value, mean, marker="o", label=label)
-            panel.fill_between(value, low, high, alpha=0.3)
+            panel.errorbar(value, mean, yerr=spread, marker="o", capsize=2, label=label)
         panel.set_xlabel(swept if swept == "guidance" else "steps of the DDIM sampler")
         panel.legend()
     panels[1].set_xscale("log")
