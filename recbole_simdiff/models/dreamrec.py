@@ -112,7 +112,7 @@ class DreamRecLoss(NamedTuple):
 
 
 class GuidanceBlock(nn.Module):
-    """The released encoder: one Transformer block on the lines of the original SASRec.
+    """The released encoder: one Transformer block, similar to that of the original SASRec.
 
     Queries are normalised, keys and values are not, the residual is the normalised query, and the
     scale is sqrt(H) for any number of heads.
@@ -150,7 +150,7 @@ class GuidanceBlock(nn.Module):
         Args:
             hidden (Tensor): embedded tokens, [n, H].
             layout (TokenLayout): where the n tokens sit.
-            causal (bool): must be true; there for the call to be ``PackedTransformer``'s.
+            causal (bool): must be True; ``PackedTransformer`` has the same parameters.
             last_only (bool): only the newest token of each row.
 
         Returns:
@@ -319,12 +319,12 @@ class DreamRec(SequentialModel):
         )
         betas = SCHEDULES[config["beta_schedule"]](config["diffusion_steps"])
         self.process = ForwardProcess(*schedules.variance_preserving(betas))
-        left = self.process.signal[-1].item()
-        if left > 0.1:
+        last_signal = self.process.signal[-1].item()
+        if last_signal > 0.1:
             self.logger.warning(
                 f"beta_schedule={config['beta_schedule']} with diffusion_steps="
-                f"{config['diffusion_steps']} leaves {left:.2f} of the signal at its last step, "
-                "but sampling starts from pure noise"
+                f"{config['diffusion_steps']} leaves {last_signal:.2f} of the signal at its last "
+                "step, but sampling starts from pure noise"
             )
         self._chain: tuple[Tensor, ChainDistribution] | None = None
         self._monitored: dict[str, Tensor] = {}
@@ -368,7 +368,7 @@ class DreamRec(SequentialModel):
         e = self.item_embedding(target)
         # Code: the target is trained, too, so equal or vanishing embeddings have no loss at all.
         # Here: the same, with two switches; the monitors show whether the table collapses.
-        # target_detach leaves the history's look-ups, which move the same rows.
+        # With target_detach the gradient of the histories still moves the same rows.
         e = e.detach() if self.target_detach else e
         t = torch.randint(1, self.process.n_steps + 1, target.shape, device=e.device)
         x_t = self.process.q_sample(e, t, torch.randn_like(e))
@@ -418,7 +418,7 @@ class DreamRec(SequentialModel):
 
     @torch.no_grad()
     def collapse(self, target: Tensor) -> dict[str, Tensor]:
-        """How far the embeddings of the batch's distinct targets are from having collapsed.
+        """Measures of collapse of the embeddings of the batch's distinct targets.
 
         Returns:
             dict: mean norm; mean cosine of two items; and effective rank (participation ratio
@@ -435,13 +435,13 @@ class DreamRec(SequentialModel):
         }
 
     def monitored(self) -> dict[str, Tensor]:
-        """What ``collapse`` says of the last batch."""
+        """The measures of ``collapse`` on the last batch; none for a frozen table."""
         return self._monitored
 
     # ------------------------------------------------------------------ generation, Algorithm 2
 
     def reseed_sampling(self, seed: int) -> bool:
-        """Scores are samples, unless ``sample_noise`` is off."""
+        """Set the seed; scores depend on it unless ``sample_noise`` is off."""
         self.sampling_seed = seed
         return self.sample_noise
 
@@ -458,9 +458,8 @@ class DreamRec(SequentialModel):
     def gaussian(self, users: Tensor | None) -> Callable[[Tensor], Tensor]:
         """A replacement for ``torch.randn_like``, one stream of numbers a user.
 
-        A stream depends on ``sampling_seed`` and the user only, so that a sample does not depend on
-        batches and their order. Without users (a history alone), or without ``sample_noise``, all
-        numbers are 0, their mean.
+        A stream depends on ``sampling_seed`` and the user only, and not on batches and their order.
+        Without users (a history alone), or without ``sample_noise``, all numbers are 0, their mean.
 
         Args:
             users (LongTensor | None): user of each row, [B].
@@ -506,7 +505,7 @@ class DreamRec(SequentialModel):
         null = self.denoiser(x, self.null_guidance.expand_as(h), time)
         return samplers.classifier_free(conditional, null, self.guidance)
 
-    # ------------------------------------------------------------------ affine denoiser, no chain
+    # ------------------------------------------------------------------ closed form of the chain
 
     def sample_closed_form(self, h: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """x_0 as the chain distributes it, from one Gaussian vector a row, [B, W] -> [B, H]."""

@@ -499,28 +499,28 @@ def test_closed_form_equals_the_chain(small: Any, schedule: str, n_steps: int) -
     model = small(diffusion_steps=n_steps, beta_schedule=schedule).double()
     randomise(model)
     h, start = torch.randn(2, 3, 8, dtype=torch.float64)
-    law = model.chain_distribution()
+    dist = model.chain_distribution()
     for w in (0.0, 2.0, 10.0):
         model.guidance, first = w, iter([start])
         expected = chain(model, h, lambda x, first=first: next(first, torch.zeros_like(x)))
         h_guided = (1 + w) * h - w * model.null_guidance
-        found = start @ law.start.t() + h_guided @ law.gain.t() + law.offset
+        found = start @ dist.start.t() + h_guided @ dist.gain.t() + dist.offset
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
         mean = chain(model, h, torch.zeros_like)
         torch.testing.assert_close(model.sample(h, torch.zeros_like), mean, atol=1e-9, rtol=1e-9)
 
 
 def test_closed_form_has_the_distribution_of_the_chain(small: Any) -> None:
-    """T9: mean and covariance of 20,000 chains, and of draws from the law, to 5 standard errors."""
+    """T9: mean and covariance of 20,000 samples of both kinds, to 5 standard errors."""
     n, size = 20_000, 4
     model = small(hidden_size=size, diffusion_steps=20, guidance=1.0).double()
     randomise(model)
     h = torch.randn(1, size, dtype=torch.float64)
-    law = model.chain_distribution()
-    mean = (2 * h - model.null_guidance) @ law.gain.t() + law.offset
-    covariance = law.noise + law.start @ law.start.t()
-    torch.testing.assert_close(law.root @ law.root, covariance)
-    torch.testing.assert_close(law.root, law.root.t())
+    dist = model.chain_distribution()
+    mean = (2 * h - model.null_guidance) @ dist.gain.t() + dist.offset
+    covariance = dist.noise + dist.start @ dist.start.t()
+    torch.testing.assert_close(dist.root @ dist.root, covariance)
+    torch.testing.assert_close(dist.root, dist.root.t())
     torch.manual_seed(1)
     with torch.no_grad():
         for sample in (
@@ -597,9 +597,9 @@ def test_closed_form_of_a_narrow_network_equals_the_chain(small: Any, width: int
     for w in (0.0, 2.0):
         model.guidance, first = w, iter([start])
         expected = chain(model, h, lambda x, first=first: next(first, torch.zeros_like(x)))
-        law = model.chain_distribution()
+        dist = model.chain_distribution()
         h_guided = (1 + w) * h - w * model.null_guidance
-        found = start @ law.start.t() + h_guided @ law.gain.t() + law.offset
+        found = start @ dist.start.t() + h_guided @ dist.gain.t() + dist.offset
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
         mean = chain(model, h, torch.zeros_like)
         torch.testing.assert_close(model.sample(h, torch.zeros_like), mean, atol=1e-9, rtol=1e-9)
