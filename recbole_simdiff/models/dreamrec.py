@@ -16,6 +16,7 @@ licence; it was read and run for comparison, and nothing of it is here.
 n is the number of training targets of the batch: its rows, or all real positions
 (``train_sampling``). W is the width of encoder and denoiser: H in the paper and by default; with
 ``width`` it is a number of its own, and item vectors are projected to it before they enter either.
+With ``history_items: own`` the encoder reads histories in trained vectors of width W instead.
 The paper's steps 0..T - 1 are 1..T here; 0 is the clean end.
 
 The method. A Transformer block turns the history into the guidance h. In training (Algorithm 1) the
@@ -77,6 +78,7 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 }
 OPTIONS = {
     "encoder": ("official_block", "recbole"),
+    "history_items": ("shared", "own"),
     "beta_schedule": tuple(SCHEDULES),
     "denoiser": ("linear", "mlp2"),
     "sampler": ("auto", "closed_form", "ddpm", "ddim"),
@@ -288,7 +290,12 @@ class DreamRec(SequentialModel):
         # The embeddings of another run are put in before training begins, see ``runs.item_table``.
         self.frozen: bool = config["freeze_items"] or config["item_table"] is not None
         self.item_embedding.weight.requires_grad_(not self.frozen)
-        self.item_projection = input_projection(self.hidden_size, config["width"])
+        # An encoder of frozen vectors learns little of what follows which item; its own ones adapt.
+        self.own_history_items: bool = config["history_items"] == "own"
+        if self.own_history_items:
+            self.history_embedding = nn.Embedding(self.n_items, self.width, padding_idx=0)
+        else:
+            self.item_projection = input_projection(self.hidden_size, config["width"])
         self.position_embedding = nn.Embedding(self.max_seq_length, self.width)
         self.null_guidance = nn.Parameter(torch.randn(self.width))
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
@@ -403,11 +410,19 @@ class DreamRec(SequentialModel):
 
     def guide(self, item_seq: Tensor, layout: TokenLayout, last_only: bool) -> Tensor:
         """Guidance h of every prefix [n, W], or of the whole history only [B, W]."""
-        hidden = self.item_projection(self.item_embedding(layout.pack(item_seq)))
+        hidden = self.history_vectors(layout.pack(item_seq))
         hidden = hidden + self.position_embedding(layout.position)
         hidden = self.dropout(self.input_norm(hidden))
         h: Tensor = self.encoder(hidden, layout, causal=True, last_only=last_only)
         return h
+
+    def history_vectors(self, items: Tensor) -> Tensor:
+        """What the encoder sees of the items of a history, [n] -> [n, W]."""
+        if self.own_history_items:
+            out: Tensor = self.history_embedding(items)
+            return out
+        out = self.item_projection(self.item_embedding(items))
+        return out
 
     def replace_by_null(self, h: Tensor) -> Tensor:
         """h_0 instead of h, for whole rows, with probability p_uncond, [n, W]."""

@@ -616,6 +616,32 @@ def test_samples_of_a_narrow_network(small: Any, denoiser: str, sampler: str) ->
     assert torch.isfinite(scores).all()
 
 
+@EVERY_ENCODER
+@pytest.mark.parametrize("width", [None, 4])
+def test_histories_in_vectors_of_their_own(small: Any, encoder: str, width: int | None) -> None:
+    """The same as shared ones where these are projected into it; targets are read elsewhere."""
+    values: dict[str, Any] = {**ENCODERS[encoder], "width": width}
+    shared, own = small(**values), small(**values, history_items="own")
+    assert tuple(own.history_embedding.weight.shape) == (13, width or 8)
+    assert own.history_embedding.weight[1:].std().item() == pytest.approx(1.0, rel=0.3)
+    state = shared.state_dict()
+    state.pop("item_projection.weight", None)
+    own.load_state_dict(state, strict=False)
+    own.history_embedding.weight.data = shared.item_projection(shared.item_embedding.weight).data
+    torch.testing.assert_close(seeded_loss(own), seeded_loss(shared))
+    torch.testing.assert_close(own.full_sort_predict(rows()), shared.full_sort_predict(rows()))
+
+
+def test_frozen_targets_and_trained_histories(small: Any) -> None:
+    """Gradients reach the vectors of the history's items, and no target's."""
+    model = small(history_items="own", freeze_items=True, p_uncond=0.0, guidance=0.0)
+    loss = seeded_loss(model).diffusion
+    (grad,) = torch.autograd.grad(loss, [model.history_embedding.weight])
+    assert grad[1:10].any(1).all()
+    assert not grad[[0, 10, 11, 12]].any()
+    assert not model.item_embedding.weight.requires_grad
+
+
 class Largest(TorchDispatchMode):
     """Within the block, the size of the largest new tensor is noted."""
 
@@ -894,6 +920,7 @@ def test_predict_agrees_with_full_sort_predict(small: Any, score: str, denoiser:
         ({"encoder": "gru"}, "encoder='gru' is not one of official_block, recbole"),
         ({"beta_schedule": "quad"}, "beta_schedule='quad' is not one of exp, linear"),
         ({"denoiser": "mlp3"}, "denoiser='mlp3' is not one of linear, mlp2"),
+        ({"history_items": "none"}, "history_items='none' is not one of shared, own"),
         ({"sampler": "dpm"}, "sampler='dpm' is not one of auto, closed_form"),
         ({"score": "dot"}, "score='dot' is not one of ip, cos, l2"),
         ({"denoiser": "mlp2", "sampler": "closed_form"}, "sampler=closed_form must go with den"),
