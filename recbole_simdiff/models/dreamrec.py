@@ -79,6 +79,7 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 OPTIONS = {
     "encoder": ("official_block", "recbole"),
     "history_items": ("shared", "own"),
+    "ce_steps": ("all", "last"),
     "beta_schedule": tuple(SCHEDULES),
     "denoiser": ("linear", "mlp2"),
     "sampler": ("auto", "closed_form", "ddpm", "ddim"),
@@ -272,6 +273,7 @@ class DreamRec(SequentialModel):
         self.p_uncond: float = config["p_uncond"]
         self.target_detach: bool = config["target_detach"]
         self.ce_weight: float = config["ce_weight"]
+        self.ce_steps: str = config["ce_steps"]
         self.loss_memory_mb: float = config["loss_memory_mb"]
         self.guidance: float = config["guidance"]
         self.sampler: str = config["sampler"]
@@ -379,11 +381,15 @@ class DreamRec(SequentialModel):
         e = e.detach() if self.target_detach else e
         t = torch.randint(1, self.process.n_steps + 1, target.shape, device=e.device)
         x_t = self.process.q_sample(e, t, torch.randn_like(e))
-        estimate = self.denoiser(x_t, self.replace_by_null(h), self.denoiser.time(t))
+        h = self.replace_by_null(h)
+        estimate = self.denoiser(x_t, h, self.denoiser.time(t))
         expected = self.targets_per_batch or len(target)
         diffusion = (estimate - e).float().pow(2).mean(-1).sum() / expected
         rec = diffusion.new_zeros(())
         if self.ce_weight > 0:
+            if self.ce_steps == "last":  # where x_t does not tell the target
+                last = torch.full_like(t, self.process.n_steps)
+                estimate = self.denoiser(torch.randn_like(e), h, self.denoiser.time(last))
             table = self.item_embedding.weight[1:]
             rec = full_softmax_loss(estimate, table, target - 1, self.loss_memory_mb)
             rec = self.ce_weight * rec / expected

@@ -445,6 +445,24 @@ def test_cross_entropy_of_the_estimate(small: Any) -> None:
     torch.testing.assert_close(loss.diffusion, seeded_loss(plain).diffusion)
 
 
+def test_cross_entropy_from_pure_noise(small: Any) -> None:
+    """ce_steps=last: other targets in x_t leave it as it is, at a noise of its own and step T."""
+    model = small(ce_weight=1.0, ce_steps="last", p_uncond=0.0, guidance=0.0)
+    found = seeded_loss(model)
+    torch.manual_seed(5)
+    torch.randint(1, 21, (4,))
+    torch.randn(4, 8)
+    start, last = torch.randn(4, 8), torch.full((4,), 20)
+    h = model.guide(SEQ, LAYOUT, last_only=True)
+    logits = (
+        model.denoiser(start, h, model.denoiser.time(last)) @ model.item_embedding.weight[1:].t()
+    )
+    torch.testing.assert_close(found.rec, F.cross_entropy(logits, POS - 1))
+    torch.testing.assert_close(
+        found.diffusion, seeded_loss(small(p_uncond=0.0, guidance=0.0)).diffusion
+    )
+
+
 def test_the_loss_is_zero_where_all_items_coincide(small: Any) -> None:
     """T19: why the monitors exist. Rank 1 and cosine 1 tell."""
     model = small()
@@ -921,6 +939,7 @@ def test_predict_agrees_with_full_sort_predict(small: Any, score: str, denoiser:
         ({"beta_schedule": "quad"}, "beta_schedule='quad' is not one of exp, linear"),
         ({"denoiser": "mlp3"}, "denoiser='mlp3' is not one of linear, mlp2"),
         ({"history_items": "none"}, "history_items='none' is not one of shared, own"),
+        ({"ce_steps": "first"}, "ce_steps='first' is not one of all, last"),
         ({"sampler": "dpm"}, "sampler='dpm' is not one of auto, closed_form"),
         ({"score": "dot"}, "score='dot' is not one of ip, cos, l2"),
         ({"denoiser": "mlp2", "sampler": "closed_form"}, "sampler=closed_form must go with den"),
