@@ -301,28 +301,7 @@ class DreamRec(SequentialModel):
         self.position_embedding = nn.Embedding(self.max_seq_length, self.width)
         self.null_guidance = nn.Parameter(torch.randn(self.width))
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
-        self.input_norm: nn.Module = nn.Identity()
-        self.encoder: nn.Module
-        if config["encoder"] == "official_block":
-            self.encoder = GuidanceBlock(
-                self.width,
-                config["n_heads"],
-                config["hidden_dropout_prob"],
-                config["attn_dropout_prob"],
-                config["layer_norm_eps"],
-            )
-        else:
-            self.input_norm = nn.LayerNorm(self.width, eps=config["layer_norm_eps"])
-            self.encoder = PackedTransformer(
-                n_layers=config["n_layers"],
-                n_heads=config["n_heads"],
-                hidden_size=self.width,
-                inner_size=config["inner_size"],
-                hidden_dropout_prob=config["hidden_dropout_prob"],
-                attn_dropout_prob=config["attn_dropout_prob"],
-                hidden_act=config["hidden_act"],
-                layer_norm_eps=config["layer_norm_eps"],
-            )
+        self.input_norm, self.encoder = self.build_encoder(config)
         self.denoiser = Denoiser(
             self.hidden_size, linear=config["denoiser"] == "linear", width=config["width"]
         )
@@ -337,6 +316,28 @@ class DreamRec(SequentialModel):
             )
         self._chain: tuple[Tensor, ChainDistribution] | None = None
         self._monitored: dict[str, Tensor] = {}
+
+    def build_encoder(self, config: Any) -> tuple[nn.Module, nn.Module]:
+        """The normalisation of the encoder's input, and the encoder."""
+        if config["encoder"] == "official_block":
+            return nn.Identity(), GuidanceBlock(
+                self.width,
+                config["n_heads"],
+                config["hidden_dropout_prob"],
+                config["attn_dropout_prob"],
+                config["layer_norm_eps"],
+            )
+        transformer = PackedTransformer(
+            n_layers=config["n_layers"],
+            n_heads=config["n_heads"],
+            hidden_size=self.width,
+            inner_size=config["inner_size"],
+            hidden_dropout_prob=config["hidden_dropout_prob"],
+            attn_dropout_prob=config["attn_dropout_prob"],
+            hidden_act=config["hidden_act"],
+            layer_norm_eps=config["layer_norm_eps"],
+        )
+        return nn.LayerNorm(self.width, eps=config["layer_norm_eps"]), transformer
 
     @staticmethod
     def check_config(config: Any) -> None:
