@@ -19,7 +19,8 @@ def timestep_embedding(t: Tensor, width: int, endpoint: bool = False) -> Tensor:
             (Transformer).
 
     Returns:
-        Tensor: [n, width], sines before cosines; a Linear follows, to which their order is all one.
+        Tensor: [n, width], sines before cosines; to the linear layer that follows, their order
+            makes no difference.
     """
     half = (width + 1) // 2
     exponent = torch.arange(half, device=t.device) / max(half - endpoint, 1)
@@ -61,8 +62,8 @@ class DenoiserInput(nn.Module):
         dropout_prob (float): dropout after the normalisation.
         layer_norm_eps (float): epsilon of the normalisation.
         time_embedding (str): ``sinusoidal`` or ``learned`` (one row a step).
-        absolute_positions (bool): add a learned vector for each position; without it, positions are
-            the Transformer's business.
+        absolute_positions (bool): add a learned vector for each position; without it, the
+            Transformer must know positions.
     """
 
     def __init__(
@@ -95,14 +96,14 @@ class DenoiserInput(nn.Module):
         transformer: nn.Module,
         tokens: Tensor | None = None,
     ) -> Tensor:
-        """Estimate of x_0 for every token, or for the named ones only.
+        """Estimate of x_0 for every token, or for some of them.
 
         Args:
             z_t (Tensor): noised embeddings, [n, H].
             t (LongTensor): step of each row, in 1..T, [B]; or one for all rows, [1].
             layout (TokenLayout): where the n tokens sit; has ``row`` and ``position``, both [n].
             transformer (nn.Module): called as transformer(hidden, layout, causal=..., tokens=...).
-            tokens (LongTensor | None): those whose estimate is wanted, [m].
+            tokens (LongTensor | None): indices of the tokens to estimate, [m].
 
         Returns:
             Tensor: [n, H], or [m, H] with ``tokens``.

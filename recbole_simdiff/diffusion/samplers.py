@@ -25,8 +25,8 @@ def trailing(start: Tensor, n_steps: int) -> Tensor:
     Returns:
         LongTensor: [K + 1, *start.shape]. A step repeats where start < K.
     """
-    left = torch.arange(n_steps, -1, -1, device=start.device).view(-1, *[1] * start.dim())
-    return torch.div(start * left, n_steps, rounding_mode="floor")
+    remaining = torch.arange(n_steps, -1, -1, device=start.device).view(-1, *[1] * start.dim())
+    return torch.div(start * remaining, n_steps, rounding_mode="floor")
 
 
 def leading(total: int, n_steps: int) -> Tensor:

@@ -27,13 +27,13 @@ def sigmoid_betas(n_steps: int, start: float, end: float) -> Tensor:
     return torch.sigmoid(u) * (end - start) + start
 
 
-def cosine_betas(n_steps: int, least: float, most: float) -> Tensor:
-    """Signal variance cos^2((u + s) / (1 + s) pi / 2), s = 0.008; beta within [least, most].
+def cosine_betas(n_steps: int, minimum: float, maximum: float) -> Tensor:
+    """Signal variance cos^2((u + s) / (1 + s) pi / 2), s = 0.008; beta within [minimum, maximum].
 
     [T] (Nichol & Dhariwal 2021, Eq. 17).
     """
     u = torch.arange(n_steps + 1, dtype=torch.float64) / n_steps
-    return _betas_of(torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2).clamp(least, most)
+    return _betas_of(torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2).clamp(minimum, maximum)
 
 
 def sqrt_betas(n_steps: int) -> Tensor:

@@ -6,15 +6,18 @@ licence; it was read and run for comparison, and nothing of it is here.
     symbol     here                  shape     meaning
     s          item_seq              [B, L]    history, right-padded with 0
     E          item_embedding        [N, H]    item table; row 0 is padding, items are 1..V = N - 1
-    h          guide(...)            [n, H]    guidance: the encoder's state of a history
-    h_0        null_guidance         [H]       learned guidance that stands for no history
+    h          guide(...)            [n, W]    guidance: the encoder's state of a history
+    h_0        null_guidance         [W]       learned guidance that stands for no history
     e, x_t     process.q_sample      [n, H]    embedding of the next item, clean and noised
     f(x, h, t) denoiser              [n, H]    estimate of e
     w          guidance              scalar    strength of the guidance
     x_0        generate(...)         [B, H]    the generated "oracle" item
 
 n is the number of training targets of the batch: its rows, or all real positions
-(``train_sampling``). The paper's steps 0..T - 1 are 1..T here; 0 is the clean end.
+(``train_sampling``). W is the width of encoder and denoiser: H in the paper and by default; with
+``width`` it is a number of its own, and item vectors are projected to it before they enter either.
+With ``history_items: own`` the encoder reads histories in trained vectors of width W instead.
+The paper's steps 0..T - 1 are 1..T here; 0 is the clean end.
 
 The method. A Transformer block turns the history into the guidance h. In training (Algorithm 1) the
 next item's embedding is noised to a random step t, and f must restore it given h; with probability
@@ -22,7 +25,7 @@ p_uncond, h_0 stands in for h. There is no softmax and no negative item. To reco
 x_T ~ N(0, I) is denoised for T steps with the guided estimate (1 + w) f(x, h, t) - w f(x, h_0, t),
 and items are ranked by their distance to the result. Every published command uses an f that
 is affine in x and h (``denoiser: linear``). The chain is then linear and Gaussian, x_0 given h is
-N(K h~ + k, S) with h~ = (1 + w) h - w h_0, and is drawn from that law without a chain.
+N(K h~ + k, S) with h~ = (1 + w) h - w h_0, and is drawn from that distribution without a chain.
 
 Differences, tagged where they are made: Paper / Code / Here.
     * evaluation: Code keeps dropout on and draws from the training's generator. Here: eval mode,
@@ -46,6 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_simdiff.diffusion import samplers, schedules
+from recbole_simdiff.diffusion.affine import ChainDistribution, affine_chain
 from recbole_simdiff.diffusion.denoisers import timestep_embedding
 from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.errors import UserError
@@ -54,6 +58,8 @@ from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.losses import full_softmax_loss
 from recbole_simdiff.modules.rules import (
     at_least,
+    count_or_none,
+    folder_or_none,
     positive,
     ratio,
     ratio_below_1,
@@ -72,6 +78,8 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 }
 OPTIONS = {
     "encoder": ("official_block", "recbole"),
+    "history_items": ("shared", "own"),
+    "ce_steps": ("all", "last"),
     "beta_schedule": tuple(SCHEDULES),
     "denoiser": ("linear", "mlp2"),
     "sampler": ("auto", "closed_form", "ddpm", "ddim"),
@@ -80,6 +88,8 @@ OPTIONS = {
 
 RANGES = {
     "hidden_size": at_least(1),
+    "width": count_or_none,
+    "item_table": folder_or_none,
     "n_layers": at_least(1),
     "n_heads": at_least(1),
     "inner_size": at_least(1),
@@ -105,7 +115,7 @@ class DreamRecLoss(NamedTuple):
 
 
 class GuidanceBlock(nn.Module):
-    """The released encoder: one Transformer block on the lines of the original SASRec.
+    """The released encoder: one Transformer block, similar to that of the original SASRec.
 
     Queries are normalised, keys and values are not, the residual is the normalised query, and the
     scale is sqrt(H) for any number of heads.
@@ -143,7 +153,7 @@ class GuidanceBlock(nn.Module):
         Args:
             hidden (Tensor): embedded tokens, [n, H].
             layout (TokenLayout): where the n tokens sit.
-            causal (bool): must be true; there for the call to be ``PackedTransformer``'s.
+            causal (bool): must be True; ``PackedTransformer`` has the same parameters.
             last_only (bool): only the newest token of each row.
 
         Returns:
@@ -183,48 +193,55 @@ class Denoiser(nn.Module):
     """f(x, h, t) = layers([x, h, q(t)]), one affine map or two layers with GELU between them.
 
     Args:
-        hidden_size (int): H.
+        hidden_size (int): H, of item vectors.
         linear (bool): one affine map (``linear``) instead of two layers (``mlp2``).
+        width (int | None): W, of guidance, time features and hidden layers; x is projected to it.
+            By default H, without a projection.
     """
 
-    def __init__(self, hidden_size: int, linear: bool) -> None:
+    def __init__(self, hidden_size: int, linear: bool, width: int | None = None) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
+        self.project = input_projection(hidden_size, width)
+        self.width = width = width or hidden_size
         self.time_mlp = nn.Sequential(
-            nn.Linear(hidden_size, 2 * hidden_size),
+            nn.Linear(width, 2 * width),
             nn.GELU(),
-            nn.Linear(2 * hidden_size, hidden_size),
+            nn.Linear(2 * width, width),
         )
         self.layers: nn.Module = (
-            nn.Linear(3 * hidden_size, hidden_size)
+            nn.Linear(3 * width, hidden_size)
             if linear
             else nn.Sequential(
-                nn.Linear(3 * hidden_size, 2 * hidden_size),
+                nn.Linear(3 * width, 2 * width),
                 nn.GELU(),
-                nn.Linear(2 * hidden_size, hidden_size),
+                nn.Linear(2 * width, hidden_size),
             )
         )
 
     def time(self, t: Tensor) -> Tensor:
-        """q(t), features of the steps 1..T, [n] -> [n, H]."""
-        wave = timestep_embedding(t - 1, self.hidden_size, endpoint=True)
+        """q(t), features of the steps 1..T, [n] -> [n, W]."""
+        wave = timestep_embedding(t - 1, self.width, endpoint=True)
         out: Tensor = self.time_mlp(wave.to(next(self.parameters()).dtype))
         return out
 
     def forward(self, x: Tensor, h: Tensor, time: Tensor) -> Tensor:
-        """Estimate of the clean embedding from x, guidance and time features, all [n, H]."""
-        out: Tensor = self.layers(torch.cat([x, h, time], -1))
+        """Estimate of the clean embedding [n, H] from x [n, H], guidance and time [n, W]."""
+        out: Tensor = self.layers(torch.cat([self.project(x), h, time], -1))
         return out
 
 
-class ChainDistribution(NamedTuple):
-    """x_0 | x_T, h~ = start x_T + gain h~ + offset + N(0, noise) of an affine denoiser, float64."""
+def input_projection(hidden_size: int, width: int | None) -> nn.Module:
+    """Item vectors to the network's width, [n, H] -> [n, W]; N(0, 1) vectors keep their variance.
 
-    start: Tensor  # [H, H]
-    gain: Tensor  # [H, H]
-    offset: Tensor  # [H]
-    noise: Tensor  # [H, H]
-    root: Tensor  # symmetric square root of noise + start start^T: x_T is noise, too; [H, H]
+    Args:
+        hidden_size (int): H.
+        width (int | None): W; None for H, without a projection.
+    """
+    if width is None:
+        return nn.Identity()
+    projection = nn.Linear(hidden_size, width, bias=False)
+    nn.init.normal_(projection.weight, std=hidden_size**-0.5)
+    return projection
 
 
 class DreamRec(SequentialModel):
@@ -252,9 +269,11 @@ class DreamRec(SequentialModel):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.hidden_size: int = config["hidden_size"]
+        self.width: int = config["width"] or self.hidden_size
         self.p_uncond: float = config["p_uncond"]
         self.target_detach: bool = config["target_detach"]
         self.ce_weight: float = config["ce_weight"]
+        self.ce_steps: str = config["ce_steps"]
         self.loss_memory_mb: float = config["loss_memory_mb"]
         self.guidance: float = config["guidance"]
         self.sampler: str = config["sampler"]
@@ -270,44 +289,55 @@ class DreamRec(SequentialModel):
 
         # Clean embeddings must have the scale of the noise: N(0, 1), PyTorch's default for tables.
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
-        self.item_embedding.weight.requires_grad_(not config["freeze_items"])
-        self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
-        self.null_guidance = nn.Parameter(torch.randn(self.hidden_size))
+        # The embeddings of another run are put in before training begins, see ``runs.item_table``.
+        self.frozen: bool = config["freeze_items"] or config["item_table"] is not None
+        self.item_embedding.weight.requires_grad_(not self.frozen)
+        # An encoder of frozen vectors learns little of what follows which item; its own ones adapt.
+        self.own_history_items: bool = config["history_items"] == "own"
+        if self.own_history_items:
+            self.history_embedding = nn.Embedding(self.n_items, self.width, padding_idx=0)
+        else:
+            self.item_projection = input_projection(self.hidden_size, config["width"])
+        self.position_embedding = nn.Embedding(self.max_seq_length, self.width)
+        self.null_guidance = nn.Parameter(torch.randn(self.width))
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
-        self.input_norm: nn.Module = nn.Identity()
-        self.encoder: nn.Module
+        self.input_norm, self.encoder = self.build_encoder(config)
+        self.denoiser = Denoiser(
+            self.hidden_size, linear=config["denoiser"] == "linear", width=config["width"]
+        )
+        betas = SCHEDULES[config["beta_schedule"]](config["diffusion_steps"])
+        self.process = ForwardProcess(*schedules.variance_preserving(betas))
+        last_signal = self.process.signal[-1].item()
+        if last_signal > 0.1:
+            self.logger.warning(
+                f"beta_schedule={config['beta_schedule']} with diffusion_steps="
+                f"{config['diffusion_steps']} leaves {last_signal:.2f} of the signal at its last "
+                "step, but sampling starts from pure noise"
+            )
+        self._chain: tuple[Tensor, ChainDistribution] | None = None
+        self._monitored: dict[str, Tensor] = {}
+
+    def build_encoder(self, config: Any) -> tuple[nn.Module, nn.Module]:
+        """The normalisation of the encoder's input, and the encoder."""
         if config["encoder"] == "official_block":
-            self.encoder = GuidanceBlock(
-                self.hidden_size,
+            return nn.Identity(), GuidanceBlock(
+                self.width,
                 config["n_heads"],
                 config["hidden_dropout_prob"],
                 config["attn_dropout_prob"],
                 config["layer_norm_eps"],
             )
-        else:
-            self.input_norm = nn.LayerNorm(self.hidden_size, eps=config["layer_norm_eps"])
-            self.encoder = PackedTransformer(
-                n_layers=config["n_layers"],
-                n_heads=config["n_heads"],
-                hidden_size=self.hidden_size,
-                inner_size=config["inner_size"],
-                hidden_dropout_prob=config["hidden_dropout_prob"],
-                attn_dropout_prob=config["attn_dropout_prob"],
-                hidden_act=config["hidden_act"],
-                layer_norm_eps=config["layer_norm_eps"],
-            )
-        self.denoiser = Denoiser(self.hidden_size, linear=config["denoiser"] == "linear")
-        betas = SCHEDULES[config["beta_schedule"]](config["diffusion_steps"])
-        self.process = ForwardProcess(*schedules.variance_preserving(betas))
-        left = self.process.signal[-1].item()
-        if left > 0.1:
-            self.logger.warning(
-                f"beta_schedule={config['beta_schedule']} with diffusion_steps="
-                f"{config['diffusion_steps']} leaves {left:.2f} of the signal at its last step, "
-                "but sampling starts from pure noise"
-            )
-        self._law: tuple[Tensor, ChainDistribution] | None = None
-        self._monitored: dict[str, Tensor] = {}
+        transformer = PackedTransformer(
+            n_layers=config["n_layers"],
+            n_heads=config["n_heads"],
+            hidden_size=self.width,
+            inner_size=config["inner_size"],
+            hidden_dropout_prob=config["hidden_dropout_prob"],
+            attn_dropout_prob=config["attn_dropout_prob"],
+            hidden_act=config["hidden_act"],
+            layer_norm_eps=config["layer_norm_eps"],
+        )
+        return nn.LayerNorm(self.width, eps=config["layer_norm_eps"]), transformer
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -318,7 +348,7 @@ class DreamRec(SequentialModel):
         """
         require_choice(config, OPTIONS)
         require(config, RANGES)
-        require_multiple(config, "hidden_size", "n_heads")
+        require_multiple(config, "hidden_size" if config["width"] is None else "width", "n_heads")
         if config["encoder"] == "official_block" and config["n_layers"] != 1:
             raise UserError(
                 f"n_layers={config['n_layers']} must be 1 with encoder=official_block, which is "
@@ -348,23 +378,27 @@ class DreamRec(SequentialModel):
         e = self.item_embedding(target)
         # Code: the target is trained, too, so equal or vanishing embeddings have no loss at all.
         # Here: the same, with two switches; the monitors show whether the table collapses.
-        # target_detach leaves the history's look-ups, which move the same rows.
+        # With target_detach the gradient of the histories still moves the same rows.
         e = e.detach() if self.target_detach else e
         t = torch.randint(1, self.process.n_steps + 1, target.shape, device=e.device)
         x_t = self.process.q_sample(e, t, torch.randn_like(e))
-        estimate = self.denoiser(x_t, self.replace_by_null(h), self.denoiser.time(t))
+        h = self.replace_by_null(h)
+        estimate = self.denoiser(x_t, h, self.denoiser.time(t))
         expected = self.targets_per_batch or len(target)
         diffusion = (estimate - e).float().pow(2).mean(-1).sum() / expected
         rec = diffusion.new_zeros(())
         if self.ce_weight > 0:
+            if self.ce_steps == "last":  # where x_t does not tell the target
+                last = torch.full_like(t, self.process.n_steps)
+                estimate = self.denoiser(torch.randn_like(e), h, self.denoiser.time(last))
             table = self.item_embedding.weight[1:]
             rec = full_softmax_loss(estimate, table, target - 1, self.loss_memory_mb)
             rec = self.ce_weight * rec / expected
-        self._monitored = self.collapse(target)
+        self._monitored = {} if self.frozen else self.collapse(target)
         return DreamRecLoss(diffusion, rec)
 
     def guided_targets(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Guidance [n, H] and next item [n] of each row, or of each real position.
+        """Guidance [n, W] and next item [n] of each row, or of each real position.
 
         Positions whose next item was invented by an augmenter, or is the first real one after
         those, are no targets.
@@ -382,15 +416,23 @@ class DreamRec(SequentialModel):
         return h, target
 
     def guide(self, item_seq: Tensor, layout: TokenLayout, last_only: bool) -> Tensor:
-        """Guidance h of every prefix [n, H], or of the whole history only [B, H]."""
-        hidden = self.item_embedding(layout.pack(item_seq))
+        """Guidance h of every prefix [n, W], or of the whole history only [B, W]."""
+        hidden = self.history_vectors(layout.pack(item_seq))
         hidden = hidden + self.position_embedding(layout.position)
         hidden = self.dropout(self.input_norm(hidden))
         h: Tensor = self.encoder(hidden, layout, causal=True, last_only=last_only)
         return h
 
+    def history_vectors(self, items: Tensor) -> Tensor:
+        """What the encoder sees of the items of a history, [n] -> [n, W]."""
+        if self.own_history_items:
+            out: Tensor = self.history_embedding(items)
+            return out
+        out = self.item_projection(self.item_embedding(items))
+        return out
+
     def replace_by_null(self, h: Tensor) -> Tensor:
-        """h_0 instead of h, for whole rows, with probability p_uncond, [n, H]."""
+        """h_0 instead of h, for whole rows, with probability p_uncond, [n, W]."""
         if self.p_uncond == 0:
             return h
         null = torch.rand(len(h), 1, device=h.device) < self.p_uncond
@@ -398,7 +440,7 @@ class DreamRec(SequentialModel):
 
     @torch.no_grad()
     def collapse(self, target: Tensor) -> dict[str, Tensor]:
-        """How far the embeddings of the batch's distinct targets are from having collapsed.
+        """Measures of collapse of the embeddings of the batch's distinct targets.
 
         Returns:
             dict: mean norm; mean cosine of two items; and effective rank (participation ratio
@@ -415,13 +457,13 @@ class DreamRec(SequentialModel):
         }
 
     def monitored(self) -> dict[str, Tensor]:
-        """What ``collapse`` says of the last batch."""
+        """The measures of ``collapse`` on the last batch; none for a frozen table."""
         return self._monitored
 
     # ------------------------------------------------------------------ generation, Algorithm 2
 
     def reseed_sampling(self, seed: int) -> bool:
-        """Scores are samples, unless ``sample_noise`` is off."""
+        """Set the seed; scores depend on it unless ``sample_noise`` is off."""
         self.sampling_seed = seed
         return self.sample_noise
 
@@ -438,9 +480,8 @@ class DreamRec(SequentialModel):
     def gaussian(self, users: Tensor | None) -> Callable[[Tensor], Tensor]:
         """A replacement for ``torch.randn_like``, one stream of numbers a user.
 
-        A stream depends on ``sampling_seed`` and the user only, so that a sample does not depend on
-        batches and their order. Without users (a history alone), or without ``sample_noise``, all
-        numbers are 0, their mean.
+        A stream depends on ``sampling_seed`` and the user only, and not on batches and their order.
+        Without users (a history alone), or without ``sample_noise``, all numbers are 0, their mean.
 
         Args:
             users (LongTensor | None): user of each row, [B].
@@ -462,10 +503,11 @@ class DreamRec(SequentialModel):
         return draw
 
     def sample(self, h: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        """One x_0 for each guidance, by the configured sampler, [B, H] -> [B, H]."""
+        """One x_0 for each guidance, by the configured sampler, [B, W] -> [B, H]."""
         if self.sampler == "closed_form":
-            return self.sample_law(h, draw)
+            return self.sample_closed_form(h, draw)
         n_steps = self.process.n_steps
+        x_start = draw(self.empty_items(h))
         time = self.denoiser.time(torch.arange(1, n_steps + 1, device=h.device))
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -473,54 +515,50 @@ class DreamRec(SequentialModel):
 
         if self.sampler == "ddim":
             times = samplers.trailing(torch.tensor(n_steps), self.sample_steps)
-            return samplers.ddim(denoise, draw(h), self.process, times)
+            return samplers.ddim(denoise, x_start, self.process, times)
         times = torch.arange(n_steps, -1, -1)
-        return samplers.ancestral(denoise, draw(h), self.process, times, draw)
+        return samplers.ancestral(denoise, x_start, self.process, times, draw)
 
     def guided_estimate(self, x: Tensor, h: Tensor, time: Tensor) -> Tensor:
-        """(1 + w) f(x, h, t) - w f(x, h_0, t); without guidance, f(x, h, t) alone, all [n, H]."""
+        """(1 + w) f(x, h, t) - w f(x, h_0, t); without guidance, f(x, h, t) alone, [n, H]."""
         conditional: Tensor = self.denoiser(x, h, time)
         if self.guidance == 0:
             return conditional
         null = self.denoiser(x, self.null_guidance.expand_as(h), time)
         return samplers.classifier_free(conditional, null, self.guidance)
 
-    # ------------------------------------------------------------------ affine denoiser, no chain
+    # ------------------------------------------------------------------ closed form of the chain
 
-    def sample_law(self, h: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        """x_0 as the chain distributes it, from one Gaussian vector a row, [B, H] -> [B, H]."""
-        law = self.reverse_law()
+    def sample_closed_form(self, h: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """x_0 as the chain distributes it, from one Gaussian vector a row, [B, W] -> [B, H]."""
+        chain = self.chain_distribution()
         if self.guidance > 0:
             h = samplers.classifier_free(h, self.null_guidance, self.guidance)
-        return draw(h) @ law.root.to(h) + h @ law.gain.t().to(h) + law.offset.to(h)
+        noise = draw(self.empty_items(h)) @ chain.root.to(h)
+        return noise + h @ chain.gain.t().to(h) + chain.offset.to(h)
 
-    def reverse_law(self) -> ChainDistribution:
-        """The law of the T-step chain; computed again only after the denoiser has changed."""
+    def chain_distribution(self) -> ChainDistribution:
+        """Distribution of the T-step chain; computed again only after the denoiser has changed."""
         weights = torch.cat([p.detach().flatten() for p in self.denoiser.parameters()])
-        if self._law is None or not torch.equal(self._law[0], weights):
-            self._law = weights, self._compose_steps()
-        return self._law[1]
+        if self._chain is None or not torch.equal(self._chain[0], weights):
+            self._chain = weights, self._compose_steps()
+        return self._chain[1]
+
+    def empty_items(self, h: Tensor) -> Tensor:
+        """An uninitialised item vector for each guidance, [B, W] -> [B, H]."""
+        return h.new_empty(len(h), self.hidden_size)
 
     @torch.no_grad()
     def _compose_steps(self) -> ChainDistribution:
-        """Compose x <- c_0 (A x + B h~ + g(t)) + c_t x + sigma z over t = T..1, from t = 1 up."""
+        """Compose all steps x <- c_0 (A x + B h~ + g(t)) + c_t x + sigma z of the chain."""
         layer: Any = self.denoiser.layers
-        a, b, c = layer.weight.double().split(self.hidden_size, dim=1)
+        a, b, c = layer.weight.double().split(self.width, dim=1)
         steps = torch.arange(1, self.process.n_steps + 1, device=a.device)
         g = self.denoiser.time(steps).double() @ c.t() + layer.bias.double()  # [T, H]
-        c_0, c_t, variance = self.process.posterior(steps, steps - 1)
-        later = torch.eye(self.hidden_size, dtype=a.dtype, device=a.device)  # what t - 1..1 do to x
-        total, noise = torch.zeros_like(later), torch.zeros_like(later)
-        offset = torch.zeros_like(g[0])
-        for i in range(self.process.n_steps):
-            total += c_0[i] * later
-            offset += c_0[i] * (later @ g[i])
-            noise += variance[i] * (later @ later.t())
-            later = c_0[i] * (later @ a) + c_t[i] * later
-        # The symmetric root is unique, unlike eigenvectors and their signs.
-        values, vectors = torch.linalg.eigh(noise + later @ later.t())
-        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
-        return ChainDistribution(later, total @ b, offset, noise, root)
+        project = None
+        if isinstance(self.denoiser.project, nn.Linear):
+            project = self.denoiser.project.weight.double()
+        return affine_chain(self.process, a, project, b, g)
 
     # ------------------------------------------------------------------ ranking
 

@@ -76,6 +76,12 @@ folder = Rule(lambda value: isinstance(value, str), "be a folder")
 folder_or_none = Rule(lambda value: isinstance(value, str | None), "be a folder")
 
 
+count_or_none = Rule(
+    lambda value: value is None or (type(value) is int and value >= 1),
+    "be at least 1, or ~",
+)
+
+
 def require(config: Any, rules: Mapping[str, Rule]) -> None:
     """Refuse values that break their rule.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_simdiff.config.config import Config
+from recbole_simdiff.runs.item_table import table_checksum
 
 UNHASHED = (  # of results
     "experiments/",
@@ -24,11 +25,14 @@ UNHASHED = (  # of results
 def fingerprint(config: Config, data: str) -> str:
     """A short name of a run's result: of all settings that shape it, the data and the code.
 
+    The content of an ``item_table`` counts, too.
+
     Args:
         config (Config): resolved configuration.
         data (str): checksum of the data.
     """
-    return digest_of(config.identity() | {"data": data, "code": source_checksum()})
+    named = config.identity() | {"data": data, "code": source_checksum()}
+    return digest_of(named | table_checksum(config))
 
 
 @cache

@@ -18,6 +18,7 @@ from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import _made, claimed, logged
+from recbole_simdiff.runs.item_table import install_item_table
 from recbole_simdiff.runs.processes import _join_processes
 from recbole_simdiff.runs.restore import check_same_data, check_same_settings, evaluate
 from recbole_simdiff.runs.result import RESULT, TRACKED, RunResult, _result, read_result, versions
@@ -91,6 +92,7 @@ def _run_one(
         _join_processes(config, dataset, (train_data, valid_data, test_data), model)
     if resume:
         check_same_data(resume, *stored, dataset)
+    taken = "" if resume else install_item_table(config, dataset, model)
     payload = _payload(config, dataset) | {"augmentation": augmentation}
     data = dataset.histories() | ({} if pseudo is None else {"pseudo": pseudo.int()})
     # From here on nothing the user typed can be wrong.
@@ -105,6 +107,8 @@ def _run_one(
         f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{config['device']}, run folder {run_dir}"
     )
+    if taken:
+        logger.info(taken)
     if not config.held_out:
         logger.info(
             f"trained on everything for epochs={config['epochs']}; nothing is validated or tested: "

@@ -13,6 +13,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import SASRec
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_simdiff import checkpoint, load
 from recbole_simdiff.checkpoint import BEST, load_model_state
@@ -444,6 +445,24 @@ def test_cross_entropy_of_the_estimate(small: Any) -> None:
     torch.testing.assert_close(loss.diffusion, seeded_loss(plain).diffusion)
 
 
+def test_cross_entropy_from_pure_noise(small: Any) -> None:
+    """ce_steps=last: other targets in x_t leave it as it is, at a noise of its own and step T."""
+    model = small(ce_weight=1.0, ce_steps="last", p_uncond=0.0, guidance=0.0)
+    found = seeded_loss(model)
+    torch.manual_seed(5)
+    torch.randint(1, 21, (4,))
+    torch.randn(4, 8)
+    start, last = torch.randn(4, 8), torch.full((4,), 20)
+    h = model.guide(SEQ, LAYOUT, last_only=True)
+    logits = (
+        model.denoiser(start, h, model.denoiser.time(last)) @ model.item_embedding.weight[1:].t()
+    )
+    torch.testing.assert_close(found.rec, F.cross_entropy(logits, POS - 1))
+    torch.testing.assert_close(
+        found.diffusion, seeded_loss(small(p_uncond=0.0, guidance=0.0)).diffusion
+    )
+
+
 def test_the_loss_is_zero_where_all_items_coincide(small: Any) -> None:
     """T19: why the monitors exist. Rank 1 and cosine 1 tell."""
     model = small()
@@ -498,28 +517,28 @@ def test_closed_form_equals_the_chain(small: Any, schedule: str, n_steps: int) -
     model = small(diffusion_steps=n_steps, beta_schedule=schedule).double()
     randomise(model)
     h, start = torch.randn(2, 3, 8, dtype=torch.float64)
-    law = model.reverse_law()
+    dist = model.chain_distribution()
     for w in (0.0, 2.0, 10.0):
         model.guidance, first = w, iter([start])
         expected = chain(model, h, lambda x, first=first: next(first, torch.zeros_like(x)))
         h_guided = (1 + w) * h - w * model.null_guidance
-        found = start @ law.start.t() + h_guided @ law.gain.t() + law.offset
+        found = start @ dist.start.t() + h_guided @ dist.gain.t() + dist.offset
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
         mean = chain(model, h, torch.zeros_like)
         torch.testing.assert_close(model.sample(h, torch.zeros_like), mean, atol=1e-9, rtol=1e-9)
 
 
 def test_closed_form_has_the_distribution_of_the_chain(small: Any) -> None:
-    """T9: mean and covariance of 20,000 chains, and of draws from the law, to 5 standard errors."""
+    """T9: mean and covariance of 20,000 samples of both kinds, to 5 standard errors."""
     n, size = 20_000, 4
     model = small(hidden_size=size, diffusion_steps=20, guidance=1.0).double()
     randomise(model)
     h = torch.randn(1, size, dtype=torch.float64)
-    law = model.reverse_law()
-    mean = (2 * h - model.null_guidance) @ law.gain.t() + law.offset
-    covariance = law.noise + law.start @ law.start.t()
-    torch.testing.assert_close(law.root @ law.root, covariance)
-    torch.testing.assert_close(law.root, law.root.t())
+    dist = model.chain_distribution()
+    mean = (2 * h - model.null_guidance) @ dist.gain.t() + dist.offset
+    covariance = dist.noise + dist.start @ dist.start.t()
+    torch.testing.assert_close(dist.root @ dist.root, covariance)
+    torch.testing.assert_close(dist.root, dist.root.t())
     torch.manual_seed(1)
     with torch.no_grad():
         for sample in (
@@ -534,16 +553,149 @@ def test_closed_form_has_the_distribution_of_the_chain(small: Any) -> None:
             assert ((found - covariance).abs() < 5 * (spread / n).sqrt()).all()
 
 
-def test_the_law_follows_the_weights(small: Any) -> None:
+def test_the_distribution_follows_the_weights(small: Any) -> None:
     """It is kept between batches and made anew after any change, however it was made."""
     model = small()
-    first = model.reverse_law()
-    assert model.reverse_law() is first
+    first = model.chain_distribution()
+    assert model.chain_distribution() is first
     model.denoiser.layers.weight.data.mul_(0.5)
-    second = model.reverse_law()
+    second = model.chain_distribution()
     assert not torch.allclose(first.gain, second.gain)
     model.denoiser.time_mlp[0].bias.data.add_(1.0)
-    assert not torch.allclose(model.reverse_law().offset, second.offset)
+    assert not torch.allclose(model.chain_distribution().offset, second.offset)
+
+
+# ---------------------------------------------------------------- a network of another width
+
+
+@EVERY_ENCODER
+@EVERY_DENOISER
+def test_a_width_with_trivial_projections_is_the_plain_form(
+    small: Any, encoder: str, denoiser: str
+) -> None:
+    """Loss and scores agree where both projections are the identity."""
+    plain = small(**ENCODERS[encoder], denoiser=denoiser)
+    wide = small(**ENCODERS[encoder], denoiser=denoiser, width=8)
+    wide.load_state_dict(plain.state_dict(), strict=False)
+    for projection in (wide.item_projection, wide.denoiser.project):
+        projection.weight.data = torch.eye(8)
+    torch.testing.assert_close(seeded_loss(wide), seeded_loss(plain))
+    torch.testing.assert_close(wide.full_sort_predict(rows()), plain.full_sort_predict(rows()))
+
+
+def test_only_projections_depend_on_the_item_vectors(small: Any) -> None:
+    """All else has the width, but for the output of the denoiser."""
+    model = small(hidden_size=40, width=4, n_heads=2, encoder="recbole", n_layers=2)
+    sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    wide = {name: tuple(shape) for name, shape in sizes.items() if 40 in shape}
+    assert wide == {
+        "item_embedding.weight": (13, 40),
+        "item_projection.weight": (4, 40),
+        "denoiser.project.weight": (4, 40),
+        "denoiser.layers.weight": (40, 12),
+        "denoiser.layers.bias": (40,),
+    }
+    assert model.null_guidance.shape == (4,)
+
+
+def test_projected_items_have_the_scale_of_the_positions(small: Any) -> None:
+    model = small(2001, hidden_size=256, width=32)
+    for projection in (model.item_projection, model.denoiser.project):
+        projected = projection(model.item_embedding.weight[1:])
+        assert projected.std().item() == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("width", [2, 4, 6])
+@torch.no_grad()
+def test_closed_form_of_a_narrow_network_equals_the_chain(small: Any, width: int) -> None:
+    """Also where A has so low a rank that the chain is composed in fewer dimensions."""
+    model = small(hidden_size=10, width=width, diffusion_steps=50).double()
+    randomise(model)
+    h, start = torch.randn(3, width).double(), torch.randn(3, 10).double()
+    for w in (0.0, 2.0):
+        model.guidance, first = w, iter([start])
+        expected = chain(model, h, lambda x, first=first: next(first, torch.zeros_like(x)))
+        dist = model.chain_distribution()
+        h_guided = (1 + w) * h - w * model.null_guidance
+        found = start @ dist.start.t() + h_guided @ dist.gain.t() + dist.offset
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+        mean = chain(model, h, torch.zeros_like)
+        torch.testing.assert_close(model.sample(h, torch.zeros_like), mean, atol=1e-9, rtol=1e-9)
+
+
+@EVERY_DENOISER
+@pytest.mark.parametrize("sampler", ["auto", "ddim", "ddpm"])
+def test_samples_of_a_narrow_network(small: Any, denoiser: str, sampler: str) -> None:
+    """Numbers are drawn for item vectors, and every sampler scores all items."""
+    model = small(hidden_size=20, width=4, denoiser=denoiser, sampler=sampler, sample_steps=5)
+    assert model.generate(rows()).shape == (4, 20)
+    scores = model.full_sort_predict(rows())
+    assert scores.shape == (4, 13)
+    assert torch.isfinite(scores).all()
+
+
+@EVERY_ENCODER
+@pytest.mark.parametrize("width", [None, 4])
+def test_histories_in_vectors_of_their_own(small: Any, encoder: str, width: int | None) -> None:
+    """The same as shared ones where these are projected into it; targets are read elsewhere."""
+    values: dict[str, Any] = {**ENCODERS[encoder], "width": width}
+    shared, own = small(**values), small(**values, history_items="own")
+    assert tuple(own.history_embedding.weight.shape) == (13, width or 8)
+    assert own.history_embedding.weight[1:].std().item() == pytest.approx(1.0, rel=0.3)
+    state = shared.state_dict()
+    state.pop("item_projection.weight", None)
+    own.load_state_dict(state, strict=False)
+    own.history_embedding.weight.data = shared.item_projection(shared.item_embedding.weight).data
+    torch.testing.assert_close(seeded_loss(own), seeded_loss(shared))
+    torch.testing.assert_close(own.full_sort_predict(rows()), shared.full_sort_predict(rows()))
+
+
+def test_frozen_targets_and_trained_histories(small: Any) -> None:
+    """Gradients reach the vectors of the history's items, and no target's."""
+    model = small(history_items="own", freeze_items=True, p_uncond=0.0, guidance=0.0)
+    loss = seeded_loss(model).diffusion
+    (grad,) = torch.autograd.grad(loss, [model.history_embedding.weight])
+    assert grad[1:10].any(1).all()
+    assert not grad[[0, 10, 11, 12]].any()
+    assert not model.item_embedding.weight.requires_grad
+
+
+class Largest(TorchDispatchMode):
+    """Within the block, the size of the largest new tensor is noted."""
+
+    numel = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out._base is None:
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+def test_a_step_on_frozen_items_does_not_grow_with_them(small: Any) -> None:
+    """Neither [n, N] nor [N, H] is made, forwards or backwards; the trained table's gradient is."""
+    sizes = {}
+    for freeze in (True, False):
+        model = small(5001, hidden_size=32, width=4, freeze_items=freeze).train()
+        with Largest() as seen:
+            sum(seeded_loss(model)).backward()
+        sizes[freeze] = seen.numel
+    assert sizes[True] < 5001
+    assert sizes[False] >= 5001 * 32
+
+
+def test_frozen_items_take_no_memory_of_the_optimizer(build: Any, tmp_path: Path) -> None:
+    """Adam has two numbers for each number that is trained, and none for the others."""
+    kept = {}
+    for freeze in (True, False):
+        config, train, valid, _, model = build("DreamRec", freeze_items=freeze, hidden_size=16)
+        trainer = PlanTrainer(config, model, tmp_path / str(freeze))
+        trainer.fit(train, valid)
+        state = [s for o in trainer.optimizers.values() for s in o.state.values()]
+        kept[freeze] = sum(v.numel() for s in state for v in s.values() if v.dim() > 0)
+    assert kept[False] - kept[True] == 2 * model.item_embedding.weight.numel()
 
 
 # ---------------------------------------------------------------- guidance
@@ -786,11 +938,16 @@ def test_predict_agrees_with_full_sort_predict(small: Any, score: str, denoiser:
         ({"encoder": "gru"}, "encoder='gru' is not one of official_block, recbole"),
         ({"beta_schedule": "quad"}, "beta_schedule='quad' is not one of exp, linear"),
         ({"denoiser": "mlp3"}, "denoiser='mlp3' is not one of linear, mlp2"),
+        ({"history_items": "none"}, "history_items='none' is not one of shared, own"),
+        ({"ce_steps": "first"}, "ce_steps='first' is not one of all, last"),
         ({"sampler": "dpm"}, "sampler='dpm' is not one of auto, closed_form"),
         ({"score": "dot"}, "score='dot' is not one of ip, cos, l2"),
         ({"denoiser": "mlp2", "sampler": "closed_form"}, "sampler=closed_form must go with den"),
         ({"sampler": "ddim", "sample_steps": 21}, "sample_steps=21 must not exceed diffusion_s"),
         ({"n_layers": 2}, "n_layers=2 must be 1 with encoder=official_block"),
+        ({"n_heads": 3, "width": 4}, "width=4 must be a multiple of n_heads=3"),
+        ({"width": 0}, "width=0 must be at least 1, or ~"),
+        ({"width": 4.5}, "width=4.5 must be at least 1, or ~"),
         ({"n_heads": 3}, "hidden_size=8 must be a multiple of n_heads=3"),
         ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob=1.0 must lie in \[0, 1\)"),
         ({"attn_dropout_prob": -0.1}, r"attn_dropout_prob=-0.1 must lie in \[0, 1"),
