@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "SimDiffRec, released": ("SimDiffRec", {"preset": "official"}),
     "SimDiffRec, prefixes": ("SimDiffRec", {"train_sampling": "prefix_last"}),
     "SimDiffRec, every state": ("SimDiffRec", {"contrast_at": "every"}),
+    "SimDiffRec, balanced": ("SimDiffRec", {"cl_balance": 0.3, "train_sampling": "prefix_last"}),
+    "SimDiffRec, balanced states": ("SimDiffRec", {"cl_balance": 0.3, "contrast_at": "every"}),
     "SimDiffRec, same target": (
         "SimDiffRec",
         {"contrast_at": "every", "cl_positives": "same_target", "cl_negatives": "pos_only"},

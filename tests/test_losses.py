@@ -351,8 +351,8 @@ def nt_xent_by_hand(first, second, tau, similarity):
                 score[j] = torch.cosine_similarity(z, other, dim=0).item() / tau
             else:
                 score[j] = (z @ other).item() / tau
-        own = score.pop(i)
-        assert own is not None
+        positive = score.pop(i)
+        assert positive is not None
         assert len(score) == 2 * len(first) - 1
         total += -score[partner] + math.log(sum(math.exp(x) for x in score.values()))
     return total / len(rows)

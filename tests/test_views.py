@@ -36,11 +36,11 @@ def floor(ratio: float, length: int) -> int:
     return int(Fraction(str(ratio)) * length)
 
 
-def plausible(found: Counter, expected: dict) -> bool:
+def plausible(observed: Counter, expected: dict) -> bool:
     """Whether counts may come from these probabilities; nothing else may occur."""
-    assert set(found) <= set(expected)
-    total = sum(found.values())
-    counts = [found[key] for key in expected]
+    assert set(observed) <= set(expected)
+    total = sum(observed.values())
+    counts = [observed[key] for key in expected]
     return chisquare(counts, [p * total for p in expected.values()]).pvalue > 1e-3
 
 
@@ -132,14 +132,14 @@ def test_every_subset_is_equally_likely():
     assert plausible(hit, dict.fromkeys(itertools.combinations(range(5), 2), 1 / 10))
 
 
-@pytest.mark.parametrize("least", [0, 1, 2, 5])
-def test_mask_replaces_a_least_number_of_items(least):
+@pytest.mark.parametrize("minimum", [0, 1, 2, 5])
+def test_mask_replaces_a_minimum_number_of_items(minimum):
     """Short rows are not left as they are; no more than the row, and no padding."""
     seq, length = rows(*range(1, 21))
-    view, _ = mask(seq, length, 0.3, TOKEN, least)
+    view, _ = mask(seq, length, 0.3, TOKEN, minimum)
     masked = view == TOKEN
-    wanted = [min(n, max(floor(0.3, n), least)) for n in range(1, 21)]
-    assert masked.sum(1).tolist() == wanted
+    expected = [min(n, max(floor(0.3, n), minimum)) for n in range(1, 21)]
+    assert masked.sum(1).tolist() == expected
     assert (seq[masked] > 0).all()
 
 
@@ -168,18 +168,18 @@ def test_every_window_and_order_is_equally_likely():
             row = [1, 2, 3, 4, 5]
             row[start : start + 3] = order
             expected[(*row, 0, 0)] += Fraction(1, 18)
-    found = outcomes(reorder(*many(5, width=7), 0.6)[0])
-    assert plausible(found, {row: float(p) for row, p in expected.items()})
-    assert len(found) == len(expected) > 6
+    observed = outcomes(reorder(*many(5, width=7), 0.6)[0])
+    assert plausible(observed, {row: float(p) for row, p in expected.items()})
+    assert len(observed) == len(expected) > 6
 
 
 def test_a_least_window_moves_the_shortest_rows():
     """Of two items, and of three, each pair of neighbours; a window of one would move none."""
     assert outcomes(reorder(*many(2, width=4), 0.6)[0]) == {(1, 2, 0, 0): N_DRAWS}
-    found = outcomes(reorder(*many(2, width=4), 0.6, 2)[0])
-    assert plausible(found, {(1, 2, 0, 0): 0.5, (2, 1, 0, 0): 0.5})
-    found = outcomes(reorder(*many(3), 0.6, 2)[0])
-    assert plausible(found, {(1, 2, 3): 0.5, (2, 1, 3): 0.25, (1, 3, 2): 0.25})
+    observed = outcomes(reorder(*many(2, width=4), 0.6, 2)[0])
+    assert plausible(observed, {(1, 2, 0, 0): 0.5, (2, 1, 0, 0): 0.5})
+    observed = outcomes(reorder(*many(3), 0.6, 2)[0])
+    assert plausible(observed, {(1, 2, 3): 0.5, (2, 1, 3): 0.25, (1, 3, 2): 0.25})
     seq, length = rows(1, 2, 3, 20)
     view, _ = reorder(seq, length, 0.6, 30)  # the whole row
     assert torch.equal(view.sort(1).values, seq.sort(1).values)
@@ -207,23 +207,23 @@ def operators(pair: list[views.View]) -> list[tuple[str, str]]:
 def test_the_two_operators_differ_and_all_pairs_are_equally_likely():
     """Invariant 11."""
     pairs = itertools.permutations(["crop", "mask", "reorder"], 2)
-    found = Counter(operators(two_views(*many(10), **RATES)))
-    assert plausible(found, dict.fromkeys(pairs, 1 / 6))
+    observed = Counter(operators(two_views(*many(10), **RATES)))
+    assert plausible(observed, dict.fromkeys(pairs, 1 / 6))
 
 
 def test_with_replacement_the_two_operators_are_independent():
     pairs = itertools.product(["crop", "mask", "reorder"], repeat=2)
-    found = Counter(operators(two_views(*many(10), **RATES, replacement=True)))
-    assert plausible(found, dict.fromkeys(pairs, 1 / 9))
+    observed = Counter(operators(two_views(*many(10), **RATES, replacement=True)))
+    assert plausible(observed, dict.fromkeys(pairs, 1 / 9))
 
 
 def test_both_views_start_from_the_row_itself():
     """What an operator did to one view does not show in the other; each keeps its own law."""
     seq, length = many(10, width=12)
     both = two_views(seq, length, **RATES)
-    made = operators(both)
+    pairs = operators(both)
     for number, (view, view_len) in enumerate(both):
-        for row, n, pair in zip(view.tolist(), view_len.tolist(), made, strict=True):
+        for row, n, pair in zip(view.tolist(), view_len.tolist(), pairs, strict=True):
             if pair[number] == "crop":
                 assert row == [*range(row[0], row[0] + 5), *[0] * 7]
             elif pair[number] == "mask":

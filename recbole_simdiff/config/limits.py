@@ -41,7 +41,7 @@ def _mapping(value: Any, test: Callable[[Any], bool]) -> bool:
 
 
 def _or_none(rule: Rule) -> Rule:
-    return Rule(lambda value: value is None or rule.holds(value), f"{rule.wanted}, or None")
+    return Rule(lambda value: value is None or rule.holds(value), f"{rule.condition}, or None")
 
 
 def _buckets(value: Any) -> bool:
@@ -199,6 +199,6 @@ def check(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         rule = RULES.get(key)
         if rule is not None and not rule.holds(value):
-            raise UserError(f"{key}={value!r} must {rule.wanted}", keys=(key,))
+            raise UserError(f"{key}={value!r} must {rule.condition}", keys=(key,))
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value} must be finite", keys=(key,))

@@ -294,9 +294,9 @@ class CaDiRec(EncoderRecommender):
         score = torch.rand(n_masks, len(layout.row), device=item_seq.device)
         chosen = score < self.aug_ratio
         if self.aug_mask == "independent_min1":
-            least = score.new_full((n_masks, layout.batch), torch.inf)
-            least = least.scatter_reduce(1, layout.row.expand_as(score), score, "amin")
-            chosen |= score == least[:, layout.row]
+            minimum = score.new_full((n_masks, layout.batch), torch.inf)
+            minimum = minimum.scatter_reduce(1, layout.row.expand_as(score), score, "amin")
+            chosen |= score == minimum[:, layout.row]
         number = torch.arange(n_masks, device=item_seq.device).unsqueeze(1)
         row = layout.row + number * layout.batch  # [n_masks, tokens]
         n_rows = n_masks * layout.batch
@@ -487,10 +487,10 @@ class CaDiRec(EncoderRecommender):
         table = self.diffusion_table[1:]
         with torch.autocast(x_hat.device.type, enabled=False):
             for part, logits in logit_blocks(x_hat, table, self.loss_memory_mb):
-                own = original[part].unsqueeze(1) - 1
-                rank[part] = (logits > logits.gather(1, own)).sum(1)
+                item = original[part].unsqueeze(1) - 1
+                rank[part] = (logits > logits.gather(1, item)).sum(1)
                 if self.cand_exclude_original:
-                    logits.scatter_(1, own, -torch.inf)
+                    logits.scatter_(1, item, -torch.inf)
                 best[part] = logits.topk(self.cand_topk).indices + 1
         return best, rank
 

@@ -22,8 +22,8 @@ contrasted. The gradient flows into all three passes. At inference the model is 
 Differences, tagged where they are made: Paper / Code / Here.
     * `contrast` also offers the other pairs of Code: `un` (h, h'), `su` (h, h_s'), `us` both.
     * same-target rows: Code reads them from a file made beforehand. Here: an index in memory.
-    * rows of an augmenter: views are made of real items, so a row with invented ones in front and
-      the same row without them count as one, and are never views of each other.
+    * rows of an augmenter: views are made of real items, so a row with pseudo-items in front
+      and the same row without them count as one, and are never views of each other.
     * other rows with the same target stay wrong answers, as in the paper and Code.
     * batches hold rows of similar length (see BucketLoader), so the wrong answers do, too; the
       supervised views are of any length.

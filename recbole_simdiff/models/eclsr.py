@@ -130,7 +130,9 @@ class ECLSR(EncoderRecommender):
         self.mask_token: int = self.n_items
 
         def tower() -> Tower:
-            return Tower(self, self.transformer(config, config["n_layers"], config["n_heads"]))
+            return Tower(
+                self, self.build_transformer(config, config["n_layers"], config["n_heads"])
+            )
 
         self.generator = tower()
         self.discriminator = None if config["share_discriminator"] else tower()
@@ -331,13 +333,13 @@ class ECLSR(EncoderRecommender):
             noise = torch.rand(len(layout.row), dtype=torch.float64, device=layout.row.device)
             noise = noise.masked_fill(layout.position == 0, torch.inf)
             rank = layout.unpack(noise, fill=torch.inf).argsort(1).argsort(1)
-            wanted = (self.mask_ratio * layout.lengths.double() + 1 + 1e-9).floor().long()
-            count = torch.minimum(wanted, layout.lengths - 1)
+            count = (self.mask_ratio * layout.lengths.double() + 1 + 1e-9).floor().long()
+            count = torch.minimum(count, layout.lengths - 1)
             return layout.pack(rank < count.unsqueeze(1)).nonzero().squeeze(1)
         drawn = torch.rand(len(layout.row), device=layout.row.device) < self.mask_ratio
         chosen = layout.unpack(drawn.long())
-        most = -int(-(self.mask_ratio * self.max_seq_length + 1 - 1e-9) // 1)  # rounded up
-        chosen = (chosen > 0) & (chosen.cumsum(1) <= most)
+        maximum = -int(-(self.mask_ratio * self.max_seq_length + 1 - 1e-9) // 1)  # rounded up
+        chosen = (chosen > 0) & (chosen.cumsum(1) <= maximum)
         rows = (~chosen.any(1)).nonzero().squeeze(1)
         chosen[rows, layout.lengths[rows] - 1] = True
         return layout.pack(chosen).nonzero().squeeze(1)

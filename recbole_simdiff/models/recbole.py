@@ -130,8 +130,8 @@ def build_recbole(config: Any, dataset: Any) -> RecBoleModel:
 def check_features(config: Any, dataset: Any) -> None:
     """Refuse columns of items that would take no part in a model of RecBole.
 
-    Its models pass over columns of numbers that are not among ``numerical_features``, without a
-    word; S3Rec reads numbers as no attributes.
+    Its models ignore, without a message, number columns that ``numerical_features`` does not
+    name; S3Rec ignores all number columns.
 
     Raises:
         UserError: naming the column and the key that would make it work.

@@ -30,7 +30,7 @@ WRAPPERS = {"DiffuASR": generator.check_config}
 
 def plugin_models() -> dict[str, type[SequentialModel]]:
     """Name -> class of every model in this package."""
-    found: dict[str, type[SequentialModel]] = {}
+    models: dict[str, type[SequentialModel]] = {}
     package = importlib.import_module("recbole_simdiff.models")
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
@@ -38,8 +38,8 @@ def plugin_models() -> dict[str, type[SequentialModel]]:
             if not isinstance(value, type) or not issubclass(value, SequentialModel):
                 continue
             if value.__module__ == module.__name__ and not issubclass(value, RecBoleModel):
-                found[name] = value
-    return found
+                models[name] = value
+    return models
 
 
 def recbole_models() -> dict[str, type[RecBoleModel]]:

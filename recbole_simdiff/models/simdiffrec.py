@@ -29,6 +29,8 @@ Differences, tagged where they are made: Paper / Code / Here.
     * Eq. 3 is BCE: default CE as in Code; `sr_loss: BCE` is the paper's text.
     * values of A_t, C_t, T-step sampler, tau, number of positions: not in the paper, see the yaml.
     * Eq. 17 contrasts the newest state of a row: `contrast_at: every` contrasts all of them.
+    * Here only, off by default: a weight of the contrast that balances gradients (`cl_balance`), a
+      dropout of its own for the contrast (`cl_dropout`), sampled positive views (`pos_sample`).
 The released behaviour is `preset: official`.
 """
 
@@ -44,7 +46,7 @@ from torch.nn import functional as F
 from recbole_simdiff.diffusion import samplers, schedules
 from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, DenoiserInput
 from recbole_simdiff.diffusion.process import ForwardProcess
-from recbole_simdiff.distributed import local_fraction, world_size
+from recbole_simdiff.distributed import all_reduce_sum, local_fraction, world_size
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.encoder import EncoderRecommender
@@ -56,9 +58,11 @@ from recbole_simdiff.modules.losses import (
     state_info_nce,
 )
 from recbole_simdiff.modules.rules import (
+    Rule,
     at_least,
     positive,
     ratio_above_0,
+    ratio_below_1_or_none,
     require,
     require_at_most,
     require_choice,
@@ -86,6 +90,7 @@ OPTIONS = {
 RANGES = {
     "k_noise": at_least(1),
     "k_sample": at_least(1),
+    "pos_sample": Rule(lambda k: k == 0 or at_least(2).holds(k), "be 0, or at least 2"),
     "diffusion_steps": at_least(2),
     "reverse_steps": at_least(1),
     "contrast_states": at_least(2),
@@ -96,10 +101,14 @@ RANGES = {
     "diff_mse_weight": at_least(0),
     "diff_round_weight": at_least(0),
     "cl_warmup_epochs": at_least(0),
+    "cl_balance": at_least(0),
+    "cl_dropout": ratio_below_1_or_none,
     "aug_ratio": ratio_above_0,
     "tau": positive,
     "initializer_range": positive,
 }
+
+BALANCE_DECAY = 0.99  # of the running means of cl_balance, per batch
 
 
 class SimDiffRecLoss(NamedTuple):
@@ -129,12 +138,15 @@ class SimDiffRec(EncoderRecommender):
     """
 
     data_parallel = True
+    gradient_norms: Tensor  # of cl_balance: running means for L_sr and L_cl, [2]
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.cl_weight: float = config["cl_weight"]
         self.diff_weight: float = config["diff_weight"]
         self.cl_warmup_epochs: int = config["cl_warmup_epochs"]
+        self.cl_balance: float = config["cl_balance"]
+        self.cl_dropout: float | None = config["cl_dropout"]
         self.k_noise: int = config["k_noise"]
         self.noise_source: str = config["noise_source"]
         self.noise_similarity: str = config["noise_similarity"]
@@ -154,6 +166,7 @@ class SimDiffRec(EncoderRecommender):
         self.aug_items: str = config["aug_items"]
         self.aug_dropout: bool = config["aug_dropout"]
         self.k_sample: int = config["k_sample"]
+        self.pos_sample: int = config["pos_sample"]
         self.pos_exclude_original: bool = config["pos_exclude_original"]
         self.neg_exclude_original: bool = config["neg_exclude_original"]
         self.cl_negatives: str = config["cl_negatives"]
@@ -164,6 +177,14 @@ class SimDiffRec(EncoderRecommender):
         self.tau: float = config["tau"]
         self._check_against_items()
 
+        self._build_denoiser(config)
+        if self.cl_balance > 0:  # part of checkpoints, so that a resumed run goes on exactly
+            self.register_buffer("gradient_norms", torch.zeros(2))
+        self.epoch = 0
+        self._monitored: dict[str, Tensor] = {}
+
+    def _build_denoiser(self, config: Any) -> None:
+        """Forward process, denoiser and the scale of its estimates."""
         betas = schedules.linear_betas(
             config["diffusion_steps"], config["beta_start"], config["beta_end"]
         )
@@ -180,7 +201,7 @@ class SimDiffRec(EncoderRecommender):
         self.denoiser_encoder = (
             None
             if self.share_denoiser_encoder
-            else self.transformer(config, config["denoiser_layers"], config["denoiser_heads"])
+            else self.build_transformer(config, config["denoiser_layers"], config["denoiser_heads"])
         )
         self.denoiser.apply(self.init_weights)
         if self.denoiser_encoder is not None:
@@ -195,8 +216,6 @@ class SimDiffRec(EncoderRecommender):
             if config["rounding"] == "scaled"
             else None
         )
-        self.epoch = 0
-        self._monitored: dict[str, Tensor] = {}
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -225,18 +244,42 @@ class SimDiffRec(EncoderRecommender):
                 "0 < beta_start <= beta_end < 1",
                 keys=("beta_start", "beta_end"),
             )
+        SimDiffRec._check_views(config)
+        SimDiffRec._check_contrast(config)
+
+    @staticmethod
+    def _check_views(config: Any) -> None:
+        """Refuse settings of the views that contradict each other."""
         if config["aug_count"] == "fixed" and not config["pad_in_diffusion_loss"]:
             raise UserError(
                 "aug_count=fixed is the released behaviour, which replaces padding cells too; it "
                 "needs pad_in_diffusion_loss=True (or take preset=official)",
                 keys=("aug_count", "pad_in_diffusion_loss", "preset"),
             )
-        exclude = config["pos_exclude_original"] or config["neg_exclude_original"]
-        if config["aug_items"] == "random" and exclude:
+        ranked = ("pos_sample", "pos_exclude_original", "neg_exclude_original")
+        if config["aug_items"] == "random" and any(config[key] for key in ranked):
             raise UserError(
-                "pos_exclude_original and neg_exclude_original rank the denoiser's choices; with "
-                "aug_items=random there is nothing to rank",
+                f"{', '.join(ranked)} rank the denoiser's choices; with aug_items=random there is "
+                "nothing to rank",
                 keys=("aug_items",),
+            )
+        hard = config["cl_negatives"] == "pos_and_hard"
+        if hard and config["k_sample"] <= config["pos_sample"]:
+            raise UserError(
+                f"k_sample={config['k_sample']} must be larger than "
+                f"pos_sample={config['pos_sample']}, so that the hard negative is not among the "
+                "items that the positive view is drawn from",
+                keys=("k_sample", "pos_sample"),
+            )
+
+    @staticmethod
+    def _check_contrast(config: Any) -> None:
+        """Refuse settings of the contrast that contradict each other."""
+        if config["cl_balance"] > 0 and config["cl_weight"] == 0:
+            raise UserError(
+                f"cl_balance={config['cl_balance']} weighs a contrast that cl_weight=0 leaves out; "
+                "with cl_balance any cl_weight above 0 will do, its value is not used",
+                keys=("cl_balance", "cl_weight"),
             )
         if config["contrast_at"] == "every" and (
             config["train_sampling"] != "user_all" or config["aug_count"] == "fixed"
@@ -269,6 +312,12 @@ class SimDiffRec(EncoderRecommender):
                 f"{self.n_items - 1}{less}",
                 keys=("k_sample",),
             )
+        if self.pos_sample > self.n_items - 1:
+            raise UserError(
+                f"pos_sample={self.pos_sample} must not exceed the number of items, "
+                f"{self.n_items - 1}",
+                keys=("pos_sample",),
+            )
 
     # ------------------------------------------------------------------ total loss, Eq. 18
 
@@ -280,25 +329,32 @@ class SimDiffRec(EncoderRecommender):
         rec = self.recommendation_loss(hidden, layout, interaction)
 
         contrastive = diffusion = rec.new_zeros(())
-        cl_weight = self.cl_weight * self._warmup()
+        warmup = min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0
+        cl_weight = self.cl_weight * warmup
         norms = self.item_embedding.weight.detach()[1:].norm(dim=1)
         self._monitored = {"item_norm": norms.mean()}
         if self.diff_weight > 0 or cl_weight > 0:
-            item_seq, cells = self._cells(item_seq, layout)
-            items = cells.pack(item_seq)
+            item_seq, tokens = self._tokens(item_seq, layout)
+            items = tokens.pack(item_seq)
             noise = self.noise(items)
-            t = torch.randint(1, self.process.n_steps + 1, (cells.batch,), device=item_seq.device)
+            t = torch.randint(1, self.process.n_steps + 1, (tokens.batch,), device=item_seq.device)
             if self.diff_weight > 0:
-                diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, cells)
+                diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, tokens)
             if cl_weight > 0:
-                views = self.make_views(item_seq, noise.detach(), t, cells)
-                if self.contrast_at == "every":
-                    contrastive = self.contrast_every_state(hidden, layout, interaction, views)
-                else:
-                    state = hidden if self.last_target_only else hidden[layout.last]
-                    contrastive = self.contrastive_loss(state, views)
-                contrastive = cl_weight * contrastive
+                views = self.make_views(item_seq, noise.detach(), t, tokens)
                 self._monitored |= views.monitor
+                with self._contrast_dropout():
+                    anchor = self.anchor(hidden, layout, interaction)
+                    if self.contrast_at == "every":
+                        contrast = self.contrast_every_state(anchor, layout, interaction, views)
+                    else:
+                        contrast = self.contrastive_loss(anchor, views)
+                if self.cl_balance > 0:
+                    weight = warmup * self.balanced_weight(rec, hidden, contrast, anchor)
+                    self._monitored["cl_weight"] = weight
+                    contrastive = weight * contrast
+                else:
+                    contrastive = cl_weight * contrast
         return SimDiffRecLoss(rec, contrastive, diffusion)
 
     def begin_epoch(self, phase: str, epoch: int) -> None:
@@ -314,20 +370,16 @@ class SimDiffRec(EncoderRecommender):
         """The views of a batch by name, [B, L] each, for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
         layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
-        item_seq, cells = self._cells(item_seq, layout)
-        t = torch.randint(1, self.process.n_steps + 1, (cells.batch,), device=item_seq.device)
-        views = self.make_views(item_seq, self.noise(cells.pack(item_seq)), t, cells)
+        item_seq, tokens = self._tokens(item_seq, layout)
+        t = torch.randint(1, self.process.n_steps + 1, (tokens.batch,), device=item_seq.device)
+        views = self.make_views(item_seq, self.noise(tokens.pack(item_seq)), t, tokens)
         return {"positive": views.positive, "hard negative": views.negative}
 
-    def _cells(self, item_seq: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
-        """What the diffusion model works on: real tokens or, as released, padding as well."""
-        if not self.pad_in_diffusion_loss:
-            return item_seq, layout
-        item_seq = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
-        return item_seq, TokenLayout(layout.lengths, self.max_seq_length, with_padding=True)
-
-    def _warmup(self) -> float:
-        return min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0
+    def _tokens(self, item_seq: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
+        """Items and tokens that the diffusion model works on: the real ones."""
+        if self.pad_in_diffusion_loss:  # Code
+            return with_padding(item_seq, layout, self.max_seq_length)
+        return item_seq, layout
 
     # ------------------------------------------------------------------ noise, Eq. 6-7
 
@@ -406,10 +458,8 @@ class SimDiffRec(EncoderRecommender):
             table = self.item_embedding.weight
             table = table.detach() if self.round_detach_table else table
             query = self.rounding_query(z_hat)
-            if self.pad_in_diffusion_loss:
-                total = full_softmax_loss(query, table, items, self.loss_memory_mb)
-            else:
-                total = full_softmax_loss(query, table[1:], items - 1, self.loss_memory_mb)
+            first = 0 if self.pad_in_diffusion_loss else 1  # of the classes
+            total = full_softmax_loss(query, table[first:], items - first, self.loss_memory_mb)
             loss = loss + self.diff_round_weight * total
         if self.pad_in_diffusion_loss:
             return local_fraction(len(items)) * loss / len(items)
@@ -451,15 +501,13 @@ class SimDiffRec(EncoderRecommender):
             "negative_is_original": (negative == original).float().mean(),
             "confidence": confidence[real].mean(),
         }
-        if self.aug_count == "fixed":
-            positive, positive_len = self._refill(item_seq, layout, token, positive)
-            negative, negative_len = self._refill(item_seq, layout, token, negative)
-        else:
-            positive, negative = (
-                self._overwrite(item_seq, layout, token, new) for new in (positive, negative)
-            )
-            positive_len = negative_len = layout.lengths
-        return Views(positive, positive_len, negative, negative_len, monitor)
+        positive, negative = (
+            overwritten(item_seq, layout, token, new) for new in (positive, negative)
+        )
+        if self.aug_count == "fixed":  # Code: padding may have become items
+            views = (*refilled(positive, item_seq, layout), *refilled(negative, item_seq, layout))
+            return Views(*views, monitor)
+        return Views(positive, layout.lengths, negative, layout.lengths, monitor)
 
     def restore(self, items: Tensor, noise: Tensor, start: Tensor, layout: TokenLayout) -> Tensor:
         """Noise the items up to step ``start`` and run the reverse process (Eq. 11).
@@ -522,15 +570,12 @@ class SimDiffRec(EncoderRecommender):
         Returns:
             LongTensor: [m].
         """
-        if self.aug_count == "fixed":
-            padded = layout.unpack(score, fill=-torch.inf)
-            padded = padded.masked_fill(~layout.keys, 0.0)
-            count = torch.full_like(
-                layout.lengths, max(1, int(self.aug_ratio * self.max_seq_length))
-            )
-        else:
-            padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, -torch.inf)
-            count = (self.aug_ratio * layout.lengths.double() + 1e-9).floor().long().clamp(min=1)
+        padding = -torch.inf
+        count = (self.aug_ratio * layout.lengths.double() + 1e-9).floor().long().clamp(min=1)
+        if self.aug_count == "fixed":  # Code
+            padding = 0.0
+            count = torch.full_like(count, max(1, int(self.aug_ratio * self.max_seq_length)))
+        padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, padding)
         order = padded.argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(
             1, order, torch.arange(layout.length, device=order.device).expand_as(order)
@@ -540,6 +585,8 @@ class SimDiffRec(EncoderRecommender):
     def replacements(self, z_hat: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
         """First and k_sample-th choice of the denoiser for each selected token (Sec. 4.4).
 
+        Here: with ``pos_sample`` k the positive one is drawn from the first k choices.
+
         Args:
             z_hat (Tensor): restored embeddings of the selected tokens, [m, H].
             original (LongTensor): their items, [m].
@@ -547,60 +594,44 @@ class SimDiffRec(EncoderRecommender):
         Returns:
             tuple: ids for the positive and for the hard-negative view, both in 1..V, [m].
         """
-        if self.aug_items == "random":
-            # Code: the logits are overwritten with uniform numbers before the choice, so both
-            # replacements are random ids, padding included.
-            low = 0 if self.aug_count == "fixed" else 1
-            n_ids = self.n_items - low
-            first = torch.randint(n_ids, original.shape, device=original.device)
-            other = torch.randint(1, n_ids, original.shape, device=original.device)
-            nth = first if self.k_sample == 1 else (first + other) % n_ids
-            return first + low, nth + low
+        if self.aug_items == "random":  # Code
+            first_id = 0 if self.aug_count == "fixed" else 1
+            return random_items(original, first_id, self.n_items, self.k_sample > 1)
         positive, negative = torch.empty_like(original), torch.empty_like(original)
         table = self.item_embedding.weight[1:]
         query = self.rounding_query(z_hat)  # ranked as confidence and rounding loss do
         with torch.autocast(z_hat.device.type, enabled=False):
             for part, logits in logit_blocks(query, table, self.loss_memory_mb):
-                own = (original[part] - 1).unsqueeze(1)
-                depth = min(self.k_sample + 1, logits.shape[1])
-                ranked = logits.topk(depth).indices  # [rows, k_sample + 1]
-                positive[part] = self._rank(ranked, own, 1, self.pos_exclude_original) + 1
-                negative[part] = self._rank(ranked, own, self.k_sample, self.neg_exclude_original)
+                item = (original[part] - 1).unsqueeze(1)
+                depth = min(max(self.k_sample + 1, self.pos_sample), logits.shape[1])
+                top, ranked = logits.topk(depth)
+                if self.pos_sample:
+                    positive[part] = self._draw(top, ranked, item) + 1
+                else:
+                    positive[part] = self._rank(ranked, item, 1, self.pos_exclude_original) + 1
+                negative[part] = self._rank(ranked, item, self.k_sample, self.neg_exclude_original)
                 negative[part] += 1
         return positive, negative
 
+    def _draw(self, logits: Tensor, ranked: Tensor, original: Tensor) -> Tensor:
+        """One of the pos_sample best items, by their probability (Eq. 12) among themselves.
+
+        With ``pos_exclude_original`` the original item is none of them.
+        """
+        logits = logits[:, : self.pos_sample]
+        ranked = ranked[:, : self.pos_sample]
+        if self.pos_exclude_original:
+            logits = logits.masked_fill(ranked == original, -torch.inf)
+        return ranked.gather(1, logits.softmax(1).multinomial(1)).squeeze(1)
+
     @staticmethod
-    def _rank(ranked: Tensor, own: Tensor, rank: int, exclude: bool) -> Tensor:
-        """The rank-th column of ``ranked``, not counting the token's own item if ``exclude``."""
+    def _rank(ranked: Tensor, original: Tensor, rank: int, exclude: bool) -> Tensor:
+        """The rank-th column of ``ranked``, not counting the original item if ``exclude``."""
         if not exclude:
             return ranked[:, rank - 1]
-        above = (ranked[:, :rank] == own).any(1)  # the own item takes one of the first places
+        above = (ranked[:, :rank] == original).any(1)  # it is among the first ``rank``
         pick = torch.where(above, rank, rank - 1).clamp(max=ranked.shape[1] - 1)
         return ranked.gather(1, pick.unsqueeze(1)).squeeze(1)
-
-    @staticmethod
-    def _overwrite(item_seq: Tensor, layout: TokenLayout, token: Tensor, new: Tensor) -> Tensor:
-        """``item_seq`` with the selected tokens replaced, [B, L]."""
-        flat = item_seq.flatten().index_copy(0, layout.index[token], new)
-        return flat.view_as(item_seq)
-
-    @classmethod
-    def _refill(
-        cls, item_seq: Tensor, layout: TokenLayout, token: Tensor, new: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Released behaviour: replaced padding cells become items *before* the history.
-
-        Code pads on the left, so an overwritten padding cell lengthens the sequence at its old end,
-        and a replacement by id 0 leaves a hole. Both are kept; holes are closed.
-        """
-        view = cls._overwrite(item_seq, layout, token, new)
-        place = torch.arange(layout.length, device=view.device)
-        left_padded = view.gather(1, (place + layout.lengths.unsqueeze(1)) % layout.length)
-        order = (left_padded == 0).int().argsort(dim=1, stable=True)
-        length = (left_padded != 0).sum(1)
-        empty = length == 0
-        closed = torch.where(empty.unsqueeze(1), item_seq, left_padded.gather(1, order))
-        return closed, torch.where(empty, layout.lengths, length)
 
     @contextmanager
     def _denoiser_mode(self, dropout: bool) -> Iterator[None]:
@@ -616,6 +647,69 @@ class SimDiffRec(EncoderRecommender):
                 module.train(training)
 
     # ------------------------------------------------------------------ contrast, Eq. 17
+
+    def anchor(self, hidden: Tensor, layout: TokenLayout, interaction: Interaction) -> Tensor:
+        """States of the sequences that the views are contrasted with.
+
+        Paper, Code: those that predict the next item. Here, with ``cl_dropout``: those of another
+        pass with the views' dropout.
+
+        Args:
+            hidden (Tensor): states of the next-item loss, [n, H] or [B, H].
+            layout (TokenLayout): layout of the batch.
+            interaction (Interaction): the batch.
+
+        Returns:
+            Tensor: h(s), [B, H], or with ``contrast_at: every`` H(s), [n, H].
+        """
+        newest = self.contrast_at == "newest"
+        if self.cl_dropout is not None:
+            return self.encode(interaction[self.ITEM_SEQ], layout, last_only=newest)
+        return hidden[layout.last] if newest and not self.last_target_only else hidden
+
+    @contextmanager
+    def _contrast_dropout(self) -> Iterator[None]:
+        """The encoder's dropout is ``cl_dropout``, if that is given; restored afterwards."""
+        if self.cl_dropout is None:
+            yield
+            return
+        modules = [self.dropout, *self.trm_encoder.modules()]
+        dropouts = [module for module in modules if isinstance(module, nn.Dropout)]
+        before = [module.p for module in dropouts]
+        for module in dropouts:
+            module.p = self.cl_dropout
+        try:
+            yield
+        finally:
+            for module, p in zip(dropouts, before, strict=True):
+                module.p = p
+
+    def balanced_weight(
+        self, rec: Tensor, hidden: Tensor, contrast: Tensor, anchor: Tensor
+    ) -> Tensor:
+        """rho times the gradient norm of L_sr at the states over that of L_cl, in running means.
+
+        The means start at 0, which their ratio does not see. The norms are those of the gradients
+        at the states of the whole batch, so that several processes find the same weight.
+
+        Args:
+            rec (Tensor): L_sr, scalar.
+            hidden (Tensor): states that it was computed from, [n, H] or [B, H].
+            contrast (Tensor): L_cl without weight, scalar.
+            anchor (Tensor): H(s) or h(s) that it was computed from, [n, H] or [B, H].
+
+        Returns:
+            Tensor: scalar, without gradient; 0 as long as the contrast has had no gradient.
+        """
+        if torch.is_grad_enabled():
+            squares = [
+                torch.autograd.grad(loss, states, retain_graph=True)[0].float().pow(2).sum()
+                for loss, states in ((rec, hidden), (contrast, anchor))
+            ]
+            norms = all_reduce_sum(torch.stack(squares)).sqrt()
+            self.gradient_norms.lerp_(norms, 1 - BALANCE_DECAY)
+        of_rec, of_contrast = self.gradient_norms
+        return torch.where(of_contrast > 0, self.cl_balance * of_rec / of_contrast, 0.0)
 
     def contrastive_loss(self, state: Tensor, views: Views) -> Tensor:
         """InfoNCE of h(s) against h(s+), the other rows' views and h(s-) (Eq. 17).
@@ -682,3 +776,85 @@ class SimDiffRec(EncoderRecommender):
             negative=negative,
             same_target=self.cl_positives == "same_target",
         )
+
+
+def overwritten(item_seq: Tensor, layout: TokenLayout, token: Tensor, new: Tensor) -> Tensor:
+    """A copy of ``item_seq`` with other items at the selected tokens.
+
+    Args:
+        item_seq (LongTensor): items, [B, L].
+        layout (TokenLayout): where its tokens sit.
+        token (LongTensor): the selected tokens, packed indices, [m].
+        new (LongTensor): their items, [m].
+
+    Returns:
+        LongTensor: [B, L].
+    """
+    flat = item_seq.flatten().index_copy(0, layout.index[token], new)
+    return flat.view_as(item_seq)
+
+
+# ---------------------------------------------------------------------- the released code only
+# What `pad_in_diffusion_loss`, `aug_count: fixed` and `aug_items: random` of `preset: official`
+# need. No other setting calls what follows.
+
+
+def with_padding(
+    item_seq: Tensor, layout: TokenLayout, max_length: int
+) -> tuple[Tensor, TokenLayout]:
+    """The batch padded to the maximum length, with its padding cells among the tokens.
+
+    Args:
+        item_seq (LongTensor): items, [B, L].
+        layout (TokenLayout): where its tokens sit.
+        max_length (int): longest row of the data set.
+
+    Returns:
+        tuple: items, [B, max_length], and the layout of all its cells.
+    """
+    item_seq = F.pad(item_seq, (0, max_length - item_seq.shape[1]))
+    return item_seq, TokenLayout(layout.lengths, max_length, with_padding=True)
+
+
+def random_items(
+    original: Tensor, first_id: int, n_items: int, different: bool
+) -> tuple[Tensor, Tensor]:
+    """Uniform ids for both views: Code overwrites the logits with uniform numbers.
+
+    Args:
+        original (LongTensor): items of the selected tokens, [m].
+        first_id (int): smallest id; 0 if padding may replace an item.
+        n_items (int): number of ids, padding included.
+        different (bool): the second id of a token is never its first one.
+
+    Returns:
+        tuple: ids for the positive and for the hard-negative view, [m].
+    """
+    n_ids = n_items - first_id
+    first = torch.randint(n_ids, original.shape, device=original.device)
+    step = torch.randint(1, n_ids, original.shape, device=original.device)
+    second = (first + step) % n_ids if different else first
+    return first + first_id, second + first_id
+
+
+def refilled(view: Tensor, item_seq: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """A view whose replaced padding cells stand *before* its history.
+
+    Code pads on the left, so an overwritten padding cell lengthens the sequence at its old end, and
+    a replacement by id 0 leaves a hole. Both are kept; holes are closed.
+
+    Args:
+        view (LongTensor): items and replaced padding cells, [B, L].
+        item_seq (LongTensor): the sequences, which empty views become again, [B, L].
+        layout (TokenLayout): lengths of the sequences.
+
+    Returns:
+        tuple: the right-padded view, [B, L], and its lengths, [B].
+    """
+    place = torch.arange(layout.length, device=view.device)
+    left_padded = view.gather(1, (place + layout.lengths.unsqueeze(1)) % layout.length)
+    order = (left_padded == 0).int().argsort(dim=1, stable=True)
+    length = (left_padded != 0).sum(1)
+    empty = length == 0
+    closed = torch.where(empty.unsqueeze(1), item_seq, left_padded.gather(1, order))
+    return closed, torch.where(empty, layout.lengths, length)

@@ -63,7 +63,7 @@ class EncoderRecommender(SequentialModel):
         n_tokens = self.n_items + self.n_extra_tokens
         self.item_embedding = nn.Embedding(n_tokens, self.hidden_size, padding_idx=0)
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
-        self.trm_encoder = self.transformer(config, config["n_layers"], config["n_heads"])
+        self.trm_encoder = self.build_transformer(config, config["n_layers"], config["n_heads"])
         self.LayerNorm = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
         self.dropout = nn.Dropout(self.dropout_prob)
         self.apply(self.init_weights)
@@ -102,7 +102,7 @@ class EncoderRecommender(SequentialModel):
         return max(min(config["train_batch_size"], len(rows)) * chosen, 1.0)
 
     @staticmethod
-    def transformer(config: Any, n_layers: int, n_heads: int) -> PackedTransformer:
+    def build_transformer(config: Any, n_layers: int, n_heads: int) -> PackedTransformer:
         """A Transformer of the configured width, inner size, dropout and activation."""
         return PackedTransformer(
             n_layers=n_layers,
@@ -180,8 +180,8 @@ class EncoderRecommender(SequentialModel):
             hidden (Tensor): states of all tokens [n, H], or of the newest ones [B, H] when only the
                 last target counts (``train_sampling: prefix_last``).
             layout (TokenLayout): layout of the batch.
-            interaction (Interaction): the batch. Positions whose next item was invented by an
-                augmenter, or is the first real one after those, are no targets.
+            interaction (Interaction): the batch. Positions whose next item is a pseudo-item, or
+                the first real one after those, are no targets.
 
         Returns:
             Tensor: scalar.

@@ -74,10 +74,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for part, logits in _blocks(h, e, memory_mb):
                 y = target[part, None]
                 top = logits.amax(1, keepdim=True)
-                own = logits.gather(1, y)
+                of_target = logits.gather(1, y)
                 weights = logits.sub_(top).exp_()
                 norm = weights.sum(1, keepdim=True)
-                total += (top + norm.log() - own).sum()
+                total += (top + norm.log() - of_target).sum()
                 scale = norm.reciprocal_()
                 p = weights.to(dtype)
                 grad_hidden[part] = (p @ e) * scale
@@ -223,15 +223,17 @@ def state_info_nce(
     anchor, positive = _vectors(anchor, similarity), _vectors(positive, similarity)
     with torch.autocast(anchor.device.type, enabled=False):
         logits = anchor @ positive.t() / temperature  # [M, M]
-    own = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
+    same_state = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
     other_user = user.unsqueeze(1) != user
     equal_target = target.unsqueeze(1) == target
-    right = own | (equal_target & other_user) if same_target else own
+    right = same_state
+    if same_target:
+        right = same_state | (equal_target & other_user)
     logits = logits.masked_fill(~(right | (other_user & ~equal_target)), -torch.inf)
     total = logits.logsumexp(1)
     if negative is not None:
-        own_negative = (anchor * _vectors(negative, similarity)).sum(1) / temperature
-        total = torch.logaddexp(total, own_negative)
+        hard = (anchor * _vectors(negative, similarity)).sum(1) / temperature
+        total = torch.logaddexp(total, hard)
     mean_right = logits.masked_fill(~right, 0.0).sum(1) / right.sum(1)
     return (weight * (total - mean_right)).sum()
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from recbole_simdiff.errors import UserError
 
-MOST = 2**31 - 1  # of any whole number that is not bounded below
+MAXIMUM = 2**31 - 1  # of whole numbers whose rule names no other
 
 
 class Rule(NamedTuple):
     """A test of a value and, for the message, what the value must do."""
 
     holds: Callable[[Any], bool]
-    wanted: str
+    condition: str
 
 
 def is_number(value: Any) -> bool:
@@ -24,11 +24,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def whole(least: int, most: int = MOST) -> Rule:
-    """From ``least`` to ``most``. That the number is whole follows from the type of the default."""
+def whole(minimum: int, maximum: int = MAXIMUM) -> Rule:
+    """From ``minimum`` to ``maximum``; the type of the default makes the number a whole one."""
     return Rule(
-        lambda value: is_number(value) and least <= value <= most,
-        f"be at least {least}, at most {most:,}",
+        lambda value: is_number(value) and minimum <= value <= maximum,
+        f"be at least {minimum}, at most {maximum:,}",
     )
 
 
@@ -42,20 +42,20 @@ def among(*values: Any) -> Rule:
     return Rule(lambda value: value in values, f"be {' or '.join(map(str, values))}")
 
 
-def whole_numbers(least: int | None = None, empty: bool = False) -> Rule:
+def whole_numbers(minimum: int | None = None, empty: bool = False) -> Rule:
     """A list of whole numbers.
 
     Args:
-        least (int | None): the smallest that is allowed, if there is one.
+        minimum (int | None): the smallest that is allowed, if there is one.
         empty (bool): the list may have no element.
     """
     return Rule(
         lambda value: (
             isinstance(value, list)
             and (empty or bool(value))
-            and all(type(n) is int and (least is None or n >= least) for n in value)
+            and all(type(n) is int and (minimum is None or n >= minimum) for n in value)
         ),
-        "be a list of whole numbers" + ("" if least is None else f" of at least {least}"),
+        "be a list of whole numbers" + ("" if minimum is None else f" of at least {minimum}"),
     )
 
 
@@ -66,6 +66,10 @@ ratio = Rule(lambda value: is_number(value) and 0 <= value <= 1, "lie in [0, 1]"
 ratio_above_0 = Rule(lambda value: is_number(value) and 0 < value <= 1, "lie in (0, 1]")
 
 ratio_below_1 = Rule(lambda value: is_number(value) and 0 <= value < 1, "lie in [0, 1)")
+
+ratio_below_1_or_none = Rule(
+    lambda value: value is None or ratio_below_1.holds(value), "lie in [0, 1), or be ~"
+)
 
 folder = Rule(lambda value: isinstance(value, str), "be a folder")
 
@@ -84,7 +88,7 @@ def require(config: Any, rules: Mapping[str, Rule]) -> None:
     """
     for key, rule in rules.items():
         if not rule.holds(config[key]):
-            raise UserError(f"{key}={config[key]!r} must {rule.wanted}", keys=(key,))
+            raise UserError(f"{key}={config[key]!r} must {rule.condition}", keys=(key,))
 
 
 def require_choice(config: Any, options: Mapping[str, Sequence[str]]) -> None:
@@ -116,13 +120,13 @@ def require_multiple(config: Any, key: str, of: str) -> None:
         )
 
 
-def require_at_most(config: Any, key: str, most: str) -> None:
+def require_at_most(config: Any, key: str, maximum: str) -> None:
     """Refuse a value above another key's.
 
     Raises:
         UserError: naming both keys and values.
     """
-    if config[key] > config[most]:
+    if config[key] > config[maximum]:
         raise UserError(
-            f"{key}={config[key]} must not exceed {most}={config[most]}", keys=(key, most)
+            f"{key}={config[key]} must not exceed {maximum}={config[maximum]}", keys=(key, maximum)
         )

@@ -558,8 +558,8 @@ def test_denoiser_ignores_padding_and_other_rows(small, pos):
     together = all_outputs(model, x, t, LAYOUT)
     start = 0
     for row, length in enumerate(LEN.tolist()):
-        own = TokenLayout(LEN[row : row + 1], length)
-        alone = all_outputs(model, x[start : start + length], t[row : row + 1], own)
+        alone_layout = TokenLayout(LEN[row : row + 1], length)
+        alone = all_outputs(model, x[start : start + length], t[row : row + 1], alone_layout)
         torch.testing.assert_close(together[start : start + length], alone)
         start += length
 
@@ -605,9 +605,9 @@ def test_initial_weights_of_the_denoiser(make_config, items):
     config = make_config("CaDiRec", hidden_size=32, denoiser_items=items)
     model = CaDiRec(config, SimpleNamespace(num=lambda field: 40))
     parts = ("denoiser.", "denoiser_encoder.", "denoiser_items.")
-    own = {name: p for name, p in model.named_parameters() if name.startswith(parts)}
-    assert ("denoiser_items.weight" in own) == (items == "separate")
-    for name, value in own.items():
+    parts_of_denoiser = {name: p for name, p in model.named_parameters() if name.startswith(parts)}
+    assert ("denoiser_items.weight" in parts_of_denoiser) == (items == "separate")
+    for name, value in parts_of_denoiser.items():
         if name.endswith("bias"):
             assert not value.any(), name
         elif "LayerNorm" in name:
@@ -659,9 +659,9 @@ def test_bias_is_added_to_the_attention_scores():
     )
     start = 0
     for length in LEN.tolist():
-        own = x[start : start + length]
+        row_states = x[start : start + length]
         q, k, v = (
-            linear(own).view(length, 2, 4).transpose(0, 1)
+            linear(row_states).view(length, 2, 4).transpose(0, 1)
             for linear in (attention.query, attention.key, attention.value)
         )
         scores = q @ k.transpose(1, 2) / 2.0 + transformer.position_bias(length)
@@ -717,8 +717,8 @@ def test_rounding_loss_equals_a_dense_reference(small):
         if reduction == "token":
             expected = sum(loss for _, loss in cells) / 3
         else:  # rows 0 and 3 of four have 2 and 1 positions
-            own = [[loss for row, loss in cells if row == r] for r in (0, 1)]
-            expected = sum(sum(losses) / (len(losses) + 1e-5) for losses in own) / 4
+            by_row = [[loss for row, loss in cells if row == r] for r in (0, 1)]
+            expected = sum(sum(losses) / (len(losses) + 1e-5) for losses in by_row) / 4
         loss = model.rounding_loss(model.denoise(x_0, x_t, t, THREE), THREE)
         assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -914,22 +914,22 @@ def test_augmented_views_are_made_as_in_training(small, monkeypatch, aug_mask, s
     model = small(reverse_steps=steps, aug_mask=aug_mask)
     estimated = record(monkeypatch, model, "estimate")
     generated = record(monkeypatch, model, "generate")
-    made: list[Tensor] = []
+    drawn: list[Tensor] = []
     make_views = model.make_views
 
     def keep(item_seq: Tensor, x_hat: Tensor, noised: Noised) -> Any:
         assert noised.n_rows == 4 * model.n_masks
         views = make_views(item_seq, x_hat, noised)
-        made.append(views.items)
+        drawn.append(views.items)
         return views
 
     monkeypatch.setattr(model, "make_views", keep)
-    found = model.augmented_views(rows())
+    views = model.augmented_views(rows())
     assert (len(estimated), len(generated)) == ((1, 0) if steps == 0 else (0, 1))
-    assert list(found) == ["first view", "second view"]
-    assert torch.equal(found["first view"], made[0][:4])
-    assert torch.equal(found["second view"], made[0][4:])
-    assert not torch.equal(made[0][:4], made[0][4:])
+    assert list(views) == ["first view", "second view"]
+    assert torch.equal(views["first view"], drawn[0][:4])
+    assert torch.equal(views["second view"], drawn[0][4:])
+    assert not torch.equal(drawn[0][:4], drawn[0][4:])
 
 
 def test_monitor_of_a_case_worked_by_hand(small, monkeypatch):
@@ -1117,15 +1117,15 @@ def test_training_rows_end_two_items_before_the_history(build):
     config, train, _, _, model = build("CaDiRec", MAX_ITEM_LIST_LENGTH=9)
     assert config["train_sampling"] == "user_all"
     name = train.dataset.field2id_token["item_id"]
-    found = {}
+    seen = {}
     for batch in train:
         layout = TokenLayout(batch["item_length"], batch["item_id_list"].shape[1])
         labels = model.labels(batch["item_id_list"], layout, batch["item_id"])
         for row in range(len(batch)):
-            own = layout.row == row
-            inputs = layout.pack(batch["item_id_list"])[own]
-            found[tuple(name[i] for i in inputs)] = tuple(name[i] for i in labels[own])
-    assert found == {
+            in_row = layout.row == row
+            inputs = layout.pack(batch["item_id_list"])[in_row]
+            seen[tuple(name[i] for i in inputs)] = tuple(name[i] for i in labels[in_row])
+    assert seen == {
         ("i1", "i2", "i3", "i4", "i5", "i6"): ("i2", "i3", "i4", "i5", "i6", "i7"),
         ("i2", "i3"): ("i3", "i5"),
         ("i9", "i8", "i7", "i6"): ("i8", "i7", "i6", "i11"),
@@ -1382,8 +1382,8 @@ def test_denoiser_learns_the_item_from_its_context(build, tmp_path):
 
     def accuracy(steps: int) -> float:
         model.reverse_steps = steps
-        found = model.candidates(model.generate(noised), original)[0][:, 0]
-        return (found == original).float().mean().item()
+        best = model.candidates(model.generate(noised), original)[0][:, 0]
+        return (best == original).float().mean().item()
 
     one = accuracy(1)
     assert one > 0.7

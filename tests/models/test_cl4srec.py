@@ -41,9 +41,9 @@ def small(make_config: Any) -> Any:
         values |= {"MAX_ITEM_LIST_LENGTH": 6, **overrides}
         config = make_config("CL4SRec", **values)
         torch.manual_seed(0)
-        made = model(config, SimpleNamespace(num=lambda field: N_ITEMS))
-        made.item_embedding.weight.data.normal_()
-        return made.eval()
+        instance = model(config, SimpleNamespace(num=lambda field: N_ITEMS))
+        instance.item_embedding.weight.data.normal_()
+        return instance.eval()
 
     return make
 
@@ -135,8 +135,8 @@ def test_settings_reach_the_views(monkeypatch, small):
 
     monkeypatch.setattr(cl4srec, "two_views", spy)
     model.calculate_loss(rows())
-    least = {"min_count": 1, "min_window": 2}
-    assert asked == [((0.5, 0.4, 0.8, N_ITEMS), {"replacement": True, **least})]
+    minimum = {"min_count": 1, "min_window": 2}
+    assert asked == [((0.5, 0.4, 0.8, N_ITEMS), {"replacement": True, **minimum})]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_rows_of_one_user_or_target_may_be_left_out(monkeypatch, small, fn_mask,
     terms = []
     for i in range(4):
         for view in range(2):
-            own = z[view, i]
-            right = own @ z[1 - view, i]
-            others = [own @ z[v, j] for j in range(4) for v in range(2) if (i, j) in wrong]
+            anchor = z[view, i]
+            right = anchor @ z[1 - view, i]
+            others = [anchor @ z[v, j] for j in range(4) for v in range(2) if (i, j) in wrong]
             terms.append(torch.logsumexp(torch.stack([right, *others]), 0) - right)
     torch.testing.assert_close(loss, torch.stack(terms).mean())
 

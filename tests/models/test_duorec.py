@@ -44,9 +44,9 @@ def small(make_config: Any) -> Any:
     def make(model: type = DuoRec, **overrides: Any) -> Any:
         config = make_config("DuoRec", **OFF, MAX_ITEM_LIST_LENGTH=6, **overrides)
         torch.manual_seed(0)
-        made = model(config, SimpleNamespace(num=lambda field: N_ITEMS))
-        made.item_embedding.weight.data.normal_()
-        return made.eval()
+        instance = model(config, SimpleNamespace(num=lambda field: N_ITEMS))
+        instance.item_embedding.weight.data.normal_()
+        return instance.eval()
 
     return make
 
@@ -120,11 +120,11 @@ def test_rows_are_drawn_uniformly_among_the_others(toy):
     index = model.same_target
     sizes = set()
     for row in range(len(index.target)):
-        found = Counter(index.draw(torch.full((3000,), row)).tolist())
+        counts = Counter(index.draw(torch.full((3000,), row)).tolist())
         others = [j for j in group(index, row) if j != row] or [row]
-        assert set(found) == set(others)
+        assert set(counts) == set(others)
         if len(others) > 1:
-            assert chisquare([found[j] for j in others]).pvalue > 1e-3
+            assert chisquare([counts[j] for j in others]).pvalue > 1e-3
         sizes.add(len(group(index, row)))
     assert sizes >= {1, 2, 3}  # the toy data have all cases
 
@@ -205,11 +205,11 @@ def test_a_row_and_its_lengthened_twin_are_one(build):
     torch.manual_seed(0)
     sizes = set()
     for row in range(len(dataset)):
-        found = Counter(index.draw(torch.full((2000,), row)).tolist())
+        counts = Counter(index.draw(torch.full((2000,), row)).tolist())
         others = [j for j in group(plain.same_target, twin[row]) if j != twin[row]]
-        assert set(found) == set(others or [twin[row]])
+        assert set(counts) == set(others or [twin[row]])
         if len(others) > 1:
-            assert chisquare([found[j] for j in others]).pvalue > 1e-3
+            assert chisquare([counts[j] for j in others]).pvalue > 1e-3
         sizes.add((len(others), row >= n_rows))
     assert sizes >= {(0, True), (1, True), (2, True), (0, False)}
 
@@ -328,8 +328,8 @@ def test_supervised_views_come_in_the_order_of_the_rows(monkeypatch, toy):
         row = torch.randperm(len(train.dataset), generator=torch.Generator().manual_seed(0))[:size]
         with monkeypatch.context() as patch:
             expected = fixed_draws(patch, model, row)
-            found = model.supervised_view(Interaction({ROW_NUMBER: row}))
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+            view = model.supervised_view(Interaction({ROW_NUMBER: row}))
+        torch.testing.assert_close(view, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_gradient_flows_into_both_views(monkeypatch, toy):

@@ -56,10 +56,10 @@ def small(make_config: Any) -> Any:
 def reached(model: Any, loss: Tensor) -> set[str]:
     """Top-level modules that a loss sends gradient to."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {
         name.split(".")[0]
-        for name, g in zip(names, found, strict=True)
+        for name, g in zip(names, grads, strict=True)
         if g is not None and g.any()
     }
 
@@ -90,10 +90,10 @@ def test_the_contrast_is_between_two_dropout_passes(small: Any) -> None:
     state = model.recent_mean(model.encode(SEQ, LAYOUT), LAYOUT)
     cosine = F.normalize(state) @ F.normalize(state).t() / 0.05
     torch.testing.assert_close(cosine.diagonal(), torch.full((4,), 20.0))
-    wanted = F.cross_entropy(cosine, torch.arange(4))
-    torch.testing.assert_close(losses(model).contrastive, wanted)
+    expected = F.cross_entropy(cosine, torch.arange(4))
+    torch.testing.assert_close(losses(model).contrastive, expected)
     wet = small(disc_weight=0.0, gen_weight=0.0, last_k=2, hidden_dropout_prob=0.5)
-    assert losses(wet).contrastive > wanted + 0.1
+    assert losses(wet).contrastive > expected + 0.1
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 10])
@@ -102,8 +102,8 @@ def test_mean_of_the_last_states(small: Any, k: int) -> None:
     model = small(last_k=k)
     hidden = torch.randn(len(ITEMS), 8)
     padded = LAYOUT.unpack(hidden)
-    wanted = [padded[i, max(0, n - k) : n].mean(0) for i, n in enumerate(LEN.tolist())]
-    torch.testing.assert_close(model.recent_mean(hidden, LAYOUT), torch.stack(wanted))
+    expected = [padded[i, max(0, n - k) : n].mean(0) for i, n in enumerate(LEN.tolist())]
+    torch.testing.assert_close(model.recent_mean(hidden, LAYOUT), torch.stack(expected))
 
 
 # ---------------------------------------------------------------- masks
@@ -126,8 +126,8 @@ def test_a_fixed_number_of_masks(small: Any, ratio: float) -> None:
     model = small(masking="count", mask_ratio=ratio, MAX_ITEM_LIST_LENGTH=50)
     lengths = [1, 2, 3, 5, 10, 49, 50]
     cells = drawn(model, lengths, 50, 20)
-    wanted = [min(math.floor(ratio * n + 1 + 1e-9), n - 1) for n in lengths for _ in range(20)]
-    assert cells.sum(1).tolist() == wanted
+    expected = [min(math.floor(ratio * n + 1 + 1e-9), n - 1) for n in lengths for _ in range(20)]
+    assert cells.sum(1).tolist() == expected
     assert not cells[:, 0].any()
     length = torch.tensor(lengths).repeat_interleave(20)
     assert not (cells & (torch.arange(50) >= length.unsqueeze(1))).any()
@@ -147,9 +147,9 @@ def test_every_set_of_so_many_masks_is_equally_likely(
     """Invariant 4: drawn without replacement among all but the oldest."""
     torch.manual_seed(0)
     cells = drawn(small(masking="count", mask_ratio=ratio), [n], MAX_LENGTH, 6000)
-    found = Counter(tuple(row.nonzero().flatten().tolist()) for row in cells)
-    assert set(found) == set(combinations(range(1, n), count))
-    assert chisquare(list(found.values())).pvalue > 1e-3
+    counts = Counter(tuple(row.nonzero().flatten().tolist()) for row in cells)
+    assert set(counts) == set(combinations(range(1, n), count))
+    assert chisquare(list(counts.values())).pvalue > 1e-3
 
 
 def test_masks_by_probability(small: Any) -> None:
@@ -172,14 +172,14 @@ def test_masks_by_probability(small: Any) -> None:
     assert alone.item() == pytest.approx((nothing + itself) / (nothing + 5 * itself), abs=0.04)
 
 
-@pytest.mark.parametrize(("ratio", "most"), [(0.2, 11), (0.25, 14), (1.0, 50)])
-def test_masks_stop_at_the_cap(small: Any, ratio: float, most: int) -> None:
+@pytest.mark.parametrize(("ratio", "maximum"), [(0.2, 11), (0.25, 14), (1.0, 50)])
+def test_masks_stop_at_the_cap(small: Any, ratio: float, maximum: int) -> None:
     """Invariant 5: the first ones to reach rho L + 1, counted from the oldest."""
     model = small(MAX_ITEM_LIST_LENGTH=50, mask_ratio=ratio)
     torch.manual_seed(0)
     cells = drawn(model, [50], 50, 2000)
-    assert cells.sum(1).max() == most
-    capped = cells[cells.sum(1) == most]
+    assert cells.sum(1).max() == maximum
+    capped = cells[cells.sum(1) == maximum]
     assert len(capped) > 10
     if ratio < 1:
         assert capped[:, :25].float().mean() > 1.2 * capped[:, 25:].float().mean()
@@ -247,8 +247,8 @@ def test_the_generator_loss_is_a_mean_over_masked_items(small: Any) -> None:
         model = small(mask_pad_in_softmax=pad)
         states, items = torch.randn(3, 8), torch.tensor([4, 12, 1])
         logits = states @ model.item_embedding.weight[table].t()
-        wanted = F.cross_entropy(logits, items - int(pad))
-        torch.testing.assert_close(model.generator_loss(states, items), wanted)
+        expected = F.cross_entropy(logits, items - int(pad))
+        torch.testing.assert_close(model.generator_loss(states, items), expected)
         assert model.generator_loss(states[:0], items[:0]) == 0
 
 
@@ -291,15 +291,15 @@ def test_guesses(small: Any) -> None:
     model.guess = "sample"
     torch.manual_seed(0)
     share = model.guesses(states).bincount(minlength=5)[1:] / 4000
-    wanted = torch.tensor([0.0, 1.0, 2.0, 0.5]).softmax(0)
-    torch.testing.assert_close(share, wanted, atol=0.03, rtol=0)
+    expected = torch.tensor([0.0, 1.0, 2.0, 0.5]).softmax(0)
+    torch.testing.assert_close(share, expected, atol=0.03, rtol=0)
 
 
 def test_a_batch_of_single_items_may_have_no_mask(small: Any) -> None:
     model = small(masking="count")
-    found = losses(model, seq=SEQ[2:3], length=LEN[2:3])
-    assert found.generator == 0
-    assert found.discriminator > 0
+    loss = losses(model, seq=SEQ[2:3], length=LEN[2:3])
+    assert loss.generator == 0
+    assert loss.discriminator > 0
     assert model.monitored()["guessed"] == 0
 
 
@@ -312,10 +312,10 @@ def test_right_guesses_count_as_original(small: Any, monkeypatch: pytest.MonkeyP
     masked = watch(monkeypatch, model, "choose_positions")
     monkeypatch.setattr(model, "guesses", lambda states: ITEMS[masked[-1][1]])
     seen = watch(monkeypatch, model, "discriminate")
-    found = losses(model).discriminator
+    loss = losses(model).discriminator
     ((replaced, _, _), logit) = seen[-1]
     assert torch.equal(replaced, ITEMS)
-    torch.testing.assert_close(found, -torch.log(1 - torch.sigmoid(logit)).mean())
+    torch.testing.assert_close(loss, -torch.log(1 - torch.sigmoid(logit)).mean())
     assert model.monitored()["guessed"] == 1
 
 
@@ -351,8 +351,8 @@ def test_the_input_of_the_discriminator(small: Any, condition: str, shared: bool
     tower = model if shared else model.discriminator
     vectors = tower.LayerNorm(vectors + tower.position_embedding(LAYOUT.position))
     states = tower.trm_encoder(vectors, LAYOUT, causal=True)
-    wanted = (states * model.detector.weight).sum(1)
-    torch.testing.assert_close(model.discriminate(other, hidden, LAYOUT), wanted)
+    expected = (states * model.detector.weight).sum(1)
+    torch.testing.assert_close(model.discriminate(other, hidden, LAYOUT), expected)
 
 
 @pytest.mark.parametrize("both_sides", [False, True])
@@ -361,10 +361,10 @@ def test_the_discriminator_is_causal_unless_told(small: Any, both_sides: bool) -
     hidden = torch.randn(len(ITEMS), 8)
     changed = ITEMS.clone()
     changed[3] = 12  # the newest of the first row
-    base, found = (model.discriminate(items, hidden, LAYOUT) for items in (ITEMS, changed))
-    assert torch.equal(base[:3], found[:3]) != both_sides
-    assert not torch.equal(base[3], found[3])
-    assert torch.equal(base[4:], found[4:])
+    base, after = (model.discriminate(items, hidden, LAYOUT) for items in (ITEMS, changed))
+    assert torch.equal(base[:3], after[:3]) != both_sides
+    assert not torch.equal(base[3], after[3])
+    assert torch.equal(base[4:], after[4:])
 
 
 # ---------------------------------------------------------------- what reaches whom
@@ -375,16 +375,16 @@ ENCODER = {"item_embedding", "position_embedding", "LayerNorm", "trm_encoder"}
 def test_gradients_go_where_they_belong(small: Any) -> None:
     """Invariant 8: guesses pass none; the condition does; all terms share the item table."""
     model = small(hidden_dropout_prob=0.1)
-    found = losses(model)
-    assert reached(model, found.rec + found.contrastive) == ENCODER
-    found = losses(model)
-    assert reached(model, found.discriminator) == {*ENCODER, "detector"}
+    loss = losses(model)
+    assert reached(model, loss.rec + loss.contrastive) == ENCODER
+    loss = losses(model)
+    assert reached(model, loss.discriminator) == {*ENCODER, "detector"}
     assert reached(model, losses(model).generator) == {"item_embedding", "generator"}
     # The encoder is reached through the condition, with a discriminator of its own, too.
     for condition, more in (("sequence", set()), ("position", set()), ("concatenate", {"combine"})):
         alone = small(share_discriminator=False, condition=condition)
-        wanted = {*ENCODER, "detector", "discriminator", *more}
-        assert reached(alone, losses(alone).discriminator) == wanted
+        expected = {*ENCODER, "detector", "discriminator", *more}
+        assert reached(alone, losses(alone).discriminator) == expected
 
 
 def test_the_contrast_moves_the_encoder_through_both_passes(
@@ -413,11 +413,11 @@ def test_number_of_parameters(small: Any) -> None:
 
     model = small()
     sizes = {name: count(module) for name, module in model.named_children()}
-    own = sizes["trm_encoder"] + sizes["position_embedding"] + sizes["LayerNorm"]
-    assert sizes["generator"] == own
+    of_tower = sizes["trm_encoder"] + sizes["position_embedding"] + sizes["LayerNorm"]
+    assert sizes["generator"] == of_tower
     assert sizes["item_embedding"] == (N_ITEMS + 1) * 8
-    assert count(model) == 2 * own + sizes["item_embedding"] + 8
-    assert count(small(share_discriminator=False)) == count(model) + own
+    assert count(model) == 2 * of_tower + sizes["item_embedding"] + 8
+    assert count(small(share_discriminator=False)) == count(model) + of_tower
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -440,13 +440,13 @@ def test_without_its_terms_it_is_sasrec(build: Any, last: bool) -> None:
     weights = {k: v for k, v in model.state_dict().items() if k in known}
     weights["item_embedding.weight"] = weights["item_embedding.weight"][:-1]
     sasrec.load_state_dict(weights)
-    wanted = sasrec.calculate_loss(batch)
-    torch.testing.assert_close(loss.rec, wanted)
+    expected = sasrec.calculate_loss(batch)
+    torch.testing.assert_close(loss.rec, expected)
     loss.rec.backward()
-    wanted.backward()
+    expected.backward()
     for name, parameter in sasrec.named_parameters():
-        found = model.get_parameter(name).grad[: len(parameter)]
-        torch.testing.assert_close(found, parameter.grad, atol=1e-6, rtol=1e-4)
+        gradient = model.get_parameter(name).grad[: len(parameter)]
+        torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_a_target_at_every_position(small: Any) -> None:
@@ -488,13 +488,13 @@ def test_padding_in_the_loss_is_that_of_left_padded_rows(
         left[row, MAX_LENGTH - n :] = SEQ[row, :n]
         target[row, MAX_LENGTH - n - 1 :] = torch.tensor([*SEQ[row, :n].tolist(), POS[row].item()])
     logits = left_padded_states(model, left) @ model.item_table.t()
-    wanted = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-    found = losses(model, seq=SEQ[:, :width])
-    torch.testing.assert_close(found.rec, wanted)
-    found.rec.backward()
+    expected = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+    loss = losses(model, seq=SEQ[:, :width])
+    torch.testing.assert_close(loss.rec, expected)
+    loss.rec.backward()
     ours = model.item_embedding.weight.grad.clone()
     model.zero_grad()
-    wanted.backward()
+    expected.backward()
     torch.testing.assert_close(ours, model.item_embedding.weight.grad, atol=1e-6, rtol=1e-4)
 
 
@@ -502,10 +502,10 @@ def test_padding_in_the_loss_leaves_the_other_terms_alone(small: Any) -> None:
     """They are about real tokens; also for a row without padding."""
     full = torch.tensor([[1, 2, 3, 4, 5, 6], [5, 6, 0, 0, 0, 0]])
     for seq, length in ((SEQ, LEN), (full, torch.tensor([6, 2]))):
-        found = losses(small(**PADDED), seq=seq, length=length)
+        loss = losses(small(**PADDED), seq=seq, length=length)
         plain = losses(small(**PADDED | {"pad_in_loss": False}), seq=seq, length=length)
-        torch.testing.assert_close(found[1:], plain[1:])
-        assert not torch.isclose(found.rec, plain.rec)
+        torch.testing.assert_close(loss[1:], plain[1:])
+        assert not torch.isclose(loss.rec, plain.rec)
 
 
 @pytest.mark.parametrize("batch_size", [4, 512])
@@ -532,9 +532,9 @@ def test_a_weight_of_zero_costs_nothing(
     generated = watch(monkeypatch, model, "generate")
     for name in gone:
         setattr(model, name, None)
-    found = losses(model)
+    loss = losses(model)
     zero = {"cl_weight": "contrastive", "disc_weight": "discriminator", "gen_weight": "generator"}
-    assert [term for term, value in found._asdict().items() if value == 0] == [zero[off]]
+    assert [term for term, value in loss._asdict().items() if value == 0] == [zero[off]]
     assert generated[0][1].requires_grad == (off != "gen_weight")
 
 
@@ -546,9 +546,9 @@ def test_states_are_causal(small: Any) -> None:
     model = small().eval()
     changed = SEQ.clone()
     changed[0, 2] = 12
-    base, found = model.encode(SEQ, LAYOUT), model.encode(changed, LAYOUT)
-    torch.testing.assert_close(found[:2], base[:2])
-    assert not torch.allclose(found[2:4], base[2:4])
+    base, after = model.encode(SEQ, LAYOUT), model.encode(changed, LAYOUT)
+    torch.testing.assert_close(after[:2], base[:2])
+    assert not torch.allclose(after[2:4], base[2:4])
 
 
 def test_positions_from_the_newest_item_are_those_of_left_padding(small: Any) -> None:
@@ -570,8 +570,8 @@ def test_positions_from_the_newest_item_are_those_of_left_padding(small: Any) ->
     right = small(align="right")
     assert torch.equal(right.position(LAYOUT), LAYOUT.position)
     for length in (4, MAX_LENGTH):  # however far the batch is padded
-        found = model.position(TokenLayout(LEN, length))
-        assert found.tolist() == [2, 3, 4, 5, 4, 5, 5, 3, 4, 5]
+        position = model.position(TokenLayout(LEN, length))
+        assert position.tolist() == [2, 3, 4, 5, 4, 5, 5, 3, 4, 5]
 
 
 def test_scores_need_the_encoder_only(small: Any) -> None:

@@ -62,8 +62,10 @@ def moments(optimizer: Any) -> set[int]:
 
 
 def grads(loss: Any, parameters: Any) -> list[Tensor]:
-    found = torch.autograd.grad(sum(loss), parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    gradients = torch.autograd.grad(sum(loss), parameters, allow_unused=True)
+    return [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
+    ]
 
 
 def theta_names(model: Any) -> list[str]:
@@ -123,9 +125,9 @@ def test_regularizer_is_its_definition(by_row: bool, size: int) -> None:
     """Invariant 3: and never negative."""
     torch.manual_seed(size)
     first, second = torch.randn(2, size, 5)
-    found = regularizer_of(first, second, by_row).item()
-    assert found >= 0
-    assert found == pytest.approx(literal_regularizer(first, second, by_row), rel=1e-5)
+    value = regularizer_of(first, second, by_row).item()
+    assert value >= 0
+    assert value == pytest.approx(literal_regularizer(first, second, by_row), rel=1e-5)
 
 
 @pytest.mark.parametrize("by_row", [True, False])
@@ -198,11 +200,11 @@ def test_the_total_loss(small: Any, kind: str) -> None:
     learned = sum(nt_xent(a, b, 1.0, "dot") for a, b in pairs)
     by_row = kind == "row"
     r = sum(regularizer_of(a, b, by_row) for a, b in (pairs if by_row else pairs[2:]))
-    wanted = (0.3 * nt_xent(h1, h2, 0.5, "cosine"), 0.5 * learned, 0.5 * 0.2 * r)
-    torch.testing.assert_close(losses[1:], wanted)
-    found = model.extractor_loss(rows())
+    expected = (0.3 * nt_xent(h1, h2, 0.5, "cosine"), 0.5 * learned, 0.5 * 0.2 * r)
+    torch.testing.assert_close(losses[1:], expected)
+    of_extractors = model.extractor_loss(rows())
     # gamma = 0.1 beta in the paper; no beta in the released code
-    torch.testing.assert_close(tuple(found), (learned, (0.2 if by_row else 0.1) * r))
+    torch.testing.assert_close(tuple(of_extractors), (learned, (0.2 if by_row else 0.1) * r))
 
 
 # ---------------------------------------------------------------- what a step reaches
@@ -247,9 +249,9 @@ def test_both_views_get_gradient_from_each_contrast(
     theta = (model.item_embedding.weight, model.trm_encoder.layer[0].feed_forward.dense_1.weight)
 
     def pulled(outputs: Any, inputs: Any, grad: Any = None) -> Any:
-        found = torch.autograd.grad(outputs, inputs, grad, retain_graph=True)
-        assert all(g.any() for g in found)
-        return found
+        gradients = torch.autograd.grad(outputs, inputs, grad, retain_graph=True)
+        assert all(g.any() for g in gradients)
+        return gradients
 
     for state, grad in zip(states, pulled(losses.contrastive, states), strict=True):
         pulled(state, theta, grad)
@@ -265,10 +267,10 @@ def test_no_gradient_is_lost_in_the_second_step(small: Any) -> None:
     model = small(regularizer="row")
     model.calculate_loss(rows())
     phi = list(model.extractors.parameters())
-    found = grads(model.extractor_loss(rows()), phi)
+    detached = grads(model.extractor_loss(rows()), phi)
     full = grads(model.learned_loss(*model.encode_views(model.views), 0.1), phi)
-    assert all(g.abs().sum() > 0 for g in found)
-    torch.testing.assert_close(found, full)
+    assert all(g.abs().sum() > 0 for g in detached)
+    torch.testing.assert_close(detached, full)
     theta = [p for n, p in model.named_parameters() if not n.startswith("extractors.")]
     assert not any(g.any() for g in grads(model.extractor_loss(rows()), theta))
 
@@ -277,17 +279,17 @@ def test_no_gradient_is_lost_in_the_second_step(small: Any) -> None:
 def test_what_the_second_step_depends_on(small: Any, regularizer: str) -> None:
     """Invariant 8: not on lambda, and on beta only through the paper's weight of R."""
 
-    def found(**weights: Any) -> list[Tensor]:
+    def gradients_of(**weights: Any) -> list[Tensor]:
         model = small(regularizer=regularizer, **weights)
         torch.manual_seed(1)
         model.calculate_loss(rows())
         return grads(model.extractor_loss(rows()), list(model.extractors.parameters()))
 
-    base = found(cl_weight=0.1, meta_weight=0.1)
-    torch.testing.assert_close(found(cl_weight=0.9, meta_weight=0.1), base)
+    base = gradients_of(cl_weight=0.1, meta_weight=0.1)
+    torch.testing.assert_close(gradients_of(cl_weight=0.9, meta_weight=0.1), base)
     equal = [
         torch.allclose(a, b)
-        for a, b in zip(found(cl_weight=0.1, meta_weight=0.9), base, strict=True)
+        for a, b in zip(gradients_of(cl_weight=0.1, meta_weight=0.9), base, strict=True)
     ]
     assert all(equal) == (regularizer == "row")
 
@@ -515,12 +517,12 @@ def test_a_checkpoint_holds_extractors_and_both_optimisers(build: Any, tmp_path:
         assert torch.equal(more.model.state_dict()[name], value), name
     for key, optimizer in whole.optimizers.items():
         assert moments(optimizer) == moments(more.optimizers[key])
-    found = whole.evaluator.evaluate(valid)
-    assert more.evaluator.evaluate(valid) == found
+    metrics = whole.evaluator.evaluate(valid)
+    assert more.evaluator.evaluate(valid) == metrics
     stock = Trainer(more.config, more.model)  # masks what the loader says, and rounds
     stock.eval_collector.data_collect(train)
     places = more.config["metric_decimal_place"]
-    expected = {name: round(value, places) for name, value in found[REMOVED].items()}
+    expected = {name: round(value, places) for name, value in metrics[REMOVED].items()}
     assert stock.evaluate(valid, load_best_model=False) == expected
 
 

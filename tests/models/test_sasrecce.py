@@ -23,14 +23,14 @@ def test_it_is_simdiffrec_without_both_losses(
     values = WITHOUT | {"train_sampling": sampling, "sr_loss": sr_loss}
     if sr_loss == "BCE":
         values |= {"MAX_ITEM_LIST_LENGTH": 3}
-    found = {}
+    runs = {}
     for name, weights in (("SASRecCE", {}), ("SimDiffRec", {"cl_weight": 0.0, "diff_weight": 0.0})):
         config, train, valid, _, model = build(name, **values, **weights)
         torch.manual_seed(1)
         trainer = PlanTrainer(config, model, tmp_path / name)
         progress = trainer.fit(train, valid)
-        found[name] = model.state_dict(), progress
-    (alone, log), (whole, other) = found.values()
+        runs[name] = model.state_dict(), progress
+    (alone, log), (whole, other) = runs.values()
     assert all(torch.equal(value, whole[key]) for key, value in alone.items())
     assert [e["loss"]["rec"] for e in log.log] == [e["loss"]["rec"] for e in other.log]
     assert [e["valid"] for e in log.log] == [e["valid"] for e in other.log]

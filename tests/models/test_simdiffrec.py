@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from recbole_simdiff.checkpoint import LAST, load
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
@@ -22,7 +23,7 @@ from recbole_simdiff.diffusion.denoisers import TIME_EMBEDDINGS, TimestepEmbeddi
 from recbole_simdiff.diffusion.schedules import FAMILIES
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
-from recbole_simdiff.models.simdiffrec import OPTIONS, SimDiffRec, Views
+from recbole_simdiff.models.simdiffrec import OPTIONS, SimDiffRec, Views, overwritten, refilled
 from recbole_simdiff.modules.losses import info_nce
 from recbole_simdiff.modules.transformer import TokenLayout
 from recbole_simdiff.runs.run import run_one
@@ -1037,7 +1038,7 @@ def test_states_of_views_with_more_padding_are_those_of_the_batch(small, negativ
     batch = Interaction({**batch.interaction, "item_id_list": seq})
     hidden, views = model.encode(seq, layout), Views(seq, LEN, seq.flip(0), LEN, {})
     longer = Views(F.pad(seq, (0, 2)), LEN, F.pad(seq.flip(0), (0, 2)), LEN, {})
-    losses = [model.contrast_every_state(hidden, layout, batch, made) for made in (views, longer)]
+    losses = [model.contrast_every_state(hidden, layout, batch, some) for some in (views, longer)]
     torch.testing.assert_close(losses[1], losses[0])
 
 
@@ -1057,6 +1058,245 @@ def test_states_of_views_with_more_padding_are_those_of_the_batch(small, negativ
 def test_impossible_contrasts_are_refused(make_config, values, message):
     with pytest.raises(UserError, match=message):
         make_config(**values)
+
+
+# ---------------------------------------------------------------- balanced weight of the contrast
+
+BALANCED: dict[str, dict[str, Any]] = {
+    "newest": {},
+    "prefixes": {"train_sampling": "prefix_last"},
+    "every state": {"contrast_at": "every", "cl_positives": "same_target"},
+    "dropout of its own": {"cl_dropout": 0.0},
+}
+
+
+def gradient_norm(loss: Any, states: Tensor) -> float:
+    """Norm of the gradient of ``loss(states)`` at the states, from a graph of its own."""
+    leaf = states.detach().requires_grad_()
+    return torch.autograd.grad(loss(leaf), leaf)[0].norm().item()
+
+
+@pytest.mark.parametrize("case", BALANCED)
+def test_balanced_weight_is_the_ratio_of_mean_gradient_norms(small, case):
+    """Slow reference: each loss from states that nothing else knows, means with all their terms."""
+    model = small(cl_balance=0.3, cl_weight=9.0, **BALANCED[case])
+    batches = [with_users([1, 2, 3, 4]), with_users([1, 2, 3, 4], POS.flip(0))]
+    batches.append(Interaction({k: v[:3] for k, v in batches[0].interaction.items()}))
+    norms = []
+    for batch in batches:
+        seq, length = batch["item_id_list"], batch["item_length"]
+        layout = TokenLayout(length, MAX_LENGTH)
+        hidden = model.encode(seq, layout, last_only=model.last_target_only)
+        views = make_views(model, seq, length)
+
+        def rec(states, layout=layout, batch=batch):
+            return model.recommendation_loss(states, layout, batch)
+
+        def contrast(states, layout=layout, batch=batch, views=views):
+            if model.contrast_at == "every":
+                return model.contrast_every_state(states, layout, batch, views)
+            newest = states if model.last_target_only else states[layout.last]
+            return model.contrastive_loss(newest, views)
+
+        norms.append((gradient_norm(rec, hidden), gradient_norm(contrast, hidden)))
+        decay = [0.99**age for age in range(len(norms))][::-1]
+        of_rec, of_contrast = (
+            sum(d * n[i] for d, n in zip(decay, norms, strict=True)) / sum(decay) for i in (0, 1)
+        )
+        losses = model.calculate_loss(batch)
+        weight = model.monitored()["cl_weight"].item()
+        assert weight == pytest.approx(0.3 * of_rec / of_contrast, rel=1e-4)
+        assert losses.contrastive.item() == pytest.approx(
+            weight * contrast(hidden).item(), rel=1e-4
+        )
+    assert len({round(a / b, 4) for a, b in norms}) == 3  # the batches do differ
+
+
+def test_balanced_weight_changes_no_gradient_but_by_its_size(small):
+    model = small(cl_balance=0.3)
+    losses = seeded_loss(model)
+    weight = model.monitored()["cl_weight"]
+    assert not weight.requires_grad
+    plain = small(cl_weight=weight.item())
+    expected = gradients(plain, sum(seeded_loss(plain)))
+    for name, gradient in gradients(model, sum(losses)).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_balanced_weight_grows_over_the_warm_up(small):
+    full = small(cl_balance=0.3)
+    seeded_loss(full)
+    model = small(cl_balance=0.3, cl_warmup_epochs=4)
+    seeded_loss(model)
+    assert "cl_weight" not in model.monitored()
+    assert not model.gradient_norms.any()  # no contrast, no mean
+    model.begin_epoch("train", 1)
+    seeded_loss(model)
+    assert model.monitored()["cl_weight"] == full.monitored()["cl_weight"] / 4
+
+
+def test_balanced_weight_is_kept_where_nothing_is_trained(small):
+    model = small(cl_balance=0.3)
+    seeded_loss(model)
+    before = model.gradient_norms.clone()
+    with torch.no_grad():
+        loss = seeded_loss(model, take(rows(), [0, 3]))
+    assert torch.equal(model.gradient_norms, before)
+    assert loss.contrastive > 0
+
+
+def test_balanced_weight_of_a_contrast_without_gradient_is_zero(small):
+    """One row has no other to be told from."""
+    model = small(cl_balance=0.3, cl_negatives="pos_only")
+    assert seeded_loss(model, take(rows(), [0])).contrastive == 0
+    assert model.monitored()["cl_weight"] == 0
+
+
+def test_balanced_weight_goes_on_where_a_run_was_stopped(make_config):
+    """The means are in checkpoints, and only in those of such runs."""
+    values = {"cl_balance": 0.3, "cl_dropout": 0.1, "pos_sample": 2, "k_sample": 4}
+    whole = run_one(make_config(epochs=3, **values))
+    part = run_one(make_config(epochs=1, **values))
+    last = Path(part.run_dir) / LAST
+    resumed = run_one(make_config(epochs=3, **values), resume=last)
+    assert (resumed.valid, resumed.test) == (whole.valid, whole.test)
+    expected, tensors = (load(Path(r.run_dir) / LAST)[0] for r in (whole, resumed))
+    assert expected.keys() == tensors.keys()
+    for name, value in expected.items():  # with the optimiser's and the random states
+        torch.testing.assert_close(tensors[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+    assert (expected["model.gradient_norms"] > 0).all()
+    log = json.loads((Path(resumed.run_dir) / "result.json").read_text())["log"]
+    assert all(entry["monitor"]["cl_weight"] > 0 for entry in log)
+
+
+def test_without_balance_nothing_is_added(small):
+    model = small()
+    seeded_loss(model)
+    assert "cl_weight" not in model.monitored()
+    assert "gradient_norms" not in model.state_dict()
+
+
+# ---------------------------------------------------------------- dropout of the contrast
+
+
+def passes(monkeypatch: pytest.MonkeyPatch, model: Any) -> list[tuple[int, set[float]]]:
+    """Rows and dropout probabilities of each pass of the encoder, as they come."""
+    encode, seen = model.encode, []
+
+    def record(item_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        modules = [model.dropout, *model.trm_encoder.modules()]
+        drops = {module.p for module in modules if isinstance(module, torch.nn.Dropout)}
+        seen.append((len(item_seq), drops))
+        return encode(item_seq, *args, **kwargs)
+
+    monkeypatch.setattr(model, "encode", record)
+    return seen
+
+
+@pytest.mark.parametrize("sampling", ["user_all", "prefix_last"])
+def test_the_contrast_has_its_own_dropout(small, monkeypatch, sampling):
+    """Anchor, then both views; the next-item pass has the encoder's, before and after."""
+    dropout = {"hidden_dropout_prob": 0.5, "attn_dropout_prob": 0.4, "train_sampling": sampling}
+    for values, expected in (
+        ({}, [(4, {0.5, 0.4}), (8, {0.5, 0.4})]),  # h(s) is that of the next-item pass
+        ({"cl_dropout": 0.1}, [(4, {0.5, 0.4}), (4, {0.1}), (8, {0.1})]),
+    ):
+        model = small(**dropout, **values).train()
+        seen = passes(monkeypatch, model)
+        seeded_loss(model)
+        assert seen == expected
+        seeded_loss(model)
+        assert seen == expected * 2
+
+
+@pytest.mark.parametrize("at", OPTIONS["contrast_at"])
+def test_without_dropout_the_contrast_is_that_of_evaluation(small, at):
+    """Slow reference: everything encoded in eval mode, where nothing is dropped."""
+    values = {"hidden_dropout_prob": 0.5, "attn_dropout_prob": 0.5, "contrast_at": at}
+    model = small(cl_dropout=0.0, cl_weight=1.0, **values)
+    batch, views = with_users([1, 2, 3, 4]), make_views(model)
+    if at == "every":
+        expected = model.contrast_every_state(model.encode(SEQ, LAYOUT), LAYOUT, batch, views)
+    else:
+        expected = model.contrastive_loss(model(SEQ, LEN), views)
+    model.train()
+    first, second = seeded_loss(model, batch, 5), seeded_loss(model, batch, 6)
+    assert first.rec != second.rec
+    torch.testing.assert_close(first.contrastive, expected)
+    torch.testing.assert_close(second.contrastive, expected)
+
+
+def test_the_encoders_dropout_comes_back_after_an_error(small, monkeypatch):
+    model = small(hidden_dropout_prob=0.5, cl_dropout=0.1)
+    forbid(monkeypatch, model, "contrastive_loss")
+    with pytest.raises(AssertionError, match="must not run"):
+        seeded_loss(model)
+    assert model.dropout.p == 0.5
+    assert model.trm_encoder.layer[0].multi_head_attention.attn_dropout.p == 0.0
+
+
+# ---------------------------------------------------------------- sampled positive views
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("rank", [0, 2, 8])
+def test_positive_items_are_drawn_by_their_probability(small, exclude, rank):
+    """From ranks 1 to 5 of a full sort; the original stands at rank ``rank`` + 1."""
+    model = small(pos_sample=5, k_sample=7, pos_exclude_original=exclude, rounding="scaled")
+    z_hat = torch.randn(8) * 0.01
+    table = model.item_embedding.weight[1:]
+    p = (z_hat / model.estimate_scale @ table.t()).softmax(0)
+    order = p.argsort(descending=True)
+    choices = [i for i in order[:5].tolist() if not (exclude and i == order[rank])]
+    expected = torch.zeros(12)
+    expected[choices] = p[choices] / p[choices].sum()
+    n = 20000
+    original = (order[rank] + 1).expand(n)
+    torch.manual_seed(3)
+    positive, negative = model.replacements(z_hat.expand(n, 8), original)
+    share = torch.bincount(positive - 1, minlength=12) / n
+    torch.testing.assert_close(share, expected.detach(), rtol=0, atol=0.015)
+    assert not share[expected == 0].any()
+    assert torch.equal(negative, (order[6] + 1).expand(n))  # as without sampling
+
+
+def test_sampled_positives_are_logged_as_others_are(one_hot, monkeypatch):
+    p = torch.tensor([0.5, 0.3, 0.1, 0.02, 0.02, 0.02, 0.02, 0.02])
+    seq, length = torch.ones(400, 1, dtype=torch.long), torch.ones(400, dtype=torch.long)
+    for exclude, share in ((False, 0.5 / 0.9), (True, 0.0)):
+        model = one_hot(aug_ratio=1.0, pos_sample=3, k_sample=4, pos_exclude_original=exclude)
+        restored_as(monkeypatch, model, p.log().expand(400, 8))
+        torch.manual_seed(0)
+        views = make_views(model, seq, length)
+        same = (views.positive == 1).float().mean()
+        assert views.monitor["positive_is_original"] == same
+        assert same.item() == pytest.approx(share, abs=0.08)
+        assert views.monitor["restored"] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cl_balance": -1.0}, "cl_balance=-1.0 must be at least 0"),
+        ({"cl_balance": 0.3, "cl_weight": 0.0}, "cl_balance=0.3 weighs a contrast that cl_weight"),
+        ({"cl_dropout": 1.0}, r"cl_dropout=1.0 must lie in \[0, 1\), or be ~"),
+        ({"cl_dropout": "little"}, r"cl_dropout='little' must lie in \[0, 1\), or be ~"),
+        ({"pos_sample": 1}, "pos_sample=1 must be 0, or at least 2"),
+        ({"pos_sample": -2}, "pos_sample=-2 must be 0, or at least 2"),
+        ({"pos_sample": 5, "k_sample": 5}, "k_sample=5 must be larger than pos_sample=5"),
+        ({"pos_sample": 2, "k_sample": 4, "aug_items": "random"}, "pos_sample, .* nothing to rank"),
+    ],
+)
+def test_impossible_trials_are_refused(make_config, values, message):
+    with pytest.raises(UserError, match=message):
+        make_config(**values)
+
+
+def test_more_sampled_ranks_than_items_are_refused(small):
+    values = {"k_sample": 2, "cl_negatives": "pos_only"}  # no hard negative to be kept apart
+    assert small(pos_sample=12, **values).pos_sample == 12
+    with pytest.raises(UserError, match="pos_sample=13 must not exceed the number of items, 12"):
+        small(pos_sample=13, **values)
 
 
 # ---------------------------------------------------------------- recommendation, Eq. 2-3
@@ -1471,7 +1711,7 @@ def test_refilled_padding_stands_before_the_history():
     seq = torch.tensor([[1, 2, 0, 0], [1, 2, 0, 0], [3, 0, 0, 0]])
     token = torch.tensor([0, 2, 3, 4, 6, 7, 8])
     new = torch.tensor([9, 7, 8, 9, 0, 8, 0])
-    view, length = SimDiffRec._refill(seq, layout, token, new)
+    view, length = refilled(overwritten(seq, layout, token, new), seq, layout)
     # [9 2 | 7 8] is [7 8 9 2] left-padded; [9 2 | 0 8] loses its hole; an empty row stays.
     assert view.tolist() == [[7, 8, 9, 2], [8, 9, 2, 0], [3, 0, 0, 0]]
     assert length.tolist() == [4, 3, 1]
