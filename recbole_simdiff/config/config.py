@@ -175,9 +175,10 @@ class Config(RecBoleConfig):
 
     def _layers(self) -> list[str]:
         """Names whose files are read, in order: base classes, the model, DiffuASR."""
-        ours = plugin_models()
-        bases = [base.__name__ for base in reversed(self.model_class.__mro__)]
-        names = [name for name in bases if name in ours] or [self.model]
+        ours, folder = plugin_models(), properties_dir() / "model"
+        bases = dict.fromkeys(base.__name__ for base in reversed(self.model_class.__mro__))
+        names = [n for n in bases if n in ours or (folder / f"{n}.yaml").is_file()]
+        names = names or [self.model]
         return names if self.name == self.model else [*names, self.name]
 
     def _update_internal_config_dict(self, file: str | Path) -> dict[str, Any]:
