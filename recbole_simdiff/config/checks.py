@@ -19,6 +19,7 @@ from recbole_simdiff.config.keys import (
     LABELS,
     PRELOADED,
     REFUSED,
+    RETIRED,
     STAGE_KEYS,
     UNLISTED,
     UNLISTED_OF_MODEL,
@@ -144,6 +145,31 @@ def wanted_type(key: str, default: Any, value: Any) -> str | None:
     if isinstance(default, dict):
         return None if isinstance(value, dict | None) else "a mapping or None"
     return None
+
+
+def drop_retired(config: Any, models: Collection[str]) -> None:
+    """Take options that are gone out of what was given, where they have their old default.
+
+    Files and checkpoints of former versions name them.
+
+    Args:
+        config (Config): being put together.
+        models (Collection): names of the model and of those that it derives from.
+
+    Raises:
+        UserError: naming the option, if it has another value.
+    """
+    for key, default in (option for name in models for option in RETIRED.get(name, {}).items()):
+        if key not in config.given:
+            continue
+        value = config.external_config_dict.pop(key)
+        source = config.given.pop(key)
+        if value != default:
+            raise UserError(
+                f"{key}={value!r} ({source}): {config.name} has this option no more; it works as "
+                f"with {key}={default}",
+                keys=("model",),
+            )
 
 
 def check_keys(config: Any, own: set[str]) -> None:

@@ -26,6 +26,7 @@ from recbole_simdiff.config.checks import (
     check_rankings,
     check_types,
     check_values,
+    drop_retired,
     separator,
 )
 from recbole_simdiff.config.keys import DERIVED, LABELS, WRITTEN, naming, reads
@@ -207,6 +208,7 @@ class Config(RecBoleConfig):
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
             self._load_preset([self.name] if self.wraps else names, preset)
+        drop_retired(self, names)
         check_keys(self, own)
         check_types(self)
 

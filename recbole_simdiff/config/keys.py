@@ -169,6 +169,14 @@ REFUSED = {name: key.refused for name, key in KEYS.items() if key.refused}
 
 UNREAD = {name: key.unread for name, key in KEYS.items() if key.unread}
 
+# Options of a model that are gone, with the only value that they may still have: their default.
+RETIRED: dict[str, dict[str, Any]] = {
+    "CL4SRec": {"min_count": 0, "min_window": 0},
+    "CaDiRec": {"noise_schedule": "sqrt", "z0_scale": 1.0, "cand_exclude_original": False},
+    "ECLSR": {"guess": "argmax"},
+    "SimDiffRec": {"noise_similarity": "dot"},
+}
+
 # Keys that RecBole reads without listing them in any of its argument lists or default files.
 UNLISTED = {"encoding", "tail_ratio"}
 

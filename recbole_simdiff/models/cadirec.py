@@ -71,7 +71,6 @@ OPTIONS = {
     "nll_reduction": ("token", "sequence"),
     "aug_mask": ("independent_min1", "shared"),
     "denoiser_items": ("shared", "separate"),
-    "noise_schedule": ("sqrt", "linear"),
     "denoiser_pos": ("absolute", "relative"),
     "cl_similarity": SIMILARITIES,
 }
@@ -90,7 +89,6 @@ RANGES = {
     "aug_ratio": ratio,
     "denoiser_dropout": ratio_below_1,
     "tau": positive,
-    "z0_scale": positive,
 }
 
 
@@ -146,29 +144,21 @@ class CaDiRec(EncoderRecommender):
         self.n_masks = 1 if self.aug_mask == "shared" else 2
         self.x0_noise: bool = config["x0_noise"]
         self.x0_noise_context: bool = config["x0_noise_context"]
-        self.z0_scale: float = config["z0_scale"]
         self.reverse_steps: int = config["reverse_steps"]
         self.noised_per_batch = self.expected_per_batch(config, dataset, self._expected_noised)
         self.cand_topk: int = config["cand_topk"]
-        self.cand_exclude_original: bool = config["cand_exclude_original"]
         self.cl_similarity: str = config["cl_similarity"]
         self.tau: float = config["tau"]
         self.cl_detach_items: bool = config["cl_detach_items"]
-        n_candidates = self.n_items - 1 - self.cand_exclude_original
-        if self.cand_topk > n_candidates:
-            less = ", one less with cand_exclude_original" if self.cand_exclude_original else ""
+        if self.cand_topk > self.n_items - 1:
             raise UserError(
                 f"cand_topk={self.cand_topk} must not exceed the number of items, "
-                f"{self.n_items - 1}{less}",
+                f"{self.n_items - 1}",
                 keys=("cand_topk",),
             )
 
         n_steps = config["diffusion_steps"]
-        betas = (
-            schedules.sqrt_betas(n_steps)
-            if config["noise_schedule"] == "sqrt"
-            else schedules.linear_betas(n_steps, 1e-4, 0.02)
-        )
+        betas = schedules.sqrt_betas(n_steps)
         self.process = ForwardProcess(*schedules.variance_preserving(betas))
         # Code: the input dropout is the encoder's own module. Here: the denoiser's.
         self.denoiser = DenoiserInput(
@@ -318,7 +308,7 @@ class CaDiRec(EncoderRecommender):
 
     def clean(self, noised: Noised) -> Tensor:
         """x_0 = E[s] + noise_1 eps, without the noise in the context, [n, H]."""
-        x_0 = self.z0_scale * self.diffusion_table[noised.items]
+        x_0 = self.diffusion_table[noised.items]
         if not self.x0_noise:
             return x_0
         scale = self.process.noise[1].to(x_0.dtype)
@@ -374,7 +364,7 @@ class CaDiRec(EncoderRecommender):
         # position of an epoch weighs the same.
         expected = self.noised_per_batch if self.nll_reduction == "token" else None
         if self.diff_mse_weight > 0:
-            error = (x_0[noised.token] - x_hat).float() / self.z0_scale
+            error = (x_0[noised.token] - x_hat).float()
             total = error.pow(2).mean(1).sum()
             mean = total / expected if expected else by_token * total / len(x_hat)
             loss = loss + self.diff_mse_weight * mean
@@ -393,18 +383,18 @@ class CaDiRec(EncoderRecommender):
         Returns:
             Tensor: scalar.
         """
-        query, table = x_hat / self.z0_scale, self.diffusion_table[1:]
+        table = self.diffusion_table[1:]
         label = noised.items[noised.token] - 1
         if self.nll_reduction == "token":
-            total = full_softmax_loss(query, table, label, self.loss_memory_mb)
+            total = full_softmax_loss(x_hat, table, label, self.loss_memory_mb)
             return total / (self.noised_per_batch or len(label))
         # Code: a mean over all rows of the mean of each row.
         row = noised.layout.row[noised.token]
         count = torch.bincount(row)[row]
-        total = query.new_zeros(())
+        total = x_hat.new_zeros(())
         for number in count.unique():
             same = count == number
-            part = full_softmax_loss(query[same], table, label[same], self.loss_memory_mb)
+            part = full_softmax_loss(x_hat[same], table, label[same], self.loss_memory_mb)
             total = total + part / (number + 1e-5)
         return total / noised.n_rows
 
@@ -479,7 +469,7 @@ class CaDiRec(EncoderRecommender):
 
         Returns:
             tuple: ids, best first, [m, cand_topk], and the number of items that x_hat ranks above
-            the original one, whether or not that is a candidate, [m].
+            the original one, [m].
         """
         # Code: padding and a mask id are candidates. Here: items only.
         best = original.new_empty(len(original), self.cand_topk)
@@ -489,8 +479,6 @@ class CaDiRec(EncoderRecommender):
             for part, logits in logit_blocks(x_hat, table, self.loss_memory_mb):
                 item = original[part].unsqueeze(1) - 1
                 rank[part] = (logits > logits.gather(1, item)).sum(1)
-                if self.cand_exclude_original:
-                    logits.scatter_(1, item, -torch.inf)
                 best[part] = logits.topk(self.cand_topk).indices + 1
         return best, rank
 

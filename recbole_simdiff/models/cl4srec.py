@@ -26,12 +26,11 @@ Differences, tagged where they are made: Paper / Code / Here.
     * rows: every prefix with the target at its end; `train_sampling: user_all` is one row a user
       with a target at every position, as in the paper.
     * operators: two different ones a row; `operators: independent` lets them coincide.
-    * short rows: floor(gamma n) and floor(beta n) leave the shortest ones as they are, as in Code;
-      `min_count` and `min_window` are lower bounds.
+    * short rows: floor(gamma n) and floor(beta n) leave the shortest ones as they are, as in Code.
     * views are copies: Code corrupts the batch, and with it the stored training set, in place.
-    * other rows of the same user stay wrong answers, as in Code, which has one row a prefix, too;
+    * other rows of the same user stay negatives, as in Code, which has one row a prefix, too;
       in the paper a user has one row. `fn_mask` takes them out.
-    * batches hold rows of similar length (see BucketLoader), so the wrong answers do, too.
+    * batches hold rows of similar length (see BucketLoader), so the negatives do, too.
 """
 
 from typing import Any, NamedTuple
@@ -53,8 +52,6 @@ OPTIONS = {
 
 RANGES = {
     "cl_weight": at_least(0),
-    "min_count": at_least(0),
-    "min_window": at_least(0),
     "crop_ratio": ratio,
     "mask_ratio": ratio,
     "reorder_ratio": ratio,
@@ -94,8 +91,6 @@ class CL4SRec(EncoderRecommender):
         self.crop_ratio: float = config["crop_ratio"]
         self.mask_ratio: float = config["mask_ratio"]
         self.reorder_ratio: float = config["reorder_ratio"]
-        self.min_count: int = config["min_count"]
-        self.min_window: int = config["min_window"]
         self.mask_token: int = self.n_items
 
     @staticmethod
@@ -134,8 +129,6 @@ class CL4SRec(EncoderRecommender):
             self.reorder_ratio,
             self.mask_token,
             replacement=self.operators == "independent",
-            min_count=self.min_count,
-            min_window=self.min_window,
         )
         z_i, z_j = self(items, lengths).chunk(2)
         group = None if self.group_field is None else interaction[self.group_field]

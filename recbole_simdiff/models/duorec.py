@@ -24,8 +24,8 @@ Differences, tagged where they are made: Paper / Code / Here.
     * same-target rows: Code reads them from a file made beforehand. Here: an index in memory.
     * rows of an augmenter: views are made of real items, so a row with pseudo-items in front
       and the same row without them count as one, and are never views of each other.
-    * other rows with the same target stay wrong answers, as in the paper and Code.
-    * batches hold rows of similar length (see BucketLoader), so the wrong answers do, too; the
+    * other rows with the same target stay negatives, as in the paper and Code.
+    * batches hold rows of similar length (see BucketLoader), so the negatives do, too; the
       supervised views are of any length.
 The released settings are `preset: official`.
 """

@@ -55,7 +55,6 @@ OPTIONS = {
     "align": ("right", "left"),
     "masking": ("probability", "count"),
     "condition": ("sequence", "position", "concatenate"),
-    "guess": ("argmax", "sample"),
 }
 
 RANGES = {
@@ -119,7 +118,6 @@ class ECLSR(EncoderRecommender):
         self.last_k: int = config["last_k"]
         self.masking: str = config["masking"]
         self.mask_ratio: float = config["mask_ratio"]
-        self.guess: str = config["guess"]
         self.condition: str = config["condition"]
         self.disc_bidirectional: bool = config["disc_bidirectional"]
         self.align: str = config["align"]
@@ -369,14 +367,12 @@ class ECLSR(EncoderRecommender):
 
     @torch.no_grad()
     def guesses(self, states: Tensor) -> Tensor:
-        """An item for each masked token, in 1..V, [m, H] -> [m]: the likeliest, or a draw."""
+        """The likeliest item of each masked token, in 1..V, [m, H] -> [m]."""
         chosen = torch.empty(len(states), dtype=torch.long, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
-            # Code: padding may be the answer. Here: items only.
+            # Code: padding may be chosen. Here: items only.
             blocks = logit_blocks(states.float(), self.item_table[1:], self.loss_memory_mb)
             for part, logits in blocks:
-                if self.guess == "sample":  # the largest of Gumbel-perturbed logits
-                    logits.sub_(torch.empty_like(logits).exponential_().log_())
                 chosen[part] = logits.argmax(1) + 1
         return chosen
 

@@ -73,7 +73,6 @@ from recbole_simdiff.modules.transformer import TokenLayout
 OPTIONS = {
     "forward_coef": tuple(schedules.FAMILIES),
     "noise_source": ("similarity", "gaussian"),
-    "noise_similarity": ("dot", "cosine"),
     "time_embedding": TIME_EMBEDDINGS,
     "rounding": ("tied", "scaled"),
     "confidence_t": ("T", "train_t"),
@@ -149,7 +148,6 @@ class SimDiffRec(EncoderRecommender):
         self.cl_dropout: float | None = config["cl_dropout"]
         self.k_noise: int = config["k_noise"]
         self.noise_source: str = config["noise_source"]
-        self.noise_similarity: str = config["noise_similarity"]
         self.noise_detach: bool = config["noise_detach"]
         self.diff_mse_weight: float = config["diff_mse_weight"]
         self.diff_round_weight: float = config["diff_round_weight"]
@@ -405,8 +403,6 @@ class SimDiffRec(EncoderRecommender):
         Neither the item itself nor padding is a candidate (Code: padding is).
         """
         table = self.item_embedding.weight.float()
-        if self.noise_similarity == "cosine":
-            table = F.normalize(table, dim=-1)
         neighbours = items.new_empty(len(items), self.k_noise)
         with torch.autocast(items.device.type, enabled=False):
             for part, score in logit_blocks(table[items], table, self.loss_memory_mb):
@@ -428,7 +424,7 @@ class SimDiffRec(EncoderRecommender):
 
         Paper ("trainable rounding"): the softmax of Eq. 12 has weights of its own or the table's.
         Code, and ``rounding: tied``: the table's, g = 1. ``scaled``: a learned g, so that squared
-        error and rounding do not fight over the length of the estimate.
+        error and rounding do not ask for different lengths of the estimate.
         """
         return z_hat if self.estimate_scale is None else z_hat / self.estimate_scale
 
@@ -690,7 +686,7 @@ class SimDiffRec(EncoderRecommender):
         """rho times the gradient norm of L_sr at the states over that of L_cl, in running means.
 
         The means start at 0, which their ratio does not see. The norms are those of the gradients
-        at the states of the whole batch, so that several processes find the same weight.
+        at the states of the whole batch, so that several processes compute the same weight.
 
         Args:
             rec (Tensor): L_sr, scalar.

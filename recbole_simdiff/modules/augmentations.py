@@ -42,14 +42,7 @@ def crop(item_seq: Tensor, item_seq_len: Tensor, noise: Tensor, keep: float) -> 
     return item_seq.gather(1, index).masked_fill(place >= kept.unsqueeze(1), 0), kept
 
 
-def mask(
-    item_seq: Tensor,
-    item_seq_len: Tensor,
-    noise: Tensor,
-    ratio: float,
-    token: int,
-    min_count: int = 0,
-) -> View:
+def mask(item_seq: Tensor, item_seq_len: Tensor, noise: Tensor, ratio: float, token: int) -> View:
     """Each row with a uniformly drawn subset of floor(ratio * n) items replaced by ``token``.
 
     Args:
@@ -58,21 +51,18 @@ def mask(
         noise (Tensor): of ``uniform_noise``.
         ratio (float): share of the items that is replaced, in [0, 1].
         token (int): id written in their place.
-        min_count (int): replace at least so many, or the whole row.
 
     Returns:
         tuple: the masked rows, [B, L], and their unchanged lengths, [B].
     """
     place = torch.arange(item_seq.shape[1], device=item_seq.device)
     noise = noise[:, 1:].masked_fill(place >= item_seq_len.unsqueeze(1), 1.0)
-    count = _floor(item_seq_len, ratio).clamp(min=min_count).minimum(item_seq_len)
+    count = _floor(item_seq_len, ratio)
     # The places of a row in order of their noise are a uniform permutation, padding at its end.
     return item_seq.masked_fill(noise.argsort(1) < count.unsqueeze(1), token), item_seq_len
 
 
-def reorder(
-    item_seq: Tensor, item_seq_len: Tensor, noise: Tensor, ratio: float, min_window: int = 0
-) -> View:
+def reorder(item_seq: Tensor, item_seq_len: Tensor, noise: Tensor, ratio: float) -> View:
     """Each row with one contiguous window of floor(ratio * n) items uniformly permuted.
 
     Args:
@@ -80,12 +70,11 @@ def reorder(
         item_seq_len (LongTensor): real lengths n, >= 1, [B].
         noise (Tensor): of ``uniform_noise``.
         ratio (float): share of the row in the window, in [0, 1]; all its starts are equally likely.
-        min_window (int): items in the window at least, or the whole row.
 
     Returns:
         tuple: the reordered rows, [B, L], and their unchanged lengths, [B].
     """
-    size = _floor(item_seq_len, ratio).clamp(min=min_window).minimum(item_seq_len)
+    size = _floor(item_seq_len, ratio)
     start = _below(item_seq_len - size + 1, noise).unsqueeze(1)
     size = size.unsqueeze(1)
     place = torch.arange(item_seq.shape[1], device=item_seq.device)
@@ -103,8 +92,6 @@ def two_views(
     reorder_ratio: float,
     mask_token: int,
     replacement: bool = False,
-    min_count: int = 0,
-    min_window: int = 0,
 ) -> View:
     """Two independent views of each row, by operators drawn for each row.
 
@@ -117,8 +104,6 @@ def two_views(
         mask_token (int): id that ``mask`` writes.
         replacement (bool): draw the two operators independently; otherwise each ordered pair of
             different ones is equally likely.
-        min_count (int): see ``mask``.
-        min_window (int): see ``reorder``.
 
     Returns:
         tuple: items [2B, L] and lengths [2B]; one view of each row, then the other of each.
@@ -129,8 +114,8 @@ def two_views(
     noise = uniform_noise(seq)  # a view is made by one operator, so they may share it
     candidates = (
         crop(seq, length, noise, crop_keep),
-        mask(seq, length, noise, mask_ratio, mask_token, min_count),
-        reorder(seq, length, noise, reorder_ratio, min_window),
+        mask(seq, length, noise, mask_ratio, mask_token),
+        reorder(seq, length, noise, reorder_ratio),
         (seq, length),
     )
     choice = torch.where(length > 1, torch.cat([first, (first + step) % 3]), 3)

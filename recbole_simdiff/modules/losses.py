@@ -195,8 +195,8 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE of each anchor against all positives and, if given, all extra negatives.
 
-    Row b of ``positive`` is the right answer of row b of ``anchor``; the other rows, and every row
-    of ``negative``, are wrong answers (SimDiffRec Eq. 17).
+    Row b of ``positive`` is the positive of row b of ``anchor``; the other rows, and every row of
+    ``negative``, are its negatives (SimDiffRec Eq. 17).
 
     Args:
         anchor (Tensor): [B, H].
@@ -233,11 +233,11 @@ def state_info_nce(
 ) -> Tensor:
     """InfoNCE of states of many positions, several of which may belong to one user.
 
-    State m of ``positive`` is the right answer of state m of ``anchor``, state m of ``negative`` a
-    wrong answer of that anchor alone. The other states of ``positive`` are wrong answers, but for
-    those of the same user and those with the same next item. The latter, of other users, can be
-    further right answers instead: then the loss is the mean over all right answers, each against
-    every answer that takes part (SupCon, Khosla et al. 2020, Eq. 2).
+    State m of ``positive`` is the positive of state m of ``anchor``, state m of ``negative`` a
+    negative of that anchor alone. The other states of ``positive`` are negatives, except those of
+    the same user and those with the same next item. The latter, of other users, can be further
+    positives: then the loss is the mean over all positives, each against all positives and
+    negatives of the anchor (SupCon, Khosla et al. 2020, Eq. 2).
 
     Args:
         anchor (Tensor): [M, H].
@@ -248,7 +248,7 @@ def state_info_nce(
         target (LongTensor): next item of each state, [M].
         weight (Tensor): what each anchor counts, [M].
         negative (Tensor | None): a hard negative of each anchor, [M, H].
-        same_target (bool): states of other users with the same next item are right answers.
+        same_target (bool): states of other users with the same next item are positives.
 
     Returns:
         Tensor: scalar, the weighted sum over the M anchors.
@@ -264,16 +264,16 @@ def state_info_nce(
     same_state = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
     other_user = user.unsqueeze(1) != user
     equal_target = target.unsqueeze(1) == target
-    right = same_state
+    is_positive = same_state
     if same_target:
-        right = same_state | (equal_target & other_user)
-    logits = logits.masked_fill(~(right | (other_user & ~equal_target)), -torch.inf)
+        is_positive = same_state | (equal_target & other_user)
+    logits = logits.masked_fill(~(is_positive | (other_user & ~equal_target)), -torch.inf)
     total = logits.logsumexp(1)
     if negative is not None:
         hard = (anchor * _vectors(negative, similarity)).sum(1) / temperature
         total = torch.logaddexp(total, hard)
-    mean_right = logits.masked_fill(~right, 0.0).sum(1) / right.sum(1)
-    return (weight * (total - mean_right)).sum()
+    of_positives = logits.masked_fill(~is_positive, 0.0).sum(1) / is_positive.sum(1)
+    return (weight * (total - of_positives)).sum()
 
 
 def _check_contrast(first: Tensor, second: Tensor, temperature: float, similarity: str) -> None:
@@ -300,15 +300,15 @@ def nt_xent(
 ) -> Tensor:
     """NT-Xent of two views: each of the 2B rows against all others (SimCLR Eq. 1).
 
-    Row b of one view is the right answer of row b of the other; the remaining 2B - 2 rows of both
-    views are wrong answers. A row is never compared with itself.
+    Row b of one view is the positive of row b of the other; the remaining 2B - 2 rows of both views
+    are negatives. A row is never compared with itself.
 
     Args:
         first (Tensor): one view of each row, [B, H].
         second (Tensor): the other view, [B, H].
         temperature (float): tau > 0.
         similarity (str): ``cosine``, or ``dot`` for unnormalised vectors.
-        group (LongTensor | None): rows of one group are no wrong answers of each other, [B].
+        group (LongTensor | None): rows of one group are no negatives of each other, [B].
 
     Returns:
         Tensor: scalar, mean over the 2B rows; 0 for B = 1, or a single group.

@@ -119,13 +119,13 @@ def test_the_contrastive_loss_is_nt_xent_of_the_views_states(monkeypatch, small,
     torch.testing.assert_close(loss, expected)
     ((args, kwargs),) = asked
     assert args[2:] == (0.6, 0.3, 0.6, N_ITEMS)
-    assert kwargs == {"replacement": False, "min_count": 0, "min_window": 0}
+    assert kwargs == {"replacement": False}
 
 
 def test_settings_reach_the_views(monkeypatch, small):
-    """Operators may coincide, and change a least number of items, on demand."""
+    """Operators may coincide, on demand."""
     ratios = {"crop_ratio": 0.5, "mask_ratio": 0.4, "reorder_ratio": 0.8}
-    model = small(operators="independent", **ratios, min_count=1, min_window=2)
+    model = small(operators="independent", **ratios)
     asked: list[Any] = []
     draw = cl4srec.two_views
 
@@ -135,8 +135,7 @@ def test_settings_reach_the_views(monkeypatch, small):
 
     monkeypatch.setattr(cl4srec, "two_views", spy)
     model.calculate_loss(rows())
-    minimum = {"min_count": 1, "min_window": 2}
-    assert asked == [((0.5, 0.4, 0.8, N_ITEMS), {"replacement": True, **minimum})]
+    assert asked == [((0.5, 0.4, 0.8, N_ITEMS), {"replacement": True})]
 
 
 @pytest.mark.parametrize(
@@ -319,8 +318,7 @@ def test_scores_do_not_depend_on_the_padding(small):
         ({"cl_similarity": "cos"}, "cl_similarity='cos' is not one of cosine, dot"),
         ({"operators": "same"}, "operators='same' is not one of distinct, independent"),
         ({"fn_mask": "item"}, "fn_mask='item' is not one of none, user, target"),
-        ({"min_count": -1}, "min_count=-1 must be at least 0"),
-        ({"min_window": -1}, "min_window=-1 must be at least 0"),
+        ({"min_count": 1}, "min_count=1 .*: CL4SRec has this option no more; it works as with"),
         ({"crop_ratio": 1.1}, r"crop_ratio=1.1 must lie in \[0, 1\]"),
         ({"mask_ratio": -0.1}, r"mask_ratio=-0.1 must lie in \[0, 1\]"),
         ({"reorder_ratio": float("nan")}, r"reorder_ratio=nan must be finite"),
@@ -330,6 +328,12 @@ def test_scores_do_not_depend_on_the_padding(small):
 def test_impossible_settings_are_refused(make_config, values, message):
     with pytest.raises(UserError, match=message):
         make_config("CL4SRec", **values)
+
+
+def test_options_that_are_gone_may_have_their_old_default(make_config):
+    """Files and command lines of former versions name them."""
+    config = make_config("CL4SRec", min_count=0, min_window=0)
+    assert config.identity() == make_config("CL4SRec").identity()
 
 
 # ---------------------------------------------------------------- learning

@@ -178,19 +178,6 @@ def test_noise_does_not_depend_on_the_memory_budget(small):
     torch.testing.assert_close(small(loss_memory_mb=1e-6).noise(items), small().noise(items))
 
 
-def test_cosine_similarity_ignores_lengths(small):
-    dot, cosine = small(), small(noise_similarity="cosine")
-    items = torch.arange(1, 13)
-    for model in (dot, cosine):
-        model.item_embedding.weight.data[7] *= 50.0
-    # A long vector is everybody's neighbour by dot product wherever the angle is acute.
-    table = cosine.item_embedding.weight.detach()
-    angle = F.normalize(table[1:], dim=1) @ F.normalize(table[1:], dim=1).t()
-    best = angle.fill_diagonal_(-2).topk(3).indices + 1
-    assert torch.equal(cosine.nearest_items(items).sort(1).values, best.sort(1).values)
-    assert (dot.nearest_items(items) == 7).sum() > (best == 7).sum()
-
-
 def test_noise_is_detached_by_default(small):
     """Invariant 7."""
     assert not small().noise(ITEMS).requires_grad
@@ -1581,7 +1568,6 @@ def test_official_preset_sets_the_released_behaviour():
         "aug_items": "random",
         "aug_dropout": True,
         "forward_coef": "vp_zsnr",
-        "noise_similarity": "dot",
         "aug_position": "confidence",
         "cl_negatives": "pos_and_hard",
         "sr_loss": "CE",
@@ -1778,7 +1764,7 @@ def test_without_the_diffusion_loss_its_parts_weigh_nothing(make_config):
 
 
 def test_unknown_choices_are_refused_with_the_known_ones(make_config):
-    assert len(OPTIONS) == 14
+    assert len(OPTIONS) == 13
     for key, allowed in OPTIONS.items():
         with pytest.raises(UserError) as error:
             make_config(**{key: "other"})
