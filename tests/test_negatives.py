@@ -137,9 +137,7 @@ def test_fully_calibrated_gbce_gives_probabilities(n_negatives: int) -> None:
     torch.testing.assert_close(scores.detach().sigmoid(), probability, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("n_negatives", "t"), [(1, 0.0), (1, 1.0), (256, 0.75)]
-)
+@pytest.mark.parametrize(("n_negatives", "t"), [(1, 0.0), (1, 1.0), (256, 0.75)])
 def test_the_power_of_positives_is_the_papers(n_negatives: int, t: float) -> None:
     """Eq. 10, and its two ends: 1 for t = 0, the sampling rate for t = 1."""
     rate = n_negatives / (12_102 - 2)

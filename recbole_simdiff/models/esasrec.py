@@ -21,18 +21,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recbole_simdiff.models.sasrecce import SASRecCE
+from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.ligr import LiGRTransformer
 from recbole_simdiff.modules.transformer import TokenLayout
 
 
-class ESASRec(SASRecCE):
+class ESASRec(EncoderRecommender):
     """SASRec's rows, loss and scores around LiGR layers.
 
     Args:
         config (Config): resolved configuration, explained in properties/model/ESASRec.yaml.
         dataset (Dataset): the training dataset.
     """
+
+    data_parallel = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

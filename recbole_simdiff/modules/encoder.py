@@ -6,7 +6,7 @@ initial weights from the same seed, same scores.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
@@ -55,6 +55,12 @@ OPTIONS = {
 }
 
 _BIAS_STEP = 10.0  # the bias is this times a parameter, so that Adam moves it this much faster
+
+
+class NextItemLoss(NamedTuple):
+    """The next-item loss, by its name."""
+
+    rec: Tensor
 
 
 class EncoderRecommender(SequentialModel):
@@ -206,6 +212,13 @@ class EncoderRecommender(SequentialModel):
         return label
 
     # ------------------------------------------------------------------ next-item loss, Eq. 2-3
+
+    def calculate_loss(self, interaction: Interaction) -> NamedTuple:
+        """Next-item loss over the expected number of targets in a batch; models add their own."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
+        return NextItemLoss(self.recommendation_loss(hidden, layout, interaction))
 
     def recommendation_loss(
         self, hidden: Tensor, layout: TokenLayout, interaction: Interaction
