@@ -29,6 +29,7 @@ from recbole_simdiff.config.layers import properties_dir, read_yaml
 from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.models.registry import plugin_models
+from recbole_simdiff.modules.fitted import FittedModel
 from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.result import RESULT
@@ -43,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DIVIDED = {"train_batch_size": 5, "eval_batch_size": 3, "eval_step": 1, "stopping_step": 99}
 # Every way in which a loss is divided.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in plugin_models()},
+    **{name: (name, {}) for name, model in plugin_models().items() if model.data_parallel},
     "SimDiffRec, next item only": ("SimDiffRec", {"cl_weight": 0, "diff_weight": 0}),
     "SimDiffRec, released": ("SimDiffRec", {"preset": "official"}),
     "SimDiffRec, prefixes": ("SimDiffRec", {"train_sampling": "prefix_last"}),
@@ -390,8 +391,12 @@ def test_only_training_is_for_several(
 
 def test_every_model_says_whether_it_can_be_divided(tmp_path: Path) -> None:
     write_inter(tmp_path / "dataset", "toy", SEQUENCES)
-    for name in plugin_models():
-        check_processes(make(tmp_path, name), 2)
+    for name, model in plugin_models().items():
+        if not issubclass(model, FittedModel):
+            check_processes(make(tmp_path, name), 2)
+            continue
+        with pytest.raises(UserError, match=f"{name} .*cannot|{name}"):
+            check_processes(make(tmp_path, name), 2)
 
 
 @pytest.fixture

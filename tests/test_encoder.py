@@ -1,5 +1,6 @@
 """The encoder every model stands on, against RecBole's SASRec."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.training.trainer import PlanTrainer
+from tests.conftest import write_inter
 
 N_ITEMS = 13  # ids 1..12, 0 is padding
 SEQ = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [7, 0, 0, 0], [8, 2, 9, 0]])
@@ -225,3 +228,72 @@ def test_with_one_target_a_row_every_row_counts(make_config):
     hidden = model.encode(SEQ, layout, last_only=True)
     with_some = model.recommendation_loss(hidden, layout, batch_with(PSEUDO))
     assert torch.equal(with_some, model.recommendation_loss(hidden, layout, ROWS))
+
+
+# ---------------------------------------------------------------- sampled losses, repeat bias
+
+
+@pytest.mark.parametrize("per", ["batch", "token"])
+@pytest.mark.parametrize("distribution", ["uniform", "log_uniform"])
+def test_many_sampled_negatives_give_the_loss_of_the_full_softmax(
+    build: Any, per: str, distribution: str
+) -> None:
+    values = {"sr_loss": "sampled_softmax", "n_negatives": 20_000, "negatives_per": per}
+    values |= {"negative_distribution": distribution}
+    losses = []
+    for changes in (values, {"mask_pad_in_softmax": True}):
+        _, train, _, _, model = build("SASRecCE", **changes)
+        model.eval()
+        losses.append(model.calculate_loss(next(iter(train))).rec.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.parametrize("style", ["user_all", "prefix_last"])
+def test_the_repeat_bias_is_added_to_items_of_the_history(build: Any, style: str) -> None:
+    """Loss and scores equal those of logits written out, position by position."""
+    _, train, _, test, model = build("SASRecCE", repeat_bias="learned", train_sampling=style)
+    model.eval()
+    model.repeat_bias.data.fill_(-0.07)
+    batch, bias = next(iter(train)), -0.7
+    items, lengths = batch["item_id_list"], batch["item_length"].tolist()
+    total, n = 0.0, 0
+    for row, length in enumerate(lengths):
+        history = items[row, :length]
+        labels = [*history[1:].tolist(), int(batch["item_id"][row])]
+        for place in range(length) if style == "user_all" else [length - 1]:
+            prefix = history[: place + 1]
+            state = model.forward(prefix.unsqueeze(0), torch.tensor([place + 1]))
+            logits = (state @ model.item_embedding.weight.t()).squeeze(0)
+            logits[prefix.unique()] += bias
+            total -= logits.log_softmax(0)[labels[place]].item()
+            n += 1
+    loss = model.calculate_loss(batch).rec * (model.targets_per_batch or n)
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+    asked = next(iter(test))[0]
+    with_bias, rows = model.full_sort_predict(asked), asked["item_id_list"]
+    column = with_bias.gather(1, asked["item_id"].unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(model.predict(asked), column)
+    model.repeat_bias.data.zero_()
+    change = with_bias - model.full_sort_predict(asked)
+    expected = torch.zeros_like(change).scatter(1, rows, bias)
+    torch.testing.assert_close(change[:, 1:], expected[:, 1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("repeats", "falls"), [(False, True), (True, False)])
+def test_the_repeat_bias_learns_whether_items_repeat(
+    build: Any, data_path: Path, tmp_path: Path, repeats: bool, falls: bool
+) -> None:
+    """Walks through 40 items: new ones only, or between two items again and again."""
+    steps = [0, 1] * 5 if repeats else range(10)
+    histories = {f"u{n}": [f"i{(3 * n + k) % 40}" for k in steps] for n in range(60)}
+    write_inter(data_path, "walks", histories)
+    values = {"repeat_bias": "learned", "epochs": 20, "learning_rate": 0.01, "topk": [5]}
+    config, train, _, _, model = build("SASRecCE", "walks", valid_metric="NDCG@5", **values)
+    PlanTrainer(config, model, tmp_path / "run").fit(train)
+    assert (model.repeat_bias.item() < -0.2) == falls
+    assert (model.repeat_bias.item() > 0.05) != falls
+
+
+def test_the_repeat_bias_needs_the_full_softmax(make_config: Any) -> None:
+    with pytest.raises(UserError, match="repeat_bias=learned needs sr_loss=CE, is BCE"):
+        make_config("SASRecCE", repeat_bias="learned", sr_loss="BCE")

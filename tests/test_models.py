@@ -20,6 +20,7 @@ from recbole_simdiff.models.registry import (
     plugin_models,
     recbole_models,
 )
+from recbole_simdiff.modules.fitted import FittedModel
 from recbole_simdiff.runs.run import _payload
 from recbole_simdiff.serving.recommender import load
 from recbole_simdiff.training.trainer import PlanTrainer
@@ -27,6 +28,7 @@ from tests.conftest import write_inter
 from tests.contract import check_item_table, check_sampling, check_training, check_views
 
 MODELS = sorted(plugin_models())
+TRAINED = [name for name in MODELS if not issubclass(get_model(name), FittedModel)]
 LONGER = 9  # positions of a batch padded beyond its longest row
 
 
@@ -62,6 +64,8 @@ def test_names_like_no_other(name: str) -> None:
 
 # ---------------------------------------------------------------- the contract
 
+by_gradient = pytest.mark.parametrize("name", TRAINED)
+
 
 @pytest.fixture(params=MODELS)
 def name(request: pytest.FixtureRequest) -> str:
@@ -74,6 +78,8 @@ def made(build: Any, make_config: Any, name: str) -> Any:
     weights = [key for key in read_yaml(properties_dir() / f"model/{name}.yaml") if "weight" in key]
     values = {key: make_config(name)[key] or 0.1 for key in weights}
     config, train, _, test, model = build(name, MAX_ITEM_LIST_LENGTH=LONGER, **values)
+    if isinstance(model, FittedModel):
+        model.fit(train._dataset)
     return config, train, test, model
 
 
@@ -106,7 +112,9 @@ def test_every_user_counts_and_a_ranking_without_the_history_is_no_worse(
     values = {"MAX_ITEM_LIST_LENGTH": LONGER, "topk": [1, 5, 31], "valid_metric": "NDCG@5"}
     known = set(Config(name, "ml-100k").final_config_dict)
     values |= {"k_noise": 3, "k_sample": 2} if "k_noise" in known else {}
-    config, _, _, test, model = build(name, "once", **values)
+    config, train, _, test, model = build(name, "once", **values)
+    if isinstance(model, FittedModel):
+        model.fit(train._dataset)
     found = PlanTrainer(config, model, Path("run")).evaluator.evaluate(test)
     for metric, value in found[KEPT].items():
         assert found[REMOVED][metric] >= value
@@ -120,6 +128,9 @@ def test_it_trains_on_rows_of_every_kind(build: Any, name: str, style: str) -> N
     values = {"contrast": "un"} if (name, style) == ("DuoRec", "user_all") else {}
     config, train, _, _, model = build(name, train_sampling=style, **values)
     PlanTrainer(config, model, Path("run")).fit(train)
+    if isinstance(model, FittedModel):
+        assert model.scores(next(iter(train))["item_id_list"]).std() > 0
+        return
     losses = total(model.calculate_loss(next(iter(train))))
     assert losses.isfinite().all()
     losses.backward()
@@ -135,6 +146,7 @@ def test_it_builds_from_its_yaml_alone(name: str, data_path: Any) -> None:
     assert config.model_class is plugin_models()[name]
 
 
+@by_gradient
 def test_the_loss_is_finite_and_reaches_every_parameter(made: Any) -> None:
     _, train, _, model = made
     assert isinstance(train, BucketLoader)
@@ -149,7 +161,7 @@ def test_the_loss_is_finite_and_reaches_every_parameter(made: Any) -> None:
 def test_its_item_table_is_a_row_an_item(made: Any) -> None:
     _, train, _, model = made
     check_item_table(model, train.dataset.item_num)
-    assert model.item_table.requires_grad
+    assert isinstance(model, FittedModel) or model.item_table.requires_grad
 
 
 def test_it_says_whether_scores_depend_on_a_seed(made: Any) -> None:
@@ -162,6 +174,7 @@ def test_augmented_views_are_rows_of_items(made: Any) -> None:
     check_views(model, longest_batch(train), train.dataset.item_num)
 
 
+@by_gradient
 def test_one_step_of_training_changes_the_scores(made: Any) -> None:
     _, train, test, model = made
     batch = next(iter(test))[0]
@@ -193,6 +206,8 @@ def test_padding_changes_nothing(made: Any) -> None:
     torch.testing.assert_close(
         model.full_sort_predict(padded(batch)), model.full_sort_predict(batch)
     )
+    if isinstance(model, FittedModel):
+        return
     torch.manual_seed(0)
     short = total(model.calculate_loss(batch))
     torch.manual_seed(0)
@@ -255,6 +270,7 @@ def test_a_checkpoint_alone_restores_the_scores(made: Any, data_path: Path, tmp_
         assert torch.equal(restored.full_sort_predict(asked), model.full_sort_predict(asked))
 
 
+@by_gradient
 def test_the_seed_decides_the_loss(made: Any) -> None:
     config, train, _, _ = made
 

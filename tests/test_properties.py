@@ -92,7 +92,7 @@ def test_each_preset_loads_and_names_known_keys(path: Path) -> None:
     Config(model, "toy", [path])
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", sorted({*MODELS} - {"EASE", "ItemKNN", "Pop"}))  # no Transformers
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_data_set_files_name_known_keys(dataset: str, model: str) -> None:
     Config(model, "toy", [FOLDER / "dataset" / f"{dataset}.yaml"])

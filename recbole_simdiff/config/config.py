@@ -177,10 +177,11 @@ class Config(RecBoleConfig):
         return model, get_model(model), dataset
 
     def _layers(self) -> list[str]:
-        """Names of models whose files are read, in order: base classes, the model, DiffuASR."""
-        plugins = plugin_models()
-        bases = [base.__name__ for base in reversed(self.model_class.__mro__)]
-        names = [name for name in bases if name in plugins] or [self.model]
+        """Names of classes whose files are read, in order: base classes, the model, DiffuASR."""
+        plugins, folder = plugin_models(), properties_dir() / "model"
+        bases = dict.fromkeys(base.__name__ for base in reversed(self.model_class.__mro__))
+        names = [n for n in bases if n in plugins or (folder / f"{n}.yaml").is_file()]
+        names = names or [self.model]
         return names if self.name == self.model else [*names, self.name]
 
     def _update_internal_config_dict(self, file: str | Path) -> dict[str, Any]:

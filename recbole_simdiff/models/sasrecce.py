@@ -19,29 +19,15 @@ Differences, tagged where they are made: Paper / Code / Here.
       user, a target at every position: the same targets at a fifth of the cost.
 """
 
-from typing import NamedTuple
-
-from recbole.data.interaction import Interaction
-from torch import Tensor
-
 from recbole_simdiff.modules.encoder import EncoderRecommender
-from recbole_simdiff.modules.transformer import TokenLayout
-
-
-class SASRecCELoss(NamedTuple):
-    """The next-item loss, by its name."""
-
-    rec: Tensor
 
 
 class SASRecCE(EncoderRecommender):
-    """The encoder that the models of this package stand on, with nothing added."""
+    """The encoder that the models of this package stand on, with nothing added.
+
+    Args:
+        config (Config): resolved configuration, explained in properties/model/SASRecCE.yaml.
+        dataset (Dataset): the training dataset.
+    """
 
     data_parallel = True
-
-    def calculate_loss(self, interaction: Interaction) -> SASRecCELoss:
-        """Cross-entropy of the next items over the expected number of targets in a batch."""
-        item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
-        hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
-        return SASRecCELoss(self.recommendation_loss(hidden, layout, interaction))

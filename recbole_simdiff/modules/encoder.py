@@ -4,8 +4,9 @@ With no auxiliary loss an ``EncoderRecommender`` is RecBole's SASRec: same modul
 initial weights from the same seed, same scores.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
@@ -14,10 +15,19 @@ from torch import Tensor, nn
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
-from recbole_simdiff.modules.losses import full_softmax_loss, sampled_bce_loss
+from recbole_simdiff.modules.losses import Repeats, full_softmax_loss, sampled_bce_loss
+from recbole_simdiff.modules.negatives import (
+    DISTRIBUTIONS,
+    NegativeSampler,
+    gbce_beta,
+    gbce_loss,
+    negative_logits,
+    sampled_softmax_loss,
+)
 from recbole_simdiff.modules.rules import (
     at_least,
     positive,
+    ratio,
     ratio_below_1,
     require,
     require_choice,
@@ -33,7 +43,24 @@ RANGES = {
     "hidden_dropout_prob": ratio_below_1,
     "attn_dropout_prob": ratio_below_1,
     "loss_memory_mb": positive,
+    "n_negatives": at_least(1),
+    "gbce_t": ratio,
 }
+
+OPTIONS = {
+    "sr_loss": ("CE", "BCE", "gBCE", "sampled_softmax"),
+    "negatives_per": ("batch", "token"),
+    "negative_distribution": DISTRIBUTIONS,
+    "repeat_bias": ("none", "learned"),
+}
+
+_BIAS_STEP = 10.0  # the bias is this times a parameter, so that Adam moves it this much faster
+
+
+class NextItemLoss(NamedTuple):
+    """The next-item loss, by its name."""
+
+    rec: Tensor
 
 
 class EncoderRecommender(SequentialModel):
@@ -59,14 +86,24 @@ class EncoderRecommender(SequentialModel):
         self.sr_loss: str = config["sr_loss"]
         self.mask_pad_in_softmax: bool = config["mask_pad_in_softmax"]
         self.dropout_prob: float = config["hidden_dropout_prob"]
+        self.n_negatives: int = config["n_negatives"]
+        self.negatives_per: str = config["negatives_per"]
+        self.negative_correction: bool = config["negative_correction"]
+        self.gbce_t: float = config["gbce_t"]
+        self.negatives = NegativeSampler(
+            config["negative_distribution"], _item_counts(dataset, self.n_items), self.n_items
+        )
 
         n_tokens = self.n_items + self.n_extra_tokens
         self.item_embedding = nn.Embedding(n_tokens, self.hidden_size, padding_idx=0)
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
         self.trm_encoder = self.build_transformer(config, config["n_layers"], config["n_heads"])
-        self.LayerNorm = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
+        self.LayerNorm: nn.Module = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
         self.dropout = nn.Dropout(self.dropout_prob)
         self.apply(self.init_weights)
+        self.repeat_bias = (
+            nn.Parameter(torch.zeros(())) if config["repeat_bias"] == "learned" else None
+        )
 
     @staticmethod
     def check_config(config: Any) -> None:
@@ -80,7 +117,12 @@ class EncoderRecommender(SequentialModel):
                 f"loss_type={config['loss_type']!r} must be CE; sr_loss chooses the loss",
                 keys=("loss_type",),
             )
-        require_choice(config, {"sr_loss": ("CE", "BCE")})
+        require_choice(config, OPTIONS)
+        if config["repeat_bias"] == "learned" and config["sr_loss"] != "CE":
+            raise UserError(
+                f"repeat_bias=learned needs sr_loss=CE, is {config['sr_loss']}",
+                keys=("repeat_bias", "sr_loss"),
+            )
         require(config, RANGES)
         require_multiple(config, "hidden_size", "n_heads")
 
@@ -102,7 +144,7 @@ class EncoderRecommender(SequentialModel):
         return max(min(config["train_batch_size"], len(rows)) * chosen, 1.0)
 
     @staticmethod
-    def build_transformer(config: Any, n_layers: int, n_heads: int) -> PackedTransformer:
+    def build_transformer(config: Any, n_layers: int, n_heads: int) -> Any:
         """A Transformer of the configured width, inner size, dropout and activation."""
         return PackedTransformer(
             n_layers=n_layers,
@@ -171,6 +213,13 @@ class EncoderRecommender(SequentialModel):
 
     # ------------------------------------------------------------------ next-item loss, Eq. 2-3
 
+    def calculate_loss(self, interaction: Interaction) -> NamedTuple:
+        """Next-item loss over the expected number of targets in a batch; models add their own."""
+        item_seq = interaction[self.ITEM_SEQ]
+        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
+        return NextItemLoss(self.recommendation_loss(hidden, layout, interaction))
+
     def recommendation_loss(
         self, hidden: Tensor, layout: TokenLayout, interaction: Interaction
     ) -> Tensor:
@@ -199,11 +248,68 @@ class EncoderRecommender(SequentialModel):
         if self.sr_loss == "BCE":
             negative = self.sample_negatives(item_seq, pos_items, row)
             total = sampled_bce_loss(hidden, table, label, negative)
-        elif self.mask_pad_in_softmax:
-            total = full_softmax_loss(hidden, table[1:], label - 1, self.loss_memory_mb)
+        elif self.sr_loss in ("gBCE", "sampled_softmax"):
+            total = self.sampled_loss(hidden, label)
         else:  # Code, and RecBole's SASRec: the padding row is a class of the softmax
-            total = full_softmax_loss(hidden, table, label, self.loss_memory_mb)
+            first = int(self.mask_pad_in_softmax)
+            repeats = None
+            if self.repeat_bias is not None:
+                position = layout.lengths - 1 if row is None else layout.position
+                position = position if row is None or len(row) == len(position) else position[real]
+                repeats = self.repeats(item_seq, row, position, first)
+            total = full_softmax_loss(
+                hidden, table[first:], label - first, self.loss_memory_mb, repeats
+            )
         return total / (self.targets_per_batch or len(label))
+
+    def sampled_loss(self, hidden: Tensor, label: Tensor) -> Tensor:
+        """Next-item loss over ``n_negatives`` sampled items, a sum over tokens.
+
+        Paper (gSASRec, eSASRec): negatives of each token (``negatives_per: token``). Here: shared
+        by the batch, which costs one product instead of look-ups. A negative that is the token's
+        target does not count.
+
+        Args:
+            hidden (Tensor): states, [n, H].
+            label (LongTensor): their next items, [n].
+
+        Returns:
+            Tensor: scalar.
+        """
+        shape = (
+            (len(label), self.n_negatives) if self.negatives_per == "token" else (self.n_negatives,)
+        )
+        negative, table = self.negatives.draw(*shape, device=label.device), self.item_table
+        right = (hidden * table[label]).sum(-1)
+        wrong = negative_logits(hidden, table, label, negative, self.loss_memory_mb)
+        if self.sr_loss == "gBCE":
+            return gbce_loss(right, wrong, gbce_beta(self.n_negatives, self.n_items, self.gbce_t))
+        offset: Tensor | float = 0.0
+        if self.negative_correction:
+            offset = self.negatives.log_probability(negative) + math.log(self.n_negatives)
+        return sampled_softmax_loss(right, wrong, offset)
+
+    def repeats(
+        self, item_seq: Tensor, row: Tensor | None, position: Tensor, first: int
+    ) -> Repeats:
+        """The learned bias, and the distinct items that each token has in its history.
+
+        Args:
+            item_seq (LongTensor): items, [B, L].
+            row (LongTensor | None): row of each token, [n]; None for one token a row.
+            position (LongTensor): place of each token within its row, [n].
+            first (int): id of the first row of the table.
+
+        Returns:
+            Repeats: at most L pairs a token.
+        """
+        assert self.repeat_bias is not None
+        row = torch.arange(len(item_seq), device=item_seq.device) if row is None else row
+        place = torch.arange(item_seq.shape[1], device=item_seq.device)
+        earlier = (item_seq.unsqueeze(2) == item_seq.unsqueeze(1)).tril(-1).any(2)  # [B, L]
+        pairs = ~earlier[row] & (place <= position.unsqueeze(1))  # [n, L]
+        token, column = pairs.nonzero(as_tuple=True)
+        return Repeats(_BIAS_STEP * self.repeat_bias, token, item_seq[row[token], column] - first)
 
     def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
         """Uniform items of 1..V outside the row's history and target (Eq. 3).
@@ -232,9 +338,25 @@ class EncoderRecommender(SequentialModel):
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of each row's target item, [B]."""
         state = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return (state * self.item_embedding(interaction[self.ITEM_ID])).sum(-1)
+        target = interaction[self.ITEM_ID]
+        scores = (state * self.item_embedding(target)).sum(-1)
+        if self.repeat_bias is None:
+            return scores
+        repeated = (interaction[self.ITEM_SEQ] == target.unsqueeze(1)).any(1)
+        return scores + _BIAS_STEP * self.repeat_bias * repeated
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores h . E_j of all items, [B, n_items] (Eq. 2)."""
-        state = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return state @ self.item_table.t()
+        """Scores h . E_j, with a repeat bias + b for items of the history, [B, n_items] (Eq. 2)."""
+        item_seq = interaction[self.ITEM_SEQ]
+        scores = self.forward(item_seq, interaction[self.ITEM_SEQ_LEN]) @ self.item_table.t()
+        if self.repeat_bias is None:
+            return scores
+        return scores.scatter(
+            1, item_seq, scores.gather(1, item_seq) + _BIAS_STEP * self.repeat_bias
+        )
+
+
+def _item_counts(dataset: Any, n_items: int) -> Tensor | None:
+    """Training targets of each item, [n_items]; None for a data set without rows."""
+    items = getattr(dataset, "train_items", None)
+    return None if items is None else torch.bincount(items, minlength=n_items)

@@ -1,7 +1,7 @@
 """Losses as pure functions of tensors. Shapes: n tokens, N items, H hidden size, B batch."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,16 +54,39 @@ def logit_blocks(hidden: Tensor, table: Tensor, memory_mb: float) -> Iterator[tu
         yield part, logits
 
 
+class Repeats(NamedTuple):
+    """What is added to the logits of items that a token has in its history.
+
+    Attributes:
+        bias (Tensor): the number, scalar.
+        token (LongTensor): token of each pair, in ascending order, [m].
+        item (LongTensor): row of the table of each pair; no pair occurs twice, [m].
+    """
+
+    bias: Tensor
+    token: Tensor
+    item: Tensor
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of softmax cross-entropies whose logits never exist all at once.
 
     Value and both gradients are formed block by block in the forward pass: with p = softmax(h E^T),
-    d/dh = p E - E[y] and d/dE = p^T h - onehot(y)^T h.
+    d/dh = p E - E[y] and d/dE = p^T h - onehot(y)^T h. A bias b of some logits has the gradient
+    sum of their p - number of targets among them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, table: Tensor, target: Tensor, memory_mb: float, low: bool
+        ctx: Any,
+        hidden: Tensor,
+        table: Tensor,
+        target: Tensor,
+        memory_mb: float,
+        low: bool,
+        bias: Tensor,
+        token: Tensor,
+        item: Tensor,
     ) -> Tensor:
         dtype = torch.bfloat16 if low else table.dtype
         with torch.autocast(hidden.device.type, enabled=False):
@@ -71,14 +94,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = table.new_zeros(())
             grad_hidden = torch.empty_like(h, dtype=table.dtype)
             grad_table = torch.zeros_like(table)
+            grad_bias = torch.zeros_like(bias)
             for part, logits in _blocks(h, e, memory_mb):
                 y = target[part, None]
+                if len(token):
+                    here = (token >= part.start) & (token < part.start + len(logits))
+                    row, column = token[here] - part.start, item[here]
+                    logits[row, column] += bias
                 top = logits.amax(1, keepdim=True)
                 of_target = logits.gather(1, y)
                 weights = logits.sub_(top).exp_()
                 norm = weights.sum(1, keepdim=True)
                 total += (top + norm.log() - of_target).sum()
                 scale = norm.reciprocal_()
+                if len(token):
+                    grad_bias += (weights[row, column] * scale[row, 0]).sum()
+                    grad_bias -= (column == y[row, 0]).sum()
                 p = weights.to(dtype)
                 grad_hidden[part] = (p @ e) * scale
                 scaled = (h[part] * scale).to(dtype)
@@ -88,13 +119,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_table.addmm_(p.t(), scaled)
             grad_hidden -= table[target]
             grad_table.index_add_(0, target, hidden.to(table.dtype), alpha=-1.0)
-        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_table)
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_table, grad_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_table = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_table * grads[0], None, None, None
+        grad_hidden, grad_table, grad_bias = ctx.saved_tensors
+        of_bias = grad_bias * grads[0]
+        return grad_hidden * grads[0], grad_table * grads[0], *[None] * 3, of_bias, None, None
 
 
 def _blocks(h: Tensor, e: Tensor, memory_mb: float) -> Iterator[tuple[slice, Tensor]]:
@@ -109,7 +141,11 @@ def _blocks(h: Tensor, e: Tensor, memory_mb: float) -> Iterator[tuple[slice, Ten
 
 
 def full_softmax_loss(
-    hidden: Tensor, table: Tensor, target: Tensor, memory_mb: float = 16.0
+    hidden: Tensor,
+    table: Tensor,
+    target: Tensor,
+    memory_mb: float = 16.0,
+    repeats: Repeats | None = None,
 ) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ table.T)[target], exact, in blocks.
 
@@ -121,12 +157,14 @@ def full_softmax_loss(
         table (Tensor): item embeddings, [N, H].
         target (LongTensor): ids of the right items, rows of the table, [n].
         memory_mb (float): budget for one block of logits, in MiB.
+        repeats (Repeats | None): a learned bias of some logits.
 
     Returns:
         Tensor: scalar, the sum; 0 for n = 0.
     """
     low = torch.is_autocast_enabled(hidden.device.type)
-    total: Tensor = _LinearCrossEntropy.apply(hidden, table, target, memory_mb, low)
+    repeats = repeats or Repeats(table.new_zeros(()), target[:0], target[:0])
+    total: Tensor = _LinearCrossEntropy.apply(hidden, table, target, memory_mb, low, *repeats)
     return total
 
 

@@ -33,6 +33,8 @@ class Phase(NamedTuple):
         refine (bool): begin with the best weights of the phase before, whose score stays the one to
             beat, and with its optimisers, where the updates have the same names; otherwise with the
             last weights, a best epoch and optimisers of its own.
+        fit (Callable | None): called with the training data set in place of an epoch of updates,
+            for a model that is computed and not trained step by step.
     """
 
     name: str
@@ -40,3 +42,4 @@ class Phase(NamedTuple):
     evaluate: bool = True
     updates: tuple[Update, ...] = ()
     refine: bool = False
+    fit: Callable[[Any], None] | None = None

@@ -105,7 +105,7 @@ class PackedTransformer(TransformerEncoder):
         for number, layer in enumerate(self.layer, start=1):
             only = last_only and number == len(self.layer)
             attention, feed_forward = layer.multi_head_attention, layer.feed_forward
-            context = self._attend(attention, hidden, layout, causal, only, place)
+            context = self.attend(attention, hidden, layout, causal, only, place)
             if tokens is not None and number == len(self.layer):
                 hidden, context = hidden[tokens], context[tokens]
             hidden = hidden[layout.last] if only else hidden
@@ -118,7 +118,7 @@ class PackedTransformer(TransformerEncoder):
         return None
 
     @staticmethod
-    def _attend(
+    def attend(
         attention: Any,
         hidden: Tensor,
         layout: TokenLayout,

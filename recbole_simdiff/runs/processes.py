@@ -35,8 +35,8 @@ def check_processes(config: Config, n: int) -> None:
         )
     if not config.model_class.data_parallel:
         raise UserError(
-            f"model={config.name} is trained by one process: its loss on part of a batch is not a "
-            f"part of its loss on the batch. Several processes train {', '.join(able)}"
+            f"model={config.name} is trained by one process: it has no loss whose value on a batch "
+            f"is a sum over parts of the batch. Several processes train {', '.join(able)}"
         )
     if config["train_batch_size"] < n:
         raise UserError(

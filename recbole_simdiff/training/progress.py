@@ -160,8 +160,10 @@ def epoch_line(config: Any, entry: Mapping[str, Any], progress: Progress) -> str
     """
     losses = entry["loss"]
     text = f"{entry['phase']} epoch {entry['epoch']:>3}  {entry['updates']:>6} updates  "
-    text += f"{entry['seconds']:6.1f}s  "
-    text += f"loss {sum(losses.values()):.4f}"
+    text += f"{entry['seconds']:6.1f}s"
+    text += (
+        f"  loss {sum(losses.values()):.4f}" if losses else ""
+    )  # a model may be computed at once
     if len(losses) > 1:
         text += " = " + " + ".join(f"{k} {v:.4f}" for k, v in losses.items())
     watched = [f"{k} {v:.3f}" for k, v in entry["monitor"].items()]

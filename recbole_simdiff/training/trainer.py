@@ -176,7 +176,10 @@ class PlanTrainer(Trainer):
                 break
             self.model.begin_epoch(phase.name, progress.epoch)
             with progress.timed():
-                self._train_epoch(train_data, progress.epoch, show_progress)
+                if phase.fit:
+                    phase.fit(train_data._dataset)
+                else:
+                    self._train_epoch(train_data, progress.epoch, show_progress)
             entry, better = progress.entry(phase.name), validate is None
             if validate and (progress.epoch + 1) % self.eval_step == 0:
                 with progress.timed():

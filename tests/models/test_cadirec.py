@@ -634,7 +634,7 @@ def test_bias_is_added_to_the_attention_scores():
     transformer = relative()
     attention = transformer.layer[0].multi_head_attention
     x = torch.randn(int(LEN.sum()), 8)
-    got = transformer._attend(
+    got = transformer.attend(
         attention, x, LAYOUT, False, False, transformer.position_bias(MAX_LENGTH)
     )
     start = 0
