@@ -382,7 +382,7 @@ def test_evaluate_can_measure_at_other_cutoffs(go: Any) -> None:
 
 def test_evaluate_refuses_what_the_checkpoint_fixes(go: Any) -> None:
     result, _ = go(epochs=1)
-    with pytest.raises(UserError, match=r"--seed cannot be changed here: .* Allowed: data_path"):
+    with pytest.raises(UserError, match=r"seed cannot be changed here: .* Allowed: data_path"):
         evaluate(result.run_dir, {"seed": 1})
 
 

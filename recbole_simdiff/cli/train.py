@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 from recbole_simdiff import checkpoint, distributed
-from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.cli.messages import printable
 from recbole_simdiff.cli.parser import add_model_arguments
@@ -14,6 +13,7 @@ from recbole_simdiff.cli.results import print_place, print_result
 from recbole_simdiff.cli.settings import command_config
 from recbole_simdiff.config.config import COMMAND_LINE
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.pipelines.start import start
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.restore import resumed_config
 from recbole_simdiff.runs.result import RunResult

@@ -163,7 +163,7 @@ def check_keys(config: Any, own: set[str]) -> None:
         value = config.external_config_dict[key]
         if key in ("model", "dataset"):
             chosen = config.name if key == "model" else config.dataset
-            if value != chosen:
+            if value not in (chosen, config.model_as_given):
                 raise UserError(
                     f"{key}={value!r} ({source}) contradicts --{key}={chosen}", keys=(key,)
                 )

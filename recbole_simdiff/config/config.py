@@ -4,7 +4,8 @@ Later layers win: RecBole's defaults, ``properties/overall.yaml``,
 ``properties/model/<Model>.yaml``, ``properties/dataset/<name>.yaml``,
 ``properties/tuned/<name>/<Model>.yaml``, ``properties/preset/<Model>/<preset>.yaml``,
 ``--config_files``, ``--key=value``. A model's files come after those of the model it derives from,
-DiffuASR's after those of its backbone.
+DiffuASR's after those of its backbone. A model of the user's own has its ``defaults`` and the files
+beside its code in place of ``properties/model/<Model>.yaml``.
 """
 
 import copy
@@ -41,7 +42,10 @@ from recbole_simdiff.config.layers import (
 from recbole_simdiff.config.limits import check
 from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models.registry import WRAPPERS, get_model, plugin_models
+from recbole_simdiff.models import own
+from recbole_simdiff.models.recbole import RecBoleModel
+from recbole_simdiff.models.registry import WRAPPERS, get_model, plugin_models, recbole_models
+from recbole_simdiff.modules.base import SequentialModel
 
 COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
 
@@ -62,14 +66,16 @@ class Config(RecBoleConfig):
     Attributes:
         name (str): what the user calls the model. ``model`` is the class that is trained, which
             differs for DiffuASR: there it is the backbone.
-        is_plugin (bool): whether ``model`` is one of this package, and not RecBole's.
+        is_plugin (bool): whether ``model`` is written for this package, and not for RecBole.
+        model_as_given (str | type): what was given for it; a file's class in full.
         data_root (str): ``data_path`` as it was given, the folder of the data sets' folders.
             ``config["data_path"]`` is that of this data set.
         given (dict): key -> where it was set, of the keys that files and overrides set.
         origin (dict): key -> where its value comes from, of all keys.
 
     Args:
-        model (str): name of a model of this package or of RecBole, or DiffuASR.
+        model (str | type): name of a model of this package or of RecBole, or DiffuASR; or a model
+            of the user's own, see ``get_model``.
         dataset (str): name of the data set.
         config_files (Sequence): YAML files, later ones win.
         overrides (Mapping | None): values that win over every file.
@@ -81,7 +87,7 @@ class Config(RecBoleConfig):
 
     def __init__(
         self,
-        model: str,
+        model: str | type,
         dataset: str,
         config_files: Sequence[str | Path] = (),
         overrides: Mapping[str, Any] | None = None,
@@ -154,59 +160,98 @@ class Config(RecBoleConfig):
     def _load_cmd_line(self) -> dict[str, Any]:
         return {}
 
-    def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type, str]:
-        for key, value in (("model", model), ("dataset", dataset)):
-            if not isinstance(value, str) or not value or value[0] == "." or set(value) & _PATH:
-                raise UserError(
-                    f"{key}={value!r} must be a name, without / and \\ and a dot in front; "
-                    "data_path says where the folders of data sets are",
-                    keys=(key,),
-                )
-        self.name = model
-        if model in WRAPPERS:
+    def _get_model_and_dataset(
+        self, model: str | type, dataset: str
+    ) -> tuple[str, type[SequentialModel], str]:
+        _check_name("dataset", dataset)
+        self.model_as_given = model
+        if isinstance(model, type) or model not in WRAPPERS:
+            found = self._find("model", model)
+            self.name = found.__name__
+        else:
+            self.name = model
             default = read_yaml(properties_dir() / "model" / f"{model}.yaml")["backbone"]
-            model = str(self.external_config_dict.get("backbone", default))
-            if model in WRAPPERS:
+            backbone = self.external_config_dict.get("backbone", default)
+            if str(backbone) in WRAPPERS:
                 raise UserError(
-                    f"backbone={model} must be a recommender; {self.name} trains one",
+                    f"backbone={backbone} must be a recommender; {self.name} trains one",
                     keys=("backbone",),
                 )
-        return model, get_model(model), dataset
+            found = self._find("backbone", backbone)
+            if "backbone" in self.external_config_dict:
+                self.external_config_dict["backbone"] = found.__name__
+        return found.__name__, found, dataset
+
+    def _find(self, key: str, value: Any) -> type[SequentialModel]:
+        """The class that a value of ``model`` or ``backbone`` means.
+
+        Raises:
+            UserError: if there is none, or if a checkpoint names a file of code.
+        """
+        if isinstance(value, type):
+            return get_model(value)
+        if not own.is_file(str(value)):
+            _check_name(key, value if key == "model" else str(value))
+        elif self.from_checkpoint:
+            raise UserError(f"{key}={value!r} comes from a checkpoint, which runs no code")
+        return get_model(str(value))
 
     def _layers(self) -> list[str]:
         """Names whose files are read, in order: base classes, the model, DiffuASR."""
-        ours = plugin_models()
+        known = {*plugin_models(), self._host_name(self.model)}
         bases = [base.__name__ for base in reversed(self.model_class.__mro__)]
-        names = [name for name in bases if name in ours] or [self.model]
+        names = [name for name in dict.fromkeys(bases) if name in known]
+        names += [] if self.model in names else [self.model]
         return names if self.name == self.model else [*names, self.name]
+
+    def _host_name(self, model: str) -> str:
+        """The model of RecBole that the class is or derives from; its own name if there is none."""
+        there = recbole_models()
+        bases = (base.__name__ for base in self.model_class.__mro__)
+        return next((name for name in bases if name in there), model)
 
     def _update_internal_config_dict(self, file: str | Path) -> dict[str, Any]:
         content = read_yaml(file)
-        self.internal_config_dict.update(content)
-        self.origin.update(dict.fromkeys(content, short_name(file, properties_dir())))
+        self._add_defaults(content, short_name(file, properties_dir()))
         return content
 
+    def _add_defaults(self, content: Mapping[str, Any], origin: str) -> None:
+        self.internal_config_dict.update(content)
+        self.origin.update(dict.fromkeys(content, origin))
+
+    def _load_model_defaults(self, name: str) -> None:
+        """The defaults of a model; of the user's own one those of its class and beside its file."""
+        layer = properties_dir() / "model" / f"{name}.yaml"
+        if layer.is_file():
+            self._update_internal_config_dict(layer)
+        if self.own and name == self.model:
+            # Tells RecBole that the loader draws no negatives.
+            self.internal_config_dict.setdefault("loss_type", "CE")
+            for values, origin in self.own.defaults:
+                self._add_defaults({k: plain_value(v) for k, v in values.items()}, origin)
+            for file in self.own.files:
+                self._update_internal_config_dict(file)
+
     def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
-        self.is_plugin = model in plugin_models()
+        super()._load_internal_config_dict(self._host_name(model), model_class, dataset)
+        self.is_plugin = not issubclass(model_class, RecBoleModel)
         folder = properties_dir()
         names = self._layers()
-        before_data = folder / "model" / f"{names[-1]}.yaml"
+        self._update_internal_config_dict(folder / "overall.yaml")
+        for name in names:
+            self._load_model_defaults(name)
+        without_data = set(self.internal_config_dict)
         layers = [
-            folder / "overall.yaml",
-            *(folder / "model" / f"{name}.yaml" for name in names),
             folder / "dataset" / f"{dataset}.yaml",
             *(folder / "tuned" / dataset / f"{name}.yaml" for name in names),
         ]
         for layer in layers:
             if layer.is_file():
                 self._update_internal_config_dict(layer)
-            if layer == before_data:
-                own = set(self.internal_config_dict)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
             self._load_preset([self.name] if self.wraps else names, preset)
-        check_keys(self, own)
+        check_keys(self, without_data)
         check_types(self)
 
     def _load_preset(self, names: Sequence[str], preset: Any) -> None:
@@ -248,9 +293,9 @@ class Config(RecBoleConfig):
         check_metrics(self)
         super()._set_default_parameters()
         self._draw_negatives()
-        own = os.path.join(self.data_root, self.dataset)
-        if os.path.isdir(own):
-            self.final_config_dict["data_path"] = own
+        folder = os.path.join(self.data_root, self.dataset)
+        if os.path.isdir(folder):
+            self.final_config_dict["data_path"] = folder
 
     def _draw_negatives(self) -> None:
         """Negatives for exactly the models that read them.
@@ -319,6 +364,26 @@ class Config(RecBoleConfig):
         """Whether ``name`` is a method that trains ``model``, its backbone, in several runs."""
         return self.name in WRAPPERS
 
+    @property
+    def own(self) -> own.OwnModel | None:
+        """What is known of ``model`` if it is one of the user's own."""
+        return own.of(self.model_class)
+
+    def portable(self) -> dict[str, Any]:
+        """``plain`` for another process of a command: an own model is named by its file.
+
+        Raises:
+            UserError: if it has none.
+        """
+        plain, model = self.plain(), self.own
+        if model is None:
+            return plain
+        if self.wraps:
+            plain["values"]["backbone"] = model.reference_for_others()
+        else:
+            plain["model"] = model.reference_for_others()
+        return plain
+
     def identity(self) -> dict[str, Any]:
         """The settings that name a result: ``plain`` without what does not shape it."""
         return naming(self.plain())
@@ -343,9 +408,9 @@ class Config(RecBoleConfig):
 
     def backbone(self) -> "Config":
         """Of a method around a backbone, that of the backbone alone, every value as it is here."""
-        own = read_yaml(properties_dir() / "model" / f"{self.name}.yaml")
-        values = {k: v for k, v in self.plain()["values"].items() if k not in own}
-        return Config(self.model, self.dataset, overrides=values, origin=self.name)
+        wrapper = read_yaml(properties_dir() / "model" / f"{self.name}.yaml")
+        values = {k: v for k, v in self.plain()["values"].items() if k not in wrapper}
+        return Config(self.model_class, self.dataset, overrides=values, origin=self.name)
 
     def explain(self) -> list[tuple[str, Any, str]]:
         """(key, effective value, where it came from) of every key, sorted."""
@@ -354,3 +419,18 @@ class Config(RecBoleConfig):
             for key in sorted(self.final_config_dict)
             if key in self.origin
         ]
+
+
+def _check_name(key: str, value: Any) -> None:
+    """Refuse what cannot be the name of a file.
+
+    Raises:
+        UserError: naming the key and its value.
+    """
+    if not isinstance(value, str) or not value or value[0] == "." or set(value) & _PATH:
+        more = "; a model of your own is FILE.py:CLASS" if key == "model" else ""
+        raise UserError(
+            f"{key}={value!r} must be a name, without / and \\ and a dot in front; "
+            f"data_path says where the folders of data sets are{more}",
+            keys=(key,),
+        )

@@ -23,7 +23,6 @@ import torch
 from tqdm import tqdm
 
 from recbole_simdiff import files
-from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.keys import naming
@@ -33,6 +32,7 @@ from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.checks import check
 from recbole_simdiff.experiments.spec import Experiment, RunSpec
 from recbole_simdiff.log import logger, terminal
+from recbole_simdiff.pipelines.start import start
 from recbole_simdiff.runs.identity import digest_of, fingerprint
 from recbole_simdiff.runs.result import RESULT, versions
 from recbole_simdiff.runs.run import run_once
@@ -76,6 +76,7 @@ def plan(experiment: Experiment) -> list[Planned]:
         if config["data_path"] not in checksums:
             checksums[config["data_path"]] = data_checksum(config)
         data = checksums[config["data_path"]]
+        config.portable()  # refuses what the process of a run could not find
         planned.append(Planned(spec, config, fingerprint(config, data), data))
     return planned
 
@@ -215,7 +216,7 @@ class _Pool:
         receiver, sender = self.context.Pipe(duplex=False)
         share = max(1, (os.cpu_count() or 1) // self.jobs)
         threads = share if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ else None
-        plain = planned.config.plain()
+        plain = planned.config.portable()
         work = (plain["model"], plain["dataset"], plain["values"], planned.run_dir, threads, sender)
         process = self.context.Process(target=_work, args=work)
         process.start()

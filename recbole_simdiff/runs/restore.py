@@ -16,7 +16,9 @@ from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.rankings import save_rankings
 from recbole_simdiff.log import logger
-from recbole_simdiff.models.registry import WRAPPERS
+from recbole_simdiff.models.own import is_file
+from recbole_simdiff.models.own import known as known_model
+from recbole_simdiff.models.registry import WRAPPERS, accept
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.result import RunResult, _result
@@ -79,6 +81,7 @@ def evaluate(
     overrides: Mapping[str, Any] | None = None,
     test: bool = True,
     origin: str = OVERRIDES,
+    model: str | type | None = None,
 ) -> RunResult:
     """Evaluate a checkpoint on the validation and test parts of its data set.
 
@@ -87,6 +90,7 @@ def evaluate(
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
         test (bool): whether the test part is read.
         origin (str): what the overrides are called in messages.
+        model (str | type | None): of a checkpoint of your own model, its class or its ``FILE.py``.
 
     Returns:
         RunResult: the run's folder is left as it is, unless ``save_rankings`` asks for rankings.
@@ -94,7 +98,8 @@ def evaluate(
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
-    path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
+    accept(model)
+    path, config, dataset, (train_data, valid_data, test_data), trained, content = restore(
         place, overrides, origin
     )
     if not config.held_out:
@@ -102,7 +107,7 @@ def evaluate(
             f"{path} was trained on everything, so there is nothing to evaluate on: eval_args has "
             f"split={config['eval_args']['split']}. The command recommend uses it"
         )
-    evaluator = Evaluator(config, model, config["device"])
+    evaluator = Evaluator(config, trained, config["device"])
     evaluator.data_collect(train_data)
     with logged(config), telling_memory(config, path):
         found = evaluate_splits(evaluator, valid_data, test_data if test else None)
@@ -133,9 +138,10 @@ def stored_config(
     for key in overrides:
         if key not in allowed:
             raise UserError(
-                f"--{key} cannot be changed here: the checkpoint fixes it. Allowed: "
+                f"{key} cannot be changed here: the checkpoint fixes it. Allowed: "
                 f"{', '.join(allowed)}"
             )
+    _check_own_model(content)
     stored = content["config"]
     alone = stored["model"] not in WRAPPERS
     trained = stored["model"] if alone else str(stored["values"].get("backbone"))
@@ -167,7 +173,43 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVE
                     f"{resume} says {key}=True, but no tracked run began in this folder; give "
                     f"--{key}=true to begin one"
                 )
-    return stored_config(content, overrides, RESUMABLE_KEYS, origin)
+    config = stored_config(content, overrides, RESUMABLE_KEYS, origin)
+    _check_own_model(content, same=True)
+    return config
+
+
+def _check_own_model(content: Mapping[str, Any], same: bool = False) -> None:
+    """See that the user has named the own model of a checkpoint, and whether its code is the same.
+
+    Args:
+        content (Mapping): JSON content of the checkpoint.
+        same (bool): whether other code is refused; else it is warned of.
+
+    Raises:
+        UserError: asking for the class, or saying that its code is another.
+    """
+    if "own_model" not in content:
+        return
+    name, file, checksum = (content["own_model"][key] for key in ("name", "file", "checksum"))
+    found = known_model(name)
+    if found is None:
+        way = f"--model_file={file}, or " if is_file(file) else ""
+        raise UserError(
+            f"the checkpoint was trained with model={name} of {file}, a model of your own, and "
+            f"opening a checkpoint runs no code. Name it: {way}model={name} (the class) in Python"
+        )
+    if checksum == found.checksum or not (checksum and found.checksum):
+        return
+    message = (
+        f"model={name}: its code in {found.place} (checksum {found.checksum}) is not the code that "
+        f"the checkpoint was trained with ({file}, checksum {checksum})"
+    )
+    if same:
+        raise UserError(
+            f"{message}; a run goes on with the code it began with. Put that back, or begin a new "
+            "run"
+        )
+    logger.warning(f"{message}; its weights are used as they are")
 
 
 def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) -> None:

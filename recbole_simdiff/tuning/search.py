@@ -79,12 +79,16 @@ def new_search(
     settings = dict(settings or {})
     _check_engine(engine, algo, trials, jobs, storage)
     space = _free(config, space, settings)
+    # Trials in this process find what was typed into it.
+    typed = config.own is not None and not config.own.reference and not config.wraps
+    alone = typed and jobs == 1 and engine != "ray"
     folder = (output / f"tune-{config.name}-{config['dataset']}").absolute()
     search = Search(
         model=config.name,
+        reference=config.name if alone else config.portable()["model"],
         dataset=config["dataset"],
         files=tuple(os.path.abspath(file) for file in files),
-        settings=settings | _absolute_paths(config),
+        settings=settings | _absolute_paths(config) | _own_backbone(config),
         space=space,
         engine=engine,
         algo=algo or ENGINES[engine].algorithms[0],
@@ -118,7 +122,7 @@ def _free(
         _check_comparable(config, dimension)
     free = tuple(dimension for dimension in space if dimension.key not in settings)
     if not free:
-        raise UserError("there is nothing to search: the command line fixes every parameter")
+        raise UserError("there is nothing to search: every parameter is given")
     return free
 
 
@@ -128,6 +132,13 @@ def _absolute_paths(config: Config) -> dict[str, str]:
     own = ("augmentation_cache", "baseline_checkpoint")
     paths |= {key: config[key] for key in own if key in config}
     return {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
+
+
+def _own_backbone(config: Config) -> dict[str, str]:
+    """Of a method around a model of the user's own, where workers find that."""
+    return (
+        {"backbone": config.portable()["values"]["backbone"]} if config.wraps and config.own else {}
+    )
 
 
 def _check_engine(
@@ -283,5 +294,5 @@ def summary(search: Search, trials: Sequence[Trial], first: int = 5) -> str:
         f"{search}: {counts[DONE]} trials {DONE}, {counts[PRUNED]} {PRUNED}, {counts[FAILED]} "
         f"{FAILED}; validation, {search.protocol}\n{aligned(rows, 1)}\n\n"
         f"best setting: {path}\n"
-        f"use it with: --model={search.model} --dataset={search.dataset} --config_files={path}"
+        f"use it with: --model={search.reference} --dataset={search.dataset} --config_files={path}"
     )
