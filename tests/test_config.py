@@ -751,7 +751,7 @@ def test_recboles_models_transform_their_batches() -> None:
 def test_recboles_models_train_on_prefixes() -> None:
     assert Config("SASRec", "toy")["train_sampling"] == "prefix_last"
     for style in ("user_all", "prefix_all"):
-        message = f"train_sampling={style} is not available for RecBole's own SASRec"
+        message = f"train_sampling={style} is not available for SASRec"
         refused(message, model="SASRec", train_sampling=style)
         assert Config(MODEL, "toy", overrides={"train_sampling": style})["train_sampling"] == style
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"{_failed()}: {error}")
         return 1
     except Interrupted as stop:
-        again = f"{program()} --resume={shlex.quote(str(stop.run_dir))}"
+        again = f"{program()} --resume={shlex.quote(str(stop.run_dir))}{_own_file()}"
         again += f" --nproc={os.environ['WORLD_SIZE']}" if _several() else ""
         again = "the same command" if stop.same_command else again
         if _first():
@@ -92,6 +92,13 @@ def _several() -> bool:
     from recbole_simdiff import distributed  # not for --help
 
     return distributed.is_distributed()
+
+
+def _own_file() -> str:
+    """The option that names the code of the user's own model, if one was trained."""
+    from recbole_simdiff.models import own  # not for --help
+
+    return "".join(f" --model_file={shlex.quote(path)}" for path in own.files_run())
 
 
 def _first() -> bool:

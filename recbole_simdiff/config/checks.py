@@ -187,9 +187,10 @@ def _unknown(config: Any, key: str, known: set[str]) -> UserError:
     hint = f"; did you mean {near[0]}?" if near else "."
     if near and near[0] in FILES:
         hint = "; YAML files are given by config_files."
+    named = config.own.reference if config.own and not config.wraps else config.name
     return UserError(
         f"unknown key {key!r} ({config.given[key]}) for model={config.name}{hint} "
-        f"'list --explain --model={config.name}' shows every key",
+        f"'list --explain --model={named}' shows every key",
         keys=("model",),
     )
 
@@ -294,8 +295,8 @@ def check_values(config: Any) -> None:
     _check_selection(config)
     if not config.is_plugin and final["train_sampling"] != "prefix_last":
         raise UserError(
-            f"train_sampling={final['train_sampling']} is not available for RecBole's own "
-            f"{config.model}, which trains on prefixes (prefix_last)",
+            f"train_sampling={final['train_sampling']} is not available for "
+            f"{config.model}, which is trained on RecBole's rows, prefixes (prefix_last)",
             keys=("train_sampling",),
         )
     _check_transform(config)

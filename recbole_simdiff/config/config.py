@@ -66,7 +66,9 @@ class Config(RecBoleConfig):
     Attributes:
         name (str): what the user calls the model. ``model`` is the class that is trained, which
             differs for DiffuASR: there it is the backbone.
-        is_plugin (bool): whether ``model`` is written for this package, and not for RecBole.
+        is_plugin (bool): whether ``model`` is trained on this package's batches, and not on
+            RecBole's. Of the user's own models those that derive from ``SequentialModel`` are, but
+            for those that want negatives.
         model_as_given (str | type): what was given for it; a file's class in full.
         data_root (str): ``data_path`` as it was given, the folder of the data sets' folders.
             ``config["data_path"]`` is that of this data set.
@@ -305,6 +307,7 @@ class Config(RecBoleConfig):
         """
         final = self.final_config_dict
         pairs = final.get("MODEL_INPUT_TYPE") == InputType.PAIRWISE
+        self.is_plugin = self.is_plugin and not (pairs and self.own)
         sampled = pairs or reads(self.model_class, LABELS)
         if sampled and final.get("train_neg_sample_args") is None:
             final["train_neg_sample_args"] = {

@@ -81,7 +81,9 @@ def _times(column: Any) -> list[str]:
         )
     if pd.api.types.is_datetime64_any_dtype(column):
         ticks = pd.DatetimeIndex(column).as_unit("ns").asi8.tolist()
-        return [f"{tick // NANO}.{tick % NANO:09d}" for tick in ticks]
+        return [
+            f"{'-' if tick < 0 else ''}{abs(tick) // NANO}.{abs(tick) % NANO:09d}" for tick in ticks
+        ]
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     if not numeric:
         raise UserError(

@@ -37,7 +37,7 @@ class OwnModel(NamedTuple):
         files (tuple): YAML files beside its file with more defaults.
     """
 
-    model: type
+    model: Any
     reference: str
     place: str
     checksum: str
@@ -165,6 +165,11 @@ def add_file(reference: str) -> list[OwnModel]:
     return [add(model) for key, model in models.items() if name in (key, "")]
 
 
+def files_run() -> list[str]:
+    """Paths of the files of models that were run."""
+    return [str(path) for path in _FILES]
+
+
 def checksum(text: str) -> str:
     """Checksum of what Python code defines: classes, functions, constants and imports.
 
@@ -182,7 +187,7 @@ def checksum(text: str) -> str:
             found.append(ast.unparse(part))
         elif isinstance(part, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not calls:
             found.append(outline(part))
-    return hashlib.blake2b("\n".join(found).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("\n".join(filter(None, found)).encode(), digest_size=8).hexdigest()
 
 
 def _own(model: Any) -> OwnModel:
@@ -219,10 +224,10 @@ def _defaults(model: type) -> Mapping[str, Any]:
 def _check_class(model: Any, place: str) -> None:
     """Refuse what cannot be trained here."""
     if not isinstance(model, type) or not issubclass(model, SequentialRecommender):
+        name = model.__name__ if isinstance(model, type) else repr(model)
         raise UserError(
-            f"model={model.__name__ if isinstance(model, type) else model!r} ({place}) is not a "
-            "sequential recommender: derive it from recbole_simdiff.SequentialModel "
-            "or from RecBole's SequentialRecommender",
+            f"model={name} ({place}) is not a sequential recommender: derive it from "
+            "recbole_simdiff.SequentialModel or from RecBole's SequentialRecommender",
             keys=("model",),
         )
 

@@ -65,6 +65,7 @@ def restore(
     """
     path = checkpoint.resolve(place, BEST)
     tensors, content = load_run(path)
+    check_own_model(content)
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *model_class.evaluation_keys)
     config = stored_config(content, overrides or {}, allowed, origin)
@@ -141,7 +142,6 @@ def stored_config(
                 f"{key} cannot be changed here: the checkpoint fixes it. Allowed: "
                 f"{', '.join(allowed)}"
             )
-    _check_own_model(content)
     stored = content["config"]
     alone = stored["model"] not in WRAPPERS
     trained = stored["model"] if alone else str(stored["values"].get("backbone"))
@@ -164,6 +164,7 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVE
         UserError: if the checkpoint cannot be used, or a key may not be given.
     """
     content = load_run(resume, resumable=True)[1]
+    check_own_model(content, same=True)
     values = content["config"]["values"]
     for key in ("log_wandb", "log_mlflow"):
         if values.get(key) and not (resume.parent / tracking.IDENTITY).is_file():
@@ -173,12 +174,10 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVE
                     f"{resume} says {key}=True, but no tracked run began in this folder; give "
                     f"--{key}=true to begin one"
                 )
-    config = stored_config(content, overrides, RESUMABLE_KEYS, origin)
-    _check_own_model(content, same=True)
-    return config
+    return stored_config(content, overrides, RESUMABLE_KEYS, origin)
 
 
-def _check_own_model(content: Mapping[str, Any], same: bool = False) -> None:
+def check_own_model(content: Mapping[str, Any], same: bool = False) -> None:
     """See that the user has named the own model of a checkpoint, and whether its code is the same.
 
     Args:

@@ -14,7 +14,7 @@ from recbole_simdiff.checkpoint import BEST, load_model_state
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import require_numbers
 from recbole_simdiff.models.registry import accept
-from recbole_simdiff.runs.restore import stored_config
+from recbole_simdiff.runs.restore import check_own_model, stored_config
 from recbole_simdiff.runs.stored import load_run
 
 
@@ -183,6 +183,7 @@ def load(place: str | Path, use_gpu: bool = True, model: str | type | None = Non
     accept(model)
     path = checkpoint.resolve(place, BEST)
     tensors, content = load_run(path)
+    check_own_model(content)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
     if config.wraps and config["pseudo_at_evaluation"]:
         raise UserError(
