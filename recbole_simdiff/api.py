@@ -60,16 +60,16 @@ def run(
         OutOfMemory: if memory runs out.
         Interrupted: after a signal; the state is saved.
     """
-    name, values = _data_set(dataset, (user, item, time), values)
+    name, values = _data_set(dataset, (user, item, time), values, config_files)
     return start(Config(model, name, config_files, values))
 
 
-def resume(place: str | Path, model: str | type | None = None, **values: Any) -> RunResult:
+def resume(place: str | Path, model: str | Path | type | None = None, **values: Any) -> RunResult:
     """Go on with a stopped run, from the step that was not taken.
 
     Args:
         place (str | Path): a run folder, or its ``last`` checkpoint.
-        model (str | type | None): of a run of your own model, its class or its ``FILE.py``.
+        model (str | Path | type | None): of a run of your own model, its class or its ``FILE.py``.
         **values: settings that may differ: how long it is trained, where its data are, and what is
             shown.
 
@@ -168,7 +168,7 @@ def benchmark(
     if isinstance(models, str | type):
         models = [models]
     if isinstance(datasets, str | pd.DataFrame):
-        name, values = _data_set(datasets, (user, item, time), values)
+        name, values = _data_set(datasets, (user, item, time), values, config_files)
         datasets = [name]
     given: dict[str, Any] = {}
     for file in config_files:
@@ -252,7 +252,7 @@ def tune(
     from recbole_simdiff.tuning.space import find_space, read_space
     from recbole_simdiff.tuning.trials import TRIALS
 
-    name, values = _data_set(dataset, (user, item, time), values)
+    name, values = _data_set(dataset, (user, item, time), values, config_files)
     config = Config(model, name, config_files, values)
     search = searches.new_search(
         config,
@@ -277,10 +277,14 @@ def _data_set(
     dataset: str | pd.DataFrame,
     columns: tuple[str | None, str | None, str | None],
     values: dict[str, Any],
+    config_files: Files,
 ) -> tuple[str, dict[str, Any]]:
     """The name of a data set, and the settings with the place of one that is made here."""
     if isinstance(dataset, pd.DataFrame):
-        folder = Path(values.get("data_path", "dataset"))
+        settings: dict[str, Any] = {"data_path": "dataset"}
+        for file in config_files:
+            settings |= read_yaml(file)
+        folder = Path((settings | values)["data_path"])
         named = dict(zip(("user", "item", "time"), columns, strict=True))
         given = {key: column for key, column in named.items() if column is not None}
         return write_frame(dataset, folder, **given), {**values, "data_path": str(folder)}

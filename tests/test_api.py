@@ -161,6 +161,7 @@ def test_a_dataframe_is_the_data_set_of_its_interactions(values: dict[str, Any])
     assert recbole_simdiff.evaluate(result.run_dir).test == result.test
     assert recbole_simdiff.resume(result.run_dir, epochs=3).epochs == 3
     assert load(result.run_dir).history("e") == ["i5", "i6", "i7"]
+    assert load(result.run_dir).config.data_root == values["data_path"]
     changed = table.assign(sku=table["sku"].replace("i7", "i6"))
     other = recbole_simdiff.run("SASRecCE", changed, **names, **values)
     assert other.config["dataset"] != result.config["dataset"]

@@ -4,6 +4,7 @@
 """
 
 import json
+import linecache
 import os
 import re
 import shlex
@@ -310,7 +311,7 @@ def test_other_code_is_warned_of(
     """The weights are used as they are, if they fit."""
     run_dir = recbole_simdiff.run(f"{mine}:MyRec", "toy", **values).run_dir
     mine.write_text(f'"""Only words."""\n{mine.read_text()}')
-    recbole_simdiff.evaluate(run_dir, model=str(mine))
+    recbole_simdiff.evaluate(run_dir, model=mine)
     assert "is not the code" not in caplog.text
     mine.write_text(mine.read_text().replace("@ self.item", "@ -self.item"))
     recbole_simdiff.load(run_dir, model=str(mine))
@@ -400,6 +401,24 @@ def test_a_class_that_was_typed(values: dict[str, Any], tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match="other processes do not find it; write it to a file"):
             refused()
+
+
+def test_the_code_of_a_cell_is_compared(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A notebook keeps the text of its cells where tracebacks find it."""
+
+    def cell(text: str) -> type:
+        lines = text.splitlines(keepends=True)
+        monkeypatch.setitem(linecache.cache, "<cell 1>", (len(text), None, lines, "<cell 1>"))
+        forget()
+        return typed(text)
+
+    run_dir = recbole_simdiff.run(cell(block("mine.py")), "toy", **values).run_dir
+    recbole_simdiff.load(run_dir, model=cell(block("mine.py") + "\nprint('trained', MyRec)\n"))
+    assert "is not the code" not in caplog.text
+    recbole_simdiff.load(run_dir, model=cell(block("mine.py").replace("clamp(min=0)", "clamp(0)")))
+    assert "its code in a notebook or a prompt" in caplog.text
 
 
 def test_known_classes_are_models_by_their_name() -> None:

@@ -187,7 +187,8 @@ def _unknown(config: Any, key: str, known: set[str]) -> UserError:
     hint = f"; did you mean {near[0]}?" if near else "."
     if near and near[0] in FILES:
         hint = "; YAML files are given by config_files."
-    named = config.own.reference if config.own and not config.wraps else config.name
+    own = config.own if not config.wraps else None
+    named = (own and own.reference) or config.name
     return UserError(
         f"unknown key {key!r} ({config.given[key]}) for model={config.name}{hint} "
         f"'list --explain --model={named}' shows every key",

@@ -194,6 +194,7 @@ def _own(model: Any) -> OwnModel:
     """What is to be known of a class."""
     functions = (value for value in vars(model).values() if isinstance(value, FunctionType))
     code = next((f.__code__.co_filename for f in functions), "")
+    linecache.checkcache(code)
     # A notebook's cell is no file, but its text is there.
     text = "".join(linecache.getlines(code))
     path = Path(code).resolve()
@@ -251,7 +252,6 @@ def _run(path: Path, reference: str) -> ModuleType:
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent))
     cached, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # two texts within a second
-    linecache.checkcache(str(path))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

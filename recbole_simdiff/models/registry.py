@@ -10,6 +10,7 @@ import math
 import os
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import recbole.data.dataset as recbole_datasets
@@ -102,16 +103,17 @@ def get_model(name: str | type) -> type[SequentialModel]:
     )
 
 
-def accept(model: str | type | None) -> None:
+def accept(model: str | Path | type | None) -> None:
     """Make a model of the user's own known, so that a checkpoint of it can be used.
 
     Args:
-        model (str | type | None): the class; or its ``FILE.py``, whose code is run; None for
+        model (str | Path | type | None): the class; or its ``FILE.py``, whose code is run; None for
             nothing.
 
     Raises:
         UserError: as ``get_model``.
     """
+    model = str(model) if isinstance(model, Path) else model
     if isinstance(model, str) and not own.is_file(model):
         raise UserError(f"the file of a model of your own ends in .py; {model!r} does not")
     if isinstance(model, str):

@@ -82,7 +82,7 @@ def evaluate(
     overrides: Mapping[str, Any] | None = None,
     test: bool = True,
     origin: str = OVERRIDES,
-    model: str | type | None = None,
+    model: str | Path | type | None = None,
 ) -> RunResult:
     """Evaluate a checkpoint on the validation and test parts of its data set.
 
@@ -91,7 +91,8 @@ def evaluate(
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
         test (bool): whether the test part is read.
         origin (str): what the overrides are called in messages.
-        model (str | type | None): of a checkpoint of your own model, its class or its ``FILE.py``.
+        model (str | Path | type | None): of a checkpoint of your own model, its class or its
+            ``FILE.py``.
 
     Returns:
         RunResult: the run's folder is left as it is, unless ``save_rankings`` asks for rankings.

@@ -175,7 +175,8 @@ def load(place: str | Path, use_gpu: bool = True, model: str | type | None = Non
     Args:
         place (str | Path): a run folder (its best epoch) or a checkpoint file.
         use_gpu (bool): use a GPU where there is one.
-        model (str | type | None): of a checkpoint of your own model, its class or its ``FILE.py``.
+        model (str | Path | type | None): of a checkpoint of your own model, its class or its
+            ``FILE.py``.
 
     Raises:
         UserError: if there is no usable checkpoint, or its model needs the data set to be built.
