@@ -21,7 +21,7 @@ from recbole.trainer import Trainer
 
 from recbole_simdiff import models as package
 from recbole_simdiff.config import config as config_module
-from recbole_simdiff.config import keys
+from recbole_simdiff.config import keys, lookup
 from recbole_simdiff.config.config import CHECKPOINT, COMMAND_LINE, Config
 from recbole_simdiff.config.layers import parse_overrides, parse_value, properties_dir, read_yaml
 from recbole_simdiff.data.dataset import create_dataset
@@ -1252,8 +1252,8 @@ def test_a_derived_model_reads_the_files_of_its_base_first(
         pass
 
     stock = models.plugin_models()
-    monkeypatch.setattr(config_module, "plugin_models", lambda: {**stock, "Derived": Derived})
-    monkeypatch.setattr(config_module, "get_model", lambda name: Derived)
+    monkeypatch.setattr(lookup, "plugin_models", lambda: {**stock, "Derived": Derived})
+    monkeypatch.setattr(lookup, "get_model", lambda name: Derived)
     shutil.copytree(properties_dir(), tmp_path / "properties")
     (tmp_path / "properties/model/Derived.yaml").write_text("tau: 0.9\nlambda_new: 1.0\n")
     monkeypatch.setattr(config_module, "properties_dir", lambda: tmp_path / "properties")

@@ -522,9 +522,7 @@ def test_a_model_that_draws_when_it_scores(go: Any, monkeypatch: pytest.MonkeyPa
     assert evaluate(result.run_dir).sampling == result.sampling
     two = evaluate(result.run_dir, {"sampling_seeds": 2, "tau": 0.5}).sampling
     assert two["seeds"] == [3, 4]
-    with pytest.raises(
-        UserError, match=r"--k_noise cannot be changed.*length_groups, .*sampling_se"
-    ):
+    with pytest.raises(UserError, match=r"k_noise cannot be changed.*length_groups, .*sampling_se"):
         evaluate(result.run_dir, {"k_noise": 2})
 
 

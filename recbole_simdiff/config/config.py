@@ -40,11 +40,19 @@ from recbole_simdiff.config.layers import (
     short_name,
 )
 from recbole_simdiff.config.limits import check
+from recbole_simdiff.config.lookup import (
+    check_name,
+    find_backbone,
+    find_model,
+    host_name,
+    layers,
+    own_defaults,
+)
 from recbole_simdiff.distributed import own_gpu
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models import own
 from recbole_simdiff.models.recbole import RecBoleModel
-from recbole_simdiff.models.registry import WRAPPERS, get_model, plugin_models, recbole_models
+from recbole_simdiff.models.registry import WRAPPERS
 from recbole_simdiff.modules.base import SequentialModel
 
 COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
@@ -52,8 +60,6 @@ COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
 
 # Where a whole configuration comes from, every value at its default included.
 _RESTORED = (CHECKPOINT, "experiment", *WRAPPERS)
-
-_PATH = {"/", "\\", "\0"}  # not in names, which become names of files
 
 
 class Config(RecBoleConfig):
@@ -165,52 +171,15 @@ class Config(RecBoleConfig):
     def _get_model_and_dataset(
         self, model: str | type, dataset: str
     ) -> tuple[str, type[SequentialModel], str]:
-        _check_name("dataset", dataset)
+        check_name("dataset", dataset)
         self.model_as_given = model
         if isinstance(model, type) or model not in WRAPPERS:
-            found = self._find("model", model)
+            found = find_model("model", model, self.from_checkpoint)
             self.name = found.__name__
         else:
             self.name = model
-            default = read_yaml(properties_dir() / "model" / f"{model}.yaml")["backbone"]
-            backbone = self.external_config_dict.get("backbone", default)
-            if str(backbone) in WRAPPERS:
-                raise UserError(
-                    f"backbone={backbone} must be a recommender; {self.name} trains one",
-                    keys=("backbone",),
-                )
-            found = self._find("backbone", backbone)
-            if "backbone" in self.external_config_dict:
-                self.external_config_dict["backbone"] = found.__name__
+            found = find_backbone(model, self.external_config_dict, self.from_checkpoint)
         return found.__name__, found, dataset
-
-    def _find(self, key: str, value: Any) -> type[SequentialModel]:
-        """The class that a value of ``model`` or ``backbone`` means.
-
-        Raises:
-            UserError: if there is none, or if a checkpoint names a file of code.
-        """
-        if isinstance(value, type):
-            return get_model(value)
-        if not own.is_file(str(value)):
-            _check_name(key, value if key == "model" else str(value))
-        elif self.from_checkpoint:
-            raise UserError(f"{key}={value!r} comes from a checkpoint, which runs no code")
-        return get_model(str(value))
-
-    def _layers(self) -> list[str]:
-        """Names whose files are read, in order: base classes, the model, DiffuASR."""
-        known = {*plugin_models(), self._host_name(self.model)}
-        bases = [base.__name__ for base in reversed(self.model_class.__mro__)]
-        names = [name for name in dict.fromkeys(bases) if name in known]
-        names += [] if self.model in names else [self.model]
-        return names if self.name == self.model else [*names, self.name]
-
-    def _host_name(self, model: str) -> str:
-        """The model of RecBole that the class is or derives from; its own name if there is none."""
-        there = recbole_models()
-        bases = (base.__name__ for base in self.model_class.__mro__)
-        return next((name for name in bases if name in there), model)
 
     def _update_internal_config_dict(self, file: str | Path) -> dict[str, Any]:
         content = read_yaml(file)
@@ -221,33 +190,25 @@ class Config(RecBoleConfig):
         self.internal_config_dict.update(content)
         self.origin.update(dict.fromkeys(content, origin))
 
-    def _load_model_defaults(self, name: str) -> None:
-        """The defaults of a model; of the user's own one those of its class and beside its file."""
-        layer = properties_dir() / "model" / f"{name}.yaml"
-        if layer.is_file():
-            self._update_internal_config_dict(layer)
-        if self.own and name == self.model:
-            # Tells RecBole that the loader draws no negatives.
-            self.internal_config_dict.setdefault("loss_type", "CE")
-            for values, origin in self.own.defaults:
-                self._add_defaults({k: plain_value(v) for k, v in values.items()}, origin)
-            for file in self.own.files:
-                self._update_internal_config_dict(file)
-
     def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
-        super()._load_internal_config_dict(self._host_name(model), model_class, dataset)
+        super()._load_internal_config_dict(host_name(model_class), model_class, dataset)
         self.is_plugin = not issubclass(model_class, RecBoleModel)
         folder = properties_dir()
-        names = self._layers()
+        names = layers(model_class) + ([self.name] if self.wraps else [])
         self._update_internal_config_dict(folder / "overall.yaml")
         for name in names:
-            self._load_model_defaults(name)
+            if (layer := folder / "model" / f"{name}.yaml").is_file():
+                self._update_internal_config_dict(layer)
+            for values, origin in own_defaults(self.own) if name == model else ():
+                self._add_defaults(values, origin)
+        if self.own:  # tells RecBole that the loader draws no negatives
+            self.internal_config_dict.setdefault("loss_type", "CE")
         without_data = set(self.internal_config_dict)
-        layers = [
+        files = [
             folder / "dataset" / f"{dataset}.yaml",
             *(folder / "tuned" / dataset / f"{name}.yaml" for name in names),
         ]
-        for layer in layers:
+        for layer in files:
             if layer.is_file():
                 self._update_internal_config_dict(layer)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
@@ -372,21 +333,6 @@ class Config(RecBoleConfig):
         """What is known of ``model`` if it is one of the user's own."""
         return own.of(self.model_class)
 
-    def portable(self) -> dict[str, Any]:
-        """``plain`` for another process of a command: an own model is named by its file.
-
-        Raises:
-            UserError: if it has none.
-        """
-        plain, model = self.plain(), self.own
-        if model is None:
-            return plain
-        if self.wraps:
-            plain["values"]["backbone"] = model.reference_for_others()
-        else:
-            plain["model"] = model.reference_for_others()
-        return plain
-
     def identity(self) -> dict[str, Any]:
         """The settings that name a result: ``plain`` without what does not shape it."""
         return naming(self.plain())
@@ -395,13 +341,6 @@ class Config(RecBoleConfig):
     def from_checkpoint(self) -> bool:
         """Whether a checkpoint says what is to be done, which may be anybody's."""
         return CHECKPOINT in self.given.values()
-
-    def known_datasets(self) -> list[str]:
-        """Names of the data sets with settings here or with a folder in ``data_path``."""
-        settings = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
-        return sorted(
-            settings | {path.parent.name for path in Path(self.data_root).glob("*/*.inter")}
-        )
 
     def with_seed(self, seed: int) -> "Config":
         """The same configuration with another seed."""
@@ -422,18 +361,3 @@ class Config(RecBoleConfig):
             for key in sorted(self.final_config_dict)
             if key in self.origin
         ]
-
-
-def _check_name(key: str, value: Any) -> None:
-    """Refuse what cannot be the name of a file.
-
-    Raises:
-        UserError: naming the key and its value.
-    """
-    if not isinstance(value, str) or not value or value[0] == "." or set(value) & _PATH:
-        more = "; a model of your own is FILE.py:CLASS" if key == "model" else ""
-        raise UserError(
-            f"{key}={value!r} must be a name, without / and \\ and a dot in front; "
-            f"data_path says where the folders of data sets are{more}",
-            keys=(key,),
-        )

@@ -26,6 +26,7 @@ from recbole_simdiff import files
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.keys import naming
+from recbole_simdiff.config.lookup import portable
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
@@ -76,7 +77,7 @@ def plan(experiment: Experiment) -> list[Planned]:
         if config["data_path"] not in checksums:
             checksums[config["data_path"]] = data_checksum(config)
         data = checksums[config["data_path"]]
-        config.portable()  # refuses what the process of a run could not find
+        portable(config)  # refuses what the process of a run could not find
         planned.append(Planned(spec, config, fingerprint(config, data), data))
     return planned
 
@@ -216,7 +217,7 @@ class _Pool:
         receiver, sender = self.context.Pipe(duplex=False)
         share = max(1, (os.cpu_count() or 1) // self.jobs)
         threads = share if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ else None
-        plain = planned.config.portable()
+        plain = portable(planned.config)
         work = (plain["model"], plain["dataset"], plain["values"], planned.run_dir, threads, sender)
         process = self.context.Process(target=_work, args=work)
         process.start()

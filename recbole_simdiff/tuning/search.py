@@ -17,6 +17,7 @@ from typing import Any
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.config.layers import read_yaml
+from recbole_simdiff.config.lookup import portable
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import Interrupted, UserError
@@ -85,7 +86,7 @@ def new_search(
     folder = (output / f"tune-{config.name}-{config['dataset']}").absolute()
     search = Search(
         model=config.name,
-        reference=config.name if alone else config.portable()["model"],
+        reference=config.name if alone else portable(config)["model"],
         dataset=config["dataset"],
         files=tuple(os.path.abspath(file) for file in files),
         settings=settings | _absolute_paths(config) | _own_backbone(config),
@@ -137,7 +138,7 @@ def _absolute_paths(config: Config) -> dict[str, str]:
 def _own_backbone(config: Config) -> dict[str, str]:
     """Of a method around a model of the user's own, where workers find that."""
     return (
-        {"backbone": config.portable()["values"]["backbone"]} if config.wraps and config.own else {}
+        {"backbone": portable(config)["values"]["backbone"]} if config.wraps and config.own else {}
     )
 
 
