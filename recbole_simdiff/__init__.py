@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from recbole_simdiff.version import __version__
 
 if TYPE_CHECKING:
-    from recbole_simdiff.api import resume, run
+    from recbole_simdiff.api import benchmark, resume, run, run_recbole, tune
     from recbole_simdiff.config.config import Config
     from recbole_simdiff.errors import UserError
     from recbole_simdiff.models.registry import available_models, get_model
+    from recbole_simdiff.modules.base import SequentialModel
     from recbole_simdiff.runs.restore import evaluate
     from recbole_simdiff.runs.result import RunResult
     from recbole_simdiff.serving.recommender import Recommender, load
@@ -21,14 +22,18 @@ __all__ = [
     "Config",
     "Recommender",
     "RunResult",
+    "SequentialModel",
     "UserError",
     "__version__",
     "available_models",
+    "benchmark",
     "evaluate",
     "get_model",
     "load",
     "resume",
     "run",
+    "run_recbole",
+    "tune",
 ]
 
 # Public name -> the module that has it.
@@ -36,13 +41,17 @@ _MODULES = {
     "Config": "config.config",
     "Recommender": "serving.recommender",
     "RunResult": "runs.result",
+    "SequentialModel": "modules.base",
     "UserError": "errors",
     "available_models": "models.registry",
+    "benchmark": "api",
     "evaluate": "runs.restore",
     "get_model": "models.registry",
     "load": "serving.recommender",
     "resume": "api",
     "run": "api",
+    "run_recbole": "api",
+    "tune": "api",
 }
 
 

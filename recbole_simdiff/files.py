@@ -1,5 +1,6 @@
 """Atomic file writes, locks between processes, checksums."""
 
+import ast
 import errno
 import fcntl
 import hashlib
@@ -31,6 +32,23 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def outline(part: Any) -> str:
+    """A syntax tree as text, the same on every version of Python; empty for imports and docstrings.
+
+    Args:
+        part (Any): an ``ast`` node, a list of them, or the value of a field.
+    """
+    if isinstance(part, list):
+        return f"[{','.join(filter(None, map(outline, part)))}]"
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    text = isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+    if text or isinstance(part, ast.Import | ast.ImportFrom):
+        return ""
+    fields = (f"{k}={outline(v)}" for k, v in ast.iter_fields(part) if v is not None and v != [])
+    return f"{type(part).__name__}({','.join(fields)})"
 
 
 @contextmanager

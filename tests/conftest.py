@@ -91,3 +91,8 @@ def build(make_config: Any) -> Any:
 def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RecBole writes log_tensorboard/ into the working directory."""
     monkeypatch.chdir(tmp_path)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The battery of tests/test_own_models.py runs over a model of the user's own, too."""
+    parser.addoption("--own_model", metavar="FILE.py:CLASS", help="a model of your own to test")

@@ -708,7 +708,7 @@ def test_a_generator_that_diverges_stops_the_run(configure: Configure) -> None:
 
 
 def test_the_stages_cannot_be_left_out(configure: Configure) -> None:
-    with pytest.raises(UserError, match=r"has runs before this one, which api.start makes"):
+    with pytest.raises(UserError, match=r"has runs before this one, which pipelines.start makes"):
         run(configure())
 
 

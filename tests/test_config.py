@@ -21,7 +21,7 @@ from recbole.trainer import Trainer
 
 from recbole_simdiff import models as package
 from recbole_simdiff.config import config as config_module
-from recbole_simdiff.config import keys
+from recbole_simdiff.config import keys, lookup
 from recbole_simdiff.config.config import CHECKPOINT, COMMAND_LINE, Config
 from recbole_simdiff.config.layers import parse_overrides, parse_value, properties_dir, read_yaml
 from recbole_simdiff.data.dataset import create_dataset
@@ -753,7 +753,7 @@ def test_recboles_models_transform_their_batches() -> None:
 def test_recboles_models_train_on_prefixes() -> None:
     assert Config("SASRec", "toy")["train_sampling"] == "prefix_last"
     for style in ("user_all", "prefix_all"):
-        message = f"train_sampling={style} is not available for RecBole's own SASRec"
+        message = f"train_sampling={style} is not available for SASRec"
         refused(message, model="SASRec", train_sampling=style)
         assert Config(MODEL, "toy", overrides={"train_sampling": style})["train_sampling"] == style
 
@@ -1254,8 +1254,8 @@ def test_a_derived_model_reads_the_files_of_its_base_first(
         pass
 
     stock = models.plugin_models()
-    monkeypatch.setattr(config_module, "plugin_models", lambda: {**stock, "Derived": Derived})
-    monkeypatch.setattr(config_module, "get_model", lambda name: Derived)
+    monkeypatch.setattr(lookup, "plugin_models", lambda: {**stock, "Derived": Derived})
+    monkeypatch.setattr(lookup, "get_model", lambda name: Derived)
     shutil.copytree(properties_dir(), tmp_path / "properties")
     (tmp_path / "properties/model/Derived.yaml").write_text("tau: 0.9\nlambda_new: 1.0\n")
     monkeypatch.setattr(config_module, "properties_dir", lambda: tmp_path / "properties")

@@ -104,7 +104,7 @@ def test_the_terminal_gets_both_loggers_while_it_is_attached(
 UNCONFIGURED = """
 import sys
 from recbole_simdiff import Config
-from recbole_simdiff.api import start
+from recbole_simdiff.pipelines.start import start
 from recbole_simdiff.log import logger
 from recbole_simdiff.training.progress import Listener
 class Warns(Listener):

@@ -403,7 +403,7 @@ def test_keys_that_shape_the_numbers_are_refused(
     assert main([f"--resume={finished}", f"--{change}"]) == 2
     key = change.partition("=")[0]
     error = capsys.readouterr().err
-    assert f"--{key} cannot be changed here: the checkpoint fixes it. Allowed: epochs" in error
+    assert f"{key} cannot be changed here: the checkpoint fixes it. Allowed: epochs" in error
 
 
 @pytest.mark.parametrize("argument", ["--model=SASRec", "--dataset=ml-100k"])

@@ -382,7 +382,7 @@ def test_evaluate_can_measure_at_other_cutoffs(go: Any) -> None:
 
 def test_evaluate_refuses_what_the_checkpoint_fixes(go: Any) -> None:
     result, _ = go(epochs=1)
-    with pytest.raises(UserError, match=r"--seed cannot be changed here: .* Allowed: data_path"):
+    with pytest.raises(UserError, match=r"seed cannot be changed here: .* Allowed: data_path"):
         evaluate(result.run_dir, {"seed": 1})
 
 
@@ -522,9 +522,7 @@ def test_a_model_that_draws_when_it_scores(go: Any, monkeypatch: pytest.MonkeyPa
     assert evaluate(result.run_dir).sampling == result.sampling
     two = evaluate(result.run_dir, {"sampling_seeds": 2, "tau": 0.5}).sampling
     assert two["seeds"] == [3, 4]
-    with pytest.raises(
-        UserError, match=r"--k_noise cannot be changed.*length_groups, .*sampling_se"
-    ):
+    with pytest.raises(UserError, match=r"k_noise cannot be changed.*length_groups, .*sampling_se"):
         evaluate(result.run_dir, {"k_noise": 2})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_simdiff import files
-from recbole_simdiff.cli.parser import COMMANDS
+from recbole_simdiff.cli.parser import COMMANDS, add_model_file
 from recbole_simdiff.cli.settings import config_files
 from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.config.layers import parse_value, read_yaml
@@ -18,6 +18,7 @@ from recbole_simdiff.experiments import analysis, execute, plots, report, spec
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.results import Cell, Measured, measured
 from recbole_simdiff.experiments.tables import as_csv, plain
+from recbole_simdiff.models.registry import accept
 from recbole_simdiff.runs.identity import digest_of
 from recbole_simdiff.runs.result import RESULT, read_result
 
@@ -84,6 +85,7 @@ def _add_own_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument(
             "--runs", type=_words, default=(), metavar="RUN,RUN", help="run folders"
         )
+        add_model_file(parser)
     else:
         parser.add_argument(
             "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default 1)"
@@ -134,6 +136,7 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """
     overrides = _file_settings(namespace) | overrides
     if namespace.command in WITHOUT_TRAINING:
+        accept(namespace.model_file)
         return (_plot if namespace.command == "plot" else _analyze)(namespace, overrides)
     if namespace.jobs < 1:
         raise UserError(f"--jobs={namespace.jobs} must be at least 1")

@@ -7,6 +7,7 @@ from recbole_simdiff.cli.parser import DEFAULTS, add_model_arguments
 from recbole_simdiff.cli.settings import command_config
 from recbole_simdiff.config.layers import preset_files, properties_dir
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models.own import installed
 from recbole_simdiff.models.registry import WRAPPERS, needed_data_set, plugin_models, recbole_models
 
 
@@ -31,6 +32,8 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     trainable = sorted(name for name in recbole_models() if needed_data_set(name) is None)
     print("models:           ", ", ".join(sorted(models)))
     print("RecBole's models: ", ", ".join(trainable))
+    if installed():
+        print("installed models: ", ", ".join(sorted(installed())))
     print(
         "data sets with settings here:",
         ", ".join(p.stem for p in sorted((properties_dir() / "dataset").glob("*"))),

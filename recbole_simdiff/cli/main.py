@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(f"{_error()}: {error}")
         return 1
     except Interrupted as stop:
-        command = f"{program()} --resume={shlex.quote(str(stop.run_dir))}"
+        command = f"{program()} --resume={shlex.quote(str(stop.run_dir))}{_own_file()}"
         command += f" --nproc={os.environ['WORLD_SIZE']}" if _is_distributed() else ""
         command = "the same command" if stop.same_command else command
         if _is_first():
@@ -99,6 +99,13 @@ def _is_distributed() -> bool:
     from recbole_simdiff import distributed  # here, so that --help is fast
 
     return distributed.is_distributed()
+
+
+def _own_file() -> str:
+    """The option that names the code of the user's own model, if one was trained."""
+    from recbole_simdiff.models import own  # not for --help
+
+    return "".join(f" --model_file={shlex.quote(path)}" for path in own.files_run())
 
 
 def _is_first() -> bool:

@@ -164,8 +164,17 @@ def parse(
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for a model, a data set and configuration files."""
-    parser.add_argument("--model", "-m", help=f"default {DEFAULTS['model']}")
+    parser.add_argument(
+        "--model", "-m", help=f"a name, or FILE.py:CLASS of your own; default {DEFAULTS['model']}"
+    )
     add_data_arguments(parser)
+
+
+def add_model_file(parser: argparse.ArgumentParser) -> None:
+    """Add what names the code of a checkpoint's model where it is the user's own."""
+    parser.add_argument(
+        "--model_file", metavar="FILE.py", help="code of a checkpoint's model, if it is your own"
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

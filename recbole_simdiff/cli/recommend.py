@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from recbole_simdiff.cli.messages import printable
+from recbole_simdiff.cli.parser import add_model_file
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.serving import recommender as inference
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         '\'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON).'
     )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or file")
+    add_model_file(parser)
     users = parser.add_mutually_exclusive_group()
     users.add_argument("--users", metavar="U,U", help="users of the training data")
     users.add_argument("--all_users", action="store_true", help="all of them")
@@ -51,7 +53,9 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Recommend items to users or histories."""
     if overrides:
         raise UserError(f"recommend does not know --{next(iter(overrides))}; see recommend --help")
-    recommender = inference.load(namespace.checkpoint, namespace.use_gpu == "true")
+    recommender = inference.load(
+        namespace.checkpoint, namespace.use_gpu == "true", namespace.model_file
+    )
     requests = list(_requests(namespace, recommender))
     if not requests:
         raise UserError(

@@ -6,14 +6,15 @@ import sys
 from typing import Any
 
 from recbole_simdiff import checkpoint, distributed
-from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.cli.messages import printable
-from recbole_simdiff.cli.parser import add_model_arguments
+from recbole_simdiff.cli.parser import add_model_arguments, add_model_file
 from recbole_simdiff.cli.results import print_folder, print_result
 from recbole_simdiff.cli.settings import command_config
 from recbole_simdiff.config.config import COMMAND_LINE
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models.registry import accept
+from recbole_simdiff.pipelines.start import start
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.restore import resumed_config
 from recbole_simdiff.runs.result import RunResult
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument(
         "--resume", metavar="RUN", help="folder of a stopped run, or its last.safetensors"
     )
+    add_model_file(parser)
     parser.add_argument(
         "--nproc",
         type=int,
@@ -47,8 +49,14 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         for key in ("model", "dataset", "config_files"):
             if getattr(namespace, key):
                 raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
+        accept(namespace.model_file)
         resume = checkpoint.resolve(namespace.resume, LAST)
         config = resumed_config(resume, overrides, COMMAND_LINE)
+    elif namespace.model_file:
+        raise UserError(
+            "--model_file is for --resume, whose checkpoint says the class; to train a model give "
+            f"--model={namespace.model_file}:CLASS"
+        )
     else:
         config = command_config(namespace, overrides)
     is_distributed = distributed.is_distributed()

@@ -149,7 +149,7 @@ def check_keys(config: Any, default_keys: set[str]) -> None:
         value = config.external_config_dict[key]
         if key in ("model", "dataset"):
             name = config.name if key == "model" else config.dataset
-            if value != name:
+            if value not in (name, config.model_as_given):
                 raise UserError(
                     f"{key}={value!r} ({source}) contradicts --{key}={name}", keys=(key,)
                 )
@@ -173,9 +173,11 @@ def _unknown(config: Any, key: str, known: set[str]) -> UserError:
     hint = f"; did you mean {near[0]}?" if near else "."
     if near and near[0] in FILES:
         hint = "; YAML files are given by config_files."
+    own = config.own if not config.wraps else None
+    named = (own and own.reference) or config.name
     return UserError(
         f"unknown key {key!r} ({config.given[key]}) for model={config.name}{hint} "
-        f"'list --explain --model={config.name}' shows every key",
+        f"'list --explain --model={named}' shows every key",
         keys=("model",),
     )
 
@@ -245,8 +247,8 @@ def check_values(config: Any) -> None:
     check_selection(config)
     if not config.is_plugin and final["train_sampling"] != "prefix_last":
         raise UserError(
-            f"train_sampling={final['train_sampling']} is not available for RecBole's own "
-            f"{config.model}, which trains on prefixes (prefix_last)",
+            f"train_sampling={final['train_sampling']} is not available for "
+            f"{config.model}, which is trained on RecBole's rows, prefixes (prefix_last)",
             keys=("train_sampling",),
         )
     _check_transform(config)

@@ -4,7 +4,8 @@ Values come from layers; a later layer overrides an earlier one: RecBole's defau
 ``properties/overall.yaml``, ``properties/model/<Model>.yaml``, ``properties/dataset/<name>.yaml``,
 ``properties/tuned/<name>/<Model>.yaml``, ``properties/preset/<Model>/<preset>.yaml``,
 ``--config_files``, ``--key=value``. The files of a model come after those of its base class, and
-DiffuASR's after those of its backbone.
+DiffuASR's after those of its backbone. A model of the user's own has its ``defaults`` and the files
+beside its code in place of ``properties/model/<Model>.yaml``.
 """
 
 import copy
@@ -42,16 +43,25 @@ from recbole_simdiff.config.layers import (
     short_name,
 )
 from recbole_simdiff.config.limits import check
+from recbole_simdiff.config.lookup import (
+    check_name,
+    find_backbone,
+    find_model,
+    host_name,
+    layers,
+    own_defaults,
+)
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models.registry import WRAPPERS, get_model, plugin_models
+from recbole_simdiff.models import own
+from recbole_simdiff.models.recbole import RecBoleModel
+from recbole_simdiff.models.registry import WRAPPERS
+from recbole_simdiff.modules.base import SequentialModel
 
 COMMAND_LINE, OVERRIDES, CHECKPOINT = "command line", "overrides", "checkpoint"
 
 
 # Origins of complete configurations, which also give the values that are at their defaults.
 _RESTORED = (CHECKPOINT, "experiment", *WRAPPERS)
-
-_PATH = {"/", "\\", "\0"}  # not allowed in names, which become names of files
 
 
 class Config(RecBoleConfig):
@@ -64,7 +74,10 @@ class Config(RecBoleConfig):
     Attributes:
         name (str): name of the model that the user gave. ``model`` names the class that is
             trained; it differs for DiffuASR only, where it is the backbone.
-        is_plugin (bool): whether ``model`` is of this package, not of RecBole.
+        is_plugin (bool): whether ``model`` is trained on this package's batches, not on RecBole's.
+            Of the user's own models, those that derive from ``SequentialModel`` are, except those
+            that need negatives.
+        model_as_given (str | type): what was given for it; a file's class in full.
         data_root (str): ``data_path`` as it was given, the parent of the data sets' folders.
             ``config["data_path"]`` is the folder of this data set.
         given (dict): key -> where it was set; keys of files and overrides only.
@@ -72,7 +85,8 @@ class Config(RecBoleConfig):
         columns_note (str | None): what ``fit_to_file`` replaced, for the log.
 
     Args:
-        model (str): name of a model of this package or of RecBole, or DiffuASR.
+        model (str | type): name of a model of this package or of RecBole, or DiffuASR; or a model
+            of the user's own, see ``get_model``.
         dataset (str): name of the data set.
         config_files (Sequence): YAML files; later ones override earlier ones.
         overrides (Mapping | None): values that override every file.
@@ -84,7 +98,7 @@ class Config(RecBoleConfig):
 
     def __init__(
         self,
-        model: str,
+        model: str | type,
         dataset: str,
         config_files: Sequence[str | Path] = (),
         overrides: Mapping[str, Any] | None = None,
@@ -157,61 +171,54 @@ class Config(RecBoleConfig):
     def _load_cmd_line(self) -> dict[str, Any]:
         return {}
 
-    def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type, str]:
-        for key, value in (("model", model), ("dataset", dataset)):
-            if not isinstance(value, str) or not value or value[0] == "." or set(value) & _PATH:
-                raise UserError(
-                    f"{key}={value!r} must be a name without / and \\ that does not begin with a "
-                    "dot; data_path says where the folders of data sets are",
-                    keys=(key,),
-                )
-        self.name = model
-        if model in WRAPPERS:
-            default = read_yaml(properties_dir() / "model" / f"{model}.yaml")["backbone"]
-            model = str(self.external_config_dict.get("backbone", default))
-            if model in WRAPPERS:
-                raise UserError(
-                    f"backbone={model} must be a recommender; {self.name} trains one",
-                    keys=("backbone",),
-                )
-        return model, get_model(model), dataset
-
-    def _layers(self) -> list[str]:
-        """Names of classes whose files are read, in order: base classes, the model, DiffuASR."""
-        plugins, folder = plugin_models(), properties_dir() / "model"
-        bases = dict.fromkeys(base.__name__ for base in reversed(self.model_class.__mro__))
-        names = [n for n in bases if n in plugins or (folder / f"{n}.yaml").is_file()]
-        names = names or [self.model]
-        return names if self.name == self.model else [*names, self.name]
+    def _get_model_and_dataset(
+        self, model: str | type, dataset: str
+    ) -> tuple[str, type[SequentialModel], str]:
+        check_name("dataset", dataset)
+        self.model_as_given = model
+        if isinstance(model, type) or model not in WRAPPERS:
+            found = find_model("model", model, self.from_checkpoint)
+            self.name = found.__name__
+        else:
+            self.name = model
+            found = find_backbone(model, self.external_config_dict, self.from_checkpoint)
+        return found.__name__, found, dataset
 
     def _update_internal_config_dict(self, file: str | Path) -> dict[str, Any]:
         content = read_yaml(file)
-        self.internal_config_dict.update(content)
-        self.origin.update(dict.fromkeys(content, short_name(file, properties_dir())))
+        self._add_defaults(content, short_name(file, properties_dir()))
         return content
 
+    def _add_defaults(self, content: Mapping[str, Any], origin: str) -> None:
+        self.internal_config_dict.update(content)
+        self.origin.update(dict.fromkeys(content, origin))
+
     def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
-        self.is_plugin = model in plugin_models()
+        super()._load_internal_config_dict(host_name(model_class), model_class, dataset)
+        self.is_plugin = not issubclass(model_class, RecBoleModel)
         folder = properties_dir()
-        names = self._layers()
-        before_data = folder / "model" / f"{names[-1]}.yaml"
-        layers = [
-            folder / "overall.yaml",
-            *(folder / "model" / f"{name}.yaml" for name in names),
+        names = layers(model_class) + ([self.name] if self.wraps else [])
+        self._update_internal_config_dict(folder / "overall.yaml")
+        for name in names:
+            if (layer := folder / "model" / f"{name}.yaml").is_file():
+                self._update_internal_config_dict(layer)
+            for values, origin in own_defaults(self.own) if name == model else ():
+                self._add_defaults(values, origin)
+        if self.own:  # tells RecBole that the loader draws no negatives
+            self.internal_config_dict.setdefault("loss_type", "CE")
+        without_data = set(self.internal_config_dict)
+        files = [
             folder / "dataset" / f"{dataset}.yaml",
             *(folder / "tuned" / dataset / f"{name}.yaml" for name in names),
         ]
-        for layer in layers:
+        for layer in files:
             if layer.is_file():
                 self._update_internal_config_dict(layer)
-            if layer == before_data:
-                default_keys = set(self.internal_config_dict)
         preset = self.external_config_dict.get("preset", self.internal_config_dict.get("preset"))
         if preset is not None:
             self._load_preset([self.name] if self.wraps else names, preset)
         drop_retired(self, names)
-        check_keys(self, default_keys)
+        check_keys(self, without_data)
         check_types(self)
 
     def _load_preset(self, names: Sequence[str], preset: Any) -> None:
@@ -292,6 +299,11 @@ class Config(RecBoleConfig):
         """Whether ``name`` is a method that trains ``model``, its backbone, in several runs."""
         return self.name in WRAPPERS
 
+    @property
+    def own(self) -> own.OwnModel | None:
+        """What is known of ``model`` if it is one of the user's own."""
+        return own.of(self.model_class)
+
     def identity(self) -> dict[str, Any]:
         """The settings that name a result: ``plain`` without keys that do not change results."""
         return naming(self.plain())
@@ -300,13 +312,6 @@ class Config(RecBoleConfig):
     def from_checkpoint(self) -> bool:
         """Whether values come from a checkpoint, which somebody else may have made."""
         return CHECKPOINT in self.given.values()
-
-    def known_datasets(self) -> list[str]:
-        """Names of the data sets with a file of settings or with a folder in ``data_path``."""
-        settings = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
-        return sorted(
-            settings | {path.parent.name for path in Path(self.data_root).glob("*/*.inter")}
-        )
 
     def with_seed(self, seed: int) -> "Config":
         """The same configuration with another seed."""
@@ -321,7 +326,7 @@ class Config(RecBoleConfig):
         """
         method_keys = read_yaml(properties_dir() / "model" / f"{self.name}.yaml")
         values = {k: v for k, v in self.plain()["values"].items() if k not in method_keys}
-        return Config(self.model, self.dataset, overrides=values, origin=self.name)
+        return Config(self.model_class, self.dataset, overrides=values, origin=self.name)
 
     def explain(self) -> list[tuple[str, Any, str]]:
         """(key, effective value, origin) of every key, sorted by key."""

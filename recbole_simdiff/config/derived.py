@@ -32,6 +32,8 @@ def derive_columns(final: dict[str, Any], origin: dict[str, str]) -> None:
 def derive_negatives(config: Any) -> None:
     """Set ``train_neg_sample_args`` for the models that read negatives, and for no others.
 
+    A model of the user's own that reads them is trained on RecBole's batches.
+
     Negatives are a column beside the positives (pair-wise losses) or rows with a label. RecBole
     draws some by default, and refuses them for CE.
 
@@ -40,6 +42,7 @@ def derive_negatives(config: Any) -> None:
     """
     final = config.final_config_dict
     pairs = final.get("MODEL_INPUT_TYPE") == InputType.PAIRWISE
+    config.is_plugin = config.is_plugin and not (pairs and config.own)
     sampled = pairs or reads(config.model_class, LABELS)
     if sampled and final.get("train_neg_sample_args") is None:
         final["train_neg_sample_args"] = {

@@ -75,6 +75,16 @@ def properties_dir() -> Path:
     raise UserError(f"properties/ is missing; looked for {folders[0]} and {folders[1]}")
 
 
+def known_datasets(data_root: str) -> list[str]:
+    """Names of the data sets with settings here or with a folder in ``data_path``.
+
+    Args:
+        data_root (str): the folder of the data sets' folders.
+    """
+    settings = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
+    return sorted(settings | {path.parent.name for path in Path(data_root).glob("*/*.inter")})
+
+
 def _check_size(text: str) -> None:
     """Refuse YAML that is too large once its aliases are expanded, before it is built.
 

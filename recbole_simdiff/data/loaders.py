@@ -14,7 +14,6 @@ from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.data.rows import gather_rows
 from recbole_simdiff.distributed import local_rows
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models.registry import plugin_models
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START, TARGET
 
 
@@ -186,7 +185,7 @@ def create_loaders(
     parts = _parts(config, dataset, pseudo)
     samplers = create_samplers(config, dataset, parts)
     _check_negatives(config, parts, samplers)
-    if config["model"] in plugin_models() and dataset.list_fields:
+    if config.is_plugin and dataset.list_fields:
         train: Any = BucketLoader(config, parts[0])
     else:
         train = get_dataloader(config, "train")(

@@ -12,6 +12,7 @@ import pandas as pd
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_simdiff.config.layers import known_datasets
 from recbole_simdiff.data.atomic_files import ABSENT, AtomicFile, obstacle
 from recbole_simdiff.data.download import download, is_unfinished
 from recbole_simdiff.distributed import world_size
@@ -44,7 +45,7 @@ class LoadingFixes(Dataset):
         known = self._get_download_url("url", allow_none=True)
         if known is None:
             name = self.dataset_name
-            near = difflib.get_close_matches(name, self.config.known_datasets(), n=1)
+            near = difflib.get_close_matches(name, known_datasets(self.config.data_root), n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise UserError(
                 f"dataset={name!r} is not there: {searched} does not exist, and RecBole knows no "

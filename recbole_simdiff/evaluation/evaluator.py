@@ -10,7 +10,7 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator as Measures
 from recbole.utils import init_seed
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from recbole_simdiff import distributed
 from recbole_simdiff.errors import TrainingDiverged

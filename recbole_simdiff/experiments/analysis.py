@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import PROTOCOLS

@@ -23,16 +23,17 @@ import torch
 from tqdm import tqdm
 
 from recbole_simdiff import files
-from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.keys import naming
+from recbole_simdiff.config.lookup import portable
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import Interrupted, OutOfMemory, TrainingDiverged, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.experiments.checks import check
 from recbole_simdiff.experiments.spec import Experiment, RunSpec
 from recbole_simdiff.log import logger, terminal
+from recbole_simdiff.pipelines.start import start
 from recbole_simdiff.runs.identity import digest_of, fingerprint
 from recbole_simdiff.runs.result import RESULT, versions
 from recbole_simdiff.runs.run import run_once
@@ -83,6 +84,7 @@ def plan(experiment: Experiment) -> list[Planned]:
         if config["data_path"] not in checksums:
             checksums[config["data_path"]] = data_checksum(config)
         data = checksums[config["data_path"]]
+        portable(config)  # refuses what the process of a run could not find
         planned.append(Planned(spec, config, fingerprint(config, data), data))
     return planned
 
@@ -226,7 +228,7 @@ class _Pool:
         receiver, sender = self.context.Pipe(duplex=False)
         n_cores = max(1, (os.cpu_count() or 1) // self.jobs)
         threads = n_cores if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ else None
-        plain = planned.config.plain()
+        plain = portable(planned.config)
         work = (plain["model"], plain["dataset"], plain["values"], planned.run_dir, threads, sender)
         process = self.context.Process(target=_work, args=work)
         process.start()

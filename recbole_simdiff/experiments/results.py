@@ -13,8 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.rankings import RANKS
-from recbole_simdiff.experiments.execute import DONE, Planned
+from recbole_simdiff.experiments.execute import DONE, LINES, Planned, read_lines
 from recbole_simdiff.experiments.spec import Experiment
 
 RESAMPLES = 1000  # bootstrap resamples
@@ -340,3 +341,39 @@ def impossible(metrics: Mapping[str, float], unit: float = 0.0) -> list[str]:
                 f"{max(low, 0):.4f} and {high:.4f}"
             )
     return violations
+
+
+def to_frame(folder: str | Path) -> pd.DataFrame:
+    """The finished runs of an experiment as a table.
+
+    Args:
+        folder (str | Path): ``results/NAME``.
+
+    Returns:
+        DataFrame: a row for each run, split and protocol: ``row`` (its label), ``model``,
+        ``dataset``, ``seed``, the swept key if there is one, ``split``, ``protocol``, the unrounded
+        metrics, ``best_epoch``, ``epochs``, ``seconds`` and ``run_dir``.
+
+    Raises:
+        UserError: if there are no records.
+    """
+    path = Path(folder) / LINES
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the folder of an experiment")
+    return frame(read_lines(path).values())
+
+
+def frame(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Records of runs as a table, see ``to_frame``; those of runs that failed are left out."""
+    rows = []
+    for line in lines:
+        if line["status"] != DONE:
+            continue
+        config, swept = line["config"], line["swept"]
+        run = {"row": line["row"], "model": config["model"], "dataset": config["dataset"]}
+        run |= {"seed": line["seed"]} | (dict([swept]) if swept else {})
+        end = {key: line[key] for key in ("best_epoch", "epochs", "seconds", "run_dir")}
+        for split in ("valid", "test"):
+            for protocol, metrics in line[split].items():
+                rows.append(run | {"split": split, "protocol": protocol} | metrics | end)
+    return pd.DataFrame(rows)

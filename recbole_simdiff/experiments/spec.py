@@ -247,15 +247,22 @@ def plain_experiment(
         models, datasets (Sequence): names.
         run_seeds (Sequence): seeds.
         metrics (Sequence): columns.
+
+    Raises:
+        UserError: if two models have one name.
     """
+    # The class of a user's own FILE.py:CLASS.
+    rows = {name.rpartition(":")[2]: {"model": name} if ":" in name else {} for name in models}
+    if len(rows) < len(models):
+        raise UserError(f"models={', '.join(models)} must have different names")
     return Experiment(
-        name="-".join(["benchmark", *models])[:100],
+        name="-".join(["benchmark", *rows])[:100],
         kind="benchmark",
-        title=f"{', '.join(models)} at their defaults",
+        title=f"{', '.join(rows)} at their defaults",
         datasets=tuple(datasets),
         seeds=tuple(run_seeds),
-        rows={model: {} for model in models},
-        reference=models[0],
+        rows=rows,
+        reference=next(iter(rows)),
         metrics=tuple(metrics),
     )
 
@@ -285,7 +292,7 @@ def select(
             raise UserError(
                 f"--models: {model!r} is not a row of {experiment.name}; it has {', '.join(rows)}"
             )
-    refuse(command or (), "the command line")
+    refuse(command or (), "overrides")
     swept = set(command or ()) & set(experiment.sweep)
     if swept:
         raise UserError(f"--{swept.pop()} is swept by {experiment.name} and cannot be fixed")

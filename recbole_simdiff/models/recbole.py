@@ -80,7 +80,8 @@ def adapted(model: type[SequentialRecommender]) -> type[RecBoleModel]:
 
     It has the name, module and documentation of RecBole's class, so its source is found.
     """
-    face = _FACES.get(model.__name__, RecBoleModel)
+    faces = [_FACES[base.__name__] for base in model.__mro__ if base.__name__ in _FACES]
+    face = faces[0] if faces else RecBoleModel
     names = {"__module__": model.__module__, "__qualname__": model.__qualname__}
     return type(model.__name__, (face, model), {**names, "__doc__": model.__doc__})
 

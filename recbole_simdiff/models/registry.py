@@ -1,7 +1,7 @@
-"""Models by name: this package's first, then RecBole's.
+"""Models by name: this package's, the user's own, RecBole's.
 
-Adding a model means adding a file here, a yaml under ``properties/model/`` and a test; there is no
-list to extend: every ``SequentialModel`` that a file defines is a model.
+Adding a model to this package means adding a file here, a yaml under ``properties/model/`` and a
+test; there is no list to extend: every ``SequentialModel`` that a file defines is a model.
 """
 
 import difflib
@@ -9,6 +9,8 @@ import importlib
 import math
 import os
 import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import recbole.data.dataset as recbole_datasets
@@ -16,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.models import own
 from recbole_simdiff.models.diffuasr import generator
 from recbole_simdiff.models.recbole import RecBoleModel, adapted, build_recbole
 from recbole_simdiff.modules.base import SequentialModel
@@ -60,20 +63,37 @@ def needed_data_set(model: str) -> str | None:
 
 
 def available_models() -> list[str]:
-    """Names of all models, this package's first."""
-    return [*sorted(plugin_models()), *sorted(recbole_models())]
+    """Names of all models: this package's, those of installed packages, RecBole's."""
+    return [*sorted(plugin_models()), *sorted(own.installed()), *sorted(recbole_models())]
 
 
-def get_model(name: str) -> type[SequentialModel]:
+def get_model(name: str | type) -> type[SequentialModel]:
     """The model class of that name.
 
+    Args:
+        name (str | type): of a model of this package, of RecBole or of an installed package;
+            ``FILE.py:CLASS``, whose code is run; or a class.
+
     Raises:
-        UserError: if there is none, with the nearest names.
+        UserError: if there is none, with the nearest names; or if it cannot be used.
     """
     models: dict[str, type[SequentialModel]] = {**recbole_models(), **plugin_models()}
+    if isinstance(name, type):
+        same = models.get(name.__name__)
+        if same is not None and issubclass(same, name):
+            return same
+        return _new(own.add(name), models)
+    if name.endswith(".py"):
+        there = ", ".join(f"{name}:{one.name}" for one in own.add_file(name))
+        raise UserError(f"model={name} must name a class of the file: {there}", keys=("model",))
+    if own.is_file(name):
+        (new,) = own.add_file(name)
+        return _new(new, models)
     if name in models:
         return models[name]
-    by_lower = {known.lower(): known for known in models}
+    if found := own.known(name):
+        return _adapted(found)
+    by_lower = {known.lower(): known for known in (*own.installed(), *models)}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(by_lower[n] for n in near)}?" if near else ""
     raise UserError(
@@ -81,6 +101,42 @@ def get_model(name: str) -> type[SequentialModel]:
         "The command 'list' names all of them.",
         keys=("model",),
     )
+
+
+def accept(model: str | Path | type | None) -> None:
+    """Make a model of the user's own known, so that a checkpoint of it can be used.
+
+    Args:
+        model (str | Path | type | None): the class; or its ``FILE.py``, whose code is run; None for
+            nothing.
+
+    Raises:
+        UserError: as ``get_model``.
+    """
+    model = str(model) if isinstance(model, Path) else model
+    if isinstance(model, str) and not own.is_file(model):
+        raise UserError(f"the file of a model of your own ends in .py; {model!r} does not")
+    if isinstance(model, str):
+        for found in own.add_file(model):
+            _new(found, {**recbole_models(), **plugin_models()})
+    elif model is not None:
+        get_model(model)
+
+
+def _new(found: own.OwnModel, models: Mapping[str, type]) -> type[SequentialModel]:
+    """The class of an own model, whose name must be new: tables and folders go by it."""
+    if found.name in models or found.name in WRAPPERS:
+        raise UserError(
+            f"model={found.name} ({found.place}): this package or RecBole has a model of that "
+            "name; give the class another one",
+            keys=("model",),
+        )
+    return _adapted(found)
+
+
+def _adapted(found: own.OwnModel) -> type[SequentialModel]:
+    """The class of an own model under the contract."""
+    return found.model if issubclass(found.model, SequentialModel) else adapted(found.model)
 
 
 def build_model(config: Any, dataset: Any) -> SequentialModel:
@@ -92,7 +148,7 @@ def build_model(config: Any, dataset: Any) -> SequentialModel:
     """
     try:
         with _MemoryLimit():
-            if issubclass(config.model_class, RecBoleModel):
+            if issubclass(config.model_class, RecBoleModel) and not config.own:
                 return build_recbole(config, dataset)
             model: SequentialModel = config.model_class(config, dataset)
             return model

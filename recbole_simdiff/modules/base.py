@@ -1,5 +1,6 @@
 """What training, evaluation and analysis ask of a model: the whole contract on one page."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from recbole.data.interaction import Interaction
@@ -45,6 +46,8 @@ class SequentialModel(Trainable, SequentialRecommender):
         dataset (Dataset): the training dataset.
 
     Attributes:
+        defaults (dict): keys that the model adds to the configuration, or gives other defaults, if
+            it is in no yaml: key -> value.
         data_parallel (bool): the loss of part of a batch's rows is a share of the batch's loss, see
             ``distributed``; several processes train only models that say so.
         evaluation_keys (tuple): settings that may be changed when a checkpoint is evaluated.
@@ -54,6 +57,7 @@ class SequentialModel(Trainable, SequentialRecommender):
         epochs (int): at most this many in a phase.
     """
 
+    defaults: Mapping[str, Any] = {}
     data_parallel: bool = False
     evaluation_keys: tuple[str, ...] = ()
     n_extra_tokens: int = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_simdiff.config.config import Config
+from recbole_simdiff.files import outline
 from recbole_simdiff.runs.item_table import table_checksum
 
 UNHASHED = (  # of results
@@ -32,6 +33,7 @@ def fingerprint(config: Config, data: str) -> str:
         data (str): checksum of the data.
     """
     named = config.identity() | {"data": data, "code": source_checksum()}
+    named |= {"own_model": config.own.checksum} if config.own else {}
     return digest_of(named | table_checksum(config))
 
 
@@ -50,23 +52,6 @@ def source_checksum(package: Path = Path(__file__).parents[1]) -> str:
         if not path.relative_to(package).as_posix().startswith(UNHASHED):
             found += filter(None, map(outline, ast.parse(path.read_text()).body))
     return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=8).hexdigest()
-
-
-def outline(part: Any) -> str:
-    """A syntax tree as text, the same on every version of Python; empty for imports and docstrings.
-
-    Args:
-        part (Any): an ``ast`` node, a list of them, or the value of a field.
-    """
-    if isinstance(part, list):
-        return f"[{','.join(filter(None, map(outline, part)))}]"
-    if not isinstance(part, ast.AST):
-        return repr(part)
-    text = isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
-    if text or isinstance(part, ast.Import | ast.ImportFrom):
-        return ""
-    fields = (f"{k}={outline(v)}" for k, v in ast.iter_fields(part) if v is not None and v != [])
-    return f"{type(part).__name__}({','.join(fields)})"
 
 
 def digest_of(values: Mapping[str, Any]) -> str:

@@ -16,7 +16,9 @@ from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.rankings import save_rankings
 from recbole_simdiff.log import logger
-from recbole_simdiff.models.registry import WRAPPERS
+from recbole_simdiff.models.own import is_file
+from recbole_simdiff.models.own import known as known_model
+from recbole_simdiff.models.registry import WRAPPERS, accept
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import logged
 from recbole_simdiff.runs.result import RunResult, _result
@@ -63,6 +65,7 @@ def restore(
     """
     path = checkpoint.resolve(place, BEST)
     tensors, content = load_run(path)
+    check_own_model(content)
     model_class = stored_config(content, {}, ()).model_class
     allowed = (*EVALUATION_KEYS, *model_class.evaluation_keys)
     config = stored_config(content, overrides or {}, allowed, origin)
@@ -79,6 +82,7 @@ def evaluate(
     overrides: Mapping[str, Any] | None = None,
     test: bool = True,
     origin: str = OVERRIDES,
+    model: str | Path | type | None = None,
 ) -> RunResult:
     """Evaluate a checkpoint on the validation and test parts of its data set.
 
@@ -87,6 +91,8 @@ def evaluate(
         overrides (Mapping | None): of ``EVALUATION_KEYS``.
         test (bool): whether the test part is read.
         origin (str): what the overrides are called in messages.
+        model (str | Path | type | None): of a checkpoint of your own model, its class or its
+            ``FILE.py``.
 
     Returns:
         RunResult: the run's folder is left as it is, unless ``save_rankings`` asks for rankings.
@@ -94,7 +100,8 @@ def evaluate(
     Raises:
         UserError: if checkpoint or data cannot be used, or they do not belong together.
     """
-    path, config, dataset, (train_data, valid_data, test_data), model, content = restore(
+    accept(model)
+    path, config, dataset, (train_data, valid_data, test_data), trained, content = restore(
         place, overrides, origin
     )
     if not config.held_out:
@@ -102,7 +109,7 @@ def evaluate(
             f"{path} was trained on everything, so there is nothing to evaluate on: eval_args has "
             f"split={config['eval_args']['split']}. The command recommend uses it"
         )
-    evaluator = Evaluator(config, model, config["device"])
+    evaluator = Evaluator(config, trained, config["device"])
     evaluator.data_collect(train_data)
     with logged(config), telling_memory(config, path):
         found = evaluate_splits(evaluator, valid_data, test_data if test else None)
@@ -133,7 +140,7 @@ def stored_config(
     for key in overrides:
         if key not in allowed:
             raise UserError(
-                f"--{key} cannot be changed here: the checkpoint fixes it. Allowed: "
+                f"{key} cannot be changed here: the checkpoint fixes it. Allowed: "
                 f"{', '.join(allowed)}"
             )
     stored = content["config"]
@@ -158,6 +165,7 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVE
         UserError: if the checkpoint cannot be used, or a key may not be given.
     """
     content = load_run(resume, resumable=True)[1]
+    check_own_model(content, same=True)
     values = content["config"]["values"]
     for key in ("log_wandb", "log_mlflow"):
         if values.get(key) and not (resume.parent / tracking.IDENTITY).is_file():
@@ -168,6 +176,40 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVE
                     f"--{key}=true to begin one"
                 )
     return stored_config(content, overrides, RESUMABLE_KEYS, origin)
+
+
+def check_own_model(content: Mapping[str, Any], same: bool = False) -> None:
+    """See that the user has named the own model of a checkpoint, and whether its code is the same.
+
+    Args:
+        content (Mapping): JSON content of the checkpoint.
+        same (bool): whether other code is refused; else it is warned of.
+
+    Raises:
+        UserError: asking for the class, or saying that its code is another.
+    """
+    if "own_model" not in content:
+        return
+    name, file, checksum = (content["own_model"][key] for key in ("name", "file", "checksum"))
+    found = known_model(name)
+    if found is None:
+        way = f"--model_file={file}, or " if is_file(file) else ""
+        raise UserError(
+            f"the checkpoint was trained with model={name} of {file}, a model of your own, and "
+            f"opening a checkpoint runs no code. Name it: {way}model={name} (the class) in Python"
+        )
+    if checksum == found.checksum or not (checksum and found.checksum):
+        return
+    message = (
+        f"model={name}: its code in {found.place} (checksum {found.checksum}) is not the code that "
+        f"the checkpoint was trained with ({file}, checksum {checksum})"
+    )
+    if same:
+        raise UserError(
+            f"{message}; a run goes on with the code it began with. Put that back, or begin a new "
+            "run"
+        )
+    logger.warning(f"{message}; its weights are used as they are")
 
 
 def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from recbole_simdiff import distributed
@@ -81,6 +82,14 @@ class RunResult:
         if not self.valid and not self.test:
             return "nothing was validated or tested"
         return format_table({"valid": self.valid, "test": self.test}, self.digits)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The metrics, unrounded: a row for each split and protocol, a column for each metric."""
+        return pd.DataFrame(
+            {"split": split, "protocol": protocol} | metrics
+            for split, protocols in (("valid", self.valid), ("test", self.test))
+            for protocol, metrics in protocols.items()
+        )
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> str:

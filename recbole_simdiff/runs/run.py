@@ -86,7 +86,9 @@ def _run_one(
     pseudo = stored[0].get(PSEUDO, pseudo)
     augmentation = augmentation or stored[1].get("augmentation", {})
     if config.wraps and pseudo is None:
-        raise UserError(f"model={config.name} has runs before this one, which api.start makes")
+        raise UserError(
+            f"model={config.name} has runs before this one, which pipelines.start makes"
+        )
     dataset, train_data, valid_data, test_data, model = build_run(config, pseudo)
     if distributed.world_size() > 1:
         _join_processes(config, dataset, (train_data, valid_data, test_data), model)
@@ -183,4 +185,5 @@ def _payload(config: Config, dataset: FlatDataset) -> dict[str, Any]:
         "users": dataset.user_ids,
         "titles": dataset.item_titles(),
         "ready_rows": dataset.ready_rows(),
+        **({"own_model": config.own.note()} if config.own else {}),
     }

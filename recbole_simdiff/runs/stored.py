@@ -38,6 +38,7 @@ _CONTENT: dict[str, Any] = {
     "titles": dict[str, str],
     "ready_rows?": str | None,
     "augmentation?": dict[str, Any],
+    "own_model?": {"name": str, "file": str, "checksum": str},
     "progress": _fields(Progress),
 }
 

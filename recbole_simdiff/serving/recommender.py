@@ -13,7 +13,8 @@ from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, load_model_state
 from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import require_numbers
-from recbole_simdiff.runs.restore import stored_config
+from recbole_simdiff.models.registry import accept
+from recbole_simdiff.runs.restore import check_own_model, stored_config
 from recbole_simdiff.runs.stored import load_run
 
 
@@ -168,18 +169,22 @@ class Recommender:
         return scores
 
 
-def load(place: str | Path, use_gpu: bool = True) -> Recommender:
+def load(place: str | Path, use_gpu: bool = True, model: str | type | None = None) -> Recommender:
     """The recommender of a run.
 
     Args:
         place (str | Path): a run folder (its best epoch) or a checkpoint file.
         use_gpu (bool): use a GPU where there is one.
+        model (str | Path | type | None): of a checkpoint of your own model, its class or its
+            ``FILE.py``.
 
     Raises:
         UserError: if there is no usable checkpoint, or its model needs the data set to be built.
     """
+    accept(model)
     path = checkpoint.resolve(place, BEST)
     tensors, content = load_run(path)
+    check_own_model(content)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
     if config.wraps and config["pseudo_at_evaluation"]:
         raise UserError(
@@ -188,12 +193,12 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
         )
     try:
         with telling_memory(config):
-            model = config.model_class(config, _CheckpointDataset(config, content))
+            trained = config.model_class(config, _CheckpointDataset(config, content))
     except AttributeError as error:
         raise UserError(
             f"model={config.name} cannot be built from a checkpoint alone: it reads more of the "
             f"data set than its size ({error}). Use the evaluate command"
         ) from error
-    load_model_state(model, checkpoint.subset(tensors, "model"), path)
-    model = model.to(config["device"])
-    return Recommender(config, model, content, checkpoint.subset(tensors, "data"))
+    load_model_state(trained, checkpoint.subset(tensors, "model"), path)
+    trained = trained.to(config["device"])
+    return Recommender(config, trained, content, checkpoint.subset(tensors, "data"))

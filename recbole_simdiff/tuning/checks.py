@@ -64,7 +64,7 @@ def searched(
         _check_comparable(config, dimension)
     free = tuple(dimension for dimension in space if dimension.key not in settings)
     if not free:
-        raise UserError("there is nothing to search: the command line fixes every parameter")
+        raise UserError("there is nothing to search: every parameter is given")
     return free
 
 

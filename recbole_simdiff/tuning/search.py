@@ -16,6 +16,7 @@ from typing import Any
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.config.layers import read_yaml
+from recbole_simdiff.config.lookup import portable
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import Interrupted, UserError
@@ -77,12 +78,16 @@ def new_search(
     settings = dict(settings or {})
     check_engine(engine, algo, trials, jobs, storage)
     space = searched(config, space, settings)
+    # Trials in this process find what was typed into it.
+    typed = config.own is not None and not config.own.reference and not config.wraps
+    alone = typed and jobs == 1 and engine != "ray"
     folder = (output / f"tune-{config.name}-{config['dataset']}").absolute()
     search = Search(
         model=config.name,
+        reference=config.name if alone else portable(config)["model"],
         dataset=config["dataset"],
         files=tuple(os.path.abspath(file) for file in files),
-        settings=settings | _absolute_paths(config),
+        settings=settings | _absolute_paths(config) | _own_backbone(config),
         space=space,
         engine=engine,
         algo=algo or ENGINES[engine].algorithms[0],
@@ -121,6 +126,13 @@ def _absolute_paths(config: Config) -> dict[str, str]:
     optional = ("augmentation_cache", "baseline_checkpoint", "item_table")
     paths |= {key: config[key] for key in optional if key in config}
     return {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
+
+
+def _own_backbone(config: Config) -> dict[str, str]:
+    """Of a method around a model of the user's own, where workers find that."""
+    return (
+        {"backbone": portable(config)["values"]["backbone"]} if config.wraps and config.own else {}
+    )
 
 
 def tune(search: Search) -> list[Trial]:
@@ -211,5 +223,5 @@ def summary(search: Search, trials: Sequence[Trial]) -> str:
         f"{search}: {counts[DONE]} trials {DONE}, {counts[PRUNED]} {PRUNED}, {counts[FAILED]} "
         f"{FAILED}; validation, {search.protocol}\n{aligned(rows, 1)}\n\n"
         f"best setting: {path}\n"
-        f"use it with: --model={search.model} --dataset={search.dataset} --config_files={path}"
+        f"use it with: --model={search.reference} --dataset={search.dataset} --config_files={path}"
     )

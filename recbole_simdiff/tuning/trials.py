@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from recbole_simdiff import files
-from recbole_simdiff.api import start
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import TrainingDiverged, UserError
 from recbole_simdiff.experiments import tables
+from recbole_simdiff.pipelines.start import start
 from recbole_simdiff.runs.identity import fingerprint
 from recbole_simdiff.runs.result import RunResult
 from recbole_simdiff.runs.run import run_once
@@ -64,6 +64,7 @@ class Search:
 
     Attributes:
         model, dataset (str): names.
+        reference (str): what another process calls the model: its name, or the file of your own.
         files (tuple): configuration files; settings and trials override them.
         settings (dict): values that override the files, the same for all trials.
         space (tuple): parameters to search.
@@ -81,6 +82,7 @@ class Search:
     """
 
     model: str
+    reference: str
     dataset: str
     files: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -108,7 +110,7 @@ class Search:
             UserError: if it is impossible.
         """
         overrides = {**self.settings, **values, "show_progress": False}
-        return Config(self.model, self.dataset, self.files, overrides, "search")
+        return Config(self.reference, self.dataset, self.files, overrides, "search")
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """The setting of what an engine drew: key -> value of the configuration."""

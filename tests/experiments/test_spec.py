@@ -171,7 +171,7 @@ def test_an_impossible_run_is_named_before_any_is_started(experiment: Any) -> No
 @pytest.mark.parametrize("key", ["model", "dataset", "seed", "save_rankings"])
 def test_the_command_line_cannot_contradict_the_experiment(write: Any, key: str) -> None:
     """--model=X would put the numbers of one model under the labels of all."""
-    with pytest.raises(UserError, match=f"the command line: {key} cannot be a setting"):
+    with pytest.raises(UserError, match=f"overrides: {key} cannot be a setting"):
         select(load_experiment(write()), command={key: 1})
 
 

@@ -691,7 +691,7 @@ def test_what_the_command_line_fixes_is_not_searched(
 
 
 def test_a_command_line_that_fixes_everything_is_refused(prepare: Any) -> None:
-    with pytest.raises(UserError, match="nothing to search: the command line fixes every param"):
+    with pytest.raises(UserError, match="nothing to search: every parameter is given"):
         prepare(RATES, learning_rate=0.1)
 
 
