@@ -34,6 +34,7 @@ COMMANDS = {
     "recommend": Command(
         "recommend", "top-k items for users or histories, from a checkpoint alone"
     ),
+    "serve": Command("serve", "recommendations over HTTP"),
     "export": Command("export", "vectors of items and of histories, as files"),
     "benchmark": Command(
         "experiments", "models x data sets x seeds: a table with significance tests"
@@ -66,6 +67,7 @@ examples:
   %(prog)s evaluate --checkpoint=saved/<run>
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
+  %(prog)s serve --checkpoint=saved/<run> --port=8000
   %(prog)s export --checkpoint=saved/<run> --format=npz --output=vectors
   %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
   %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
