@@ -12,6 +12,7 @@ from recbole_simdiff.cli.histories import NamedHistory, read_histories, read_ids
 from recbole_simdiff.cli.messages import printable
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.serving import recommender as inference
+from recbole_simdiff.serving.ranking import SEARCHES
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
@@ -46,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
-    """Add what holds for all histories: which items are recommended, and the fallback."""
+    """Add what holds for all histories: the search, which items it may find, the fallback."""
+    parser.add_argument(
+        "--search",
+        choices=SEARCHES,
+        default="exact",
+        help="exact (default), or approximate, for large tables of items; needs the extra ann",
+    )
     parser.add_argument(
         "--exclude", metavar="FILE", help="item ids that are recommended to nobody, one a line"
     )
@@ -91,7 +98,9 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Recommend items to users or histories."""
     if overrides:
         raise UserError(f"recommend does not know --{next(iter(overrides))}; see recommend --help")
-    recommender = inference.load(namespace.checkpoint, namespace.use_gpu == "true")
+    recommender = inference.load(
+        namespace.checkpoint, namespace.use_gpu == "true", namespace.search
+    )
     excluded, allowed = read_filters(namespace, recommender)
     requests = list(_requests(namespace, recommender))
     if not requests:

@@ -72,6 +72,7 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
             namespace.max_concurrent,
         ),
         namespace.use_gpu == "true",
+        namespace.search,
     )
     with _listen(namespace.host, namespace.port) as listener:
         host, port = listener.getsockname()[:2]

@@ -1,7 +1,7 @@
 """Recommendations from a checkpoint alone, in the user's own item ids."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from recbole_simdiff.errors import UserError, telling_memory
 from recbole_simdiff.evaluation.evaluator import require_numbers
 from recbole_simdiff.runs.restore import stored_config
 from recbole_simdiff.runs.stored import load_run
+from recbole_simdiff.serving.ranking import SEARCHES, ApproximateIndex, best
 from recbole_simdiff.serving.vectors import Vectors, item_matrix, user_matrix
 
 FALLBACKS = ("popular",)  # what a history without a known item may get
@@ -91,6 +92,7 @@ class Recommender:
         self._data = data
         self._counts = _interaction_counts(data, len(self.item_ids))
         self._product_checked = False
+        self._index: ApproximateIndex | None = None
 
     @property
     def users(self) -> list[str]:
@@ -172,27 +174,38 @@ class Recommender:
             warnings.warn(text, UnknownItems, stacklevel=2)
         ruled_out = self._ruled_out(exclude, allowed)
 
-        def ranked(row: int, score: Tensor | None) -> None:
+        def out(row: int) -> Tensor:
             request = requests[row]
-            out = ruled_out | self._ruled_out(request.exclude, request.allowed)
-            if exclude_seen:
-                out[known[row]] = True
-            items, values = _best(score, out, k) if score is not None else self._popular(out, k)
+            found = ruled_out | self._ruled_out(request.exclude, request.allowed)
+            found[known[row] if exclude_seen else []] = True
+            return found
+
+        def answer(row: int, items: Tensor, scores: Tensor) -> None:
             results[row].items.extend(self.item_ids[i] for i in items.tolist())
-            results[row].scores.extend(values.tolist())
+            results[row].scores.extend(scores.tolist())
 
         rows = [row for row, items in enumerate(known) if items]
         for start in range(0, len(rows), self.config["eval_batch_size"]):
             part = rows[start : start + self.config["eval_batch_size"]]
             with telling_memory(self.config):
-                scores = self._scores([known[row] for row in part])
-            for row, score in zip(part, scores, strict=True):
-                ranked(row, score)
+                rank = self._ranking([known[row] for row in part])
+            for number, row in enumerate(part):
+                answer(row, *rank(number, out(row), k))
         if fallback is not None:
             for row, items in enumerate(known):
                 if not items:
-                    ranked(row, None)
+                    answer(row, *self._popular(out(row), k))
         return results
+
+    def _ranking(
+        self, known: list[list[int]]
+    ) -> Callable[[int, Tensor, int], tuple[Tensor, Tensor]]:
+        """What ranks items: (row, items ruled out, k) -> the best items and their scores."""
+        if self._index is not None:
+            index, vectors = self._index, self._user_matrix(known)
+            return lambda row, ruled_out, k: index.best(vectors[row], ruled_out, k)
+        scores = self._scores(known)
+        return lambda row, ruled_out, k: best(scores[row], ruled_out, k)
 
     def item_vectors(self) -> Vectors:
         """A vector of each item.
@@ -250,6 +263,16 @@ class Recommender:
                 )
             self._product_checked = True
         return vectors
+
+    def search_approximately(self) -> None:
+        """Let ``recommend`` search the best items by an index in place of scoring all of them.
+
+        Raises:
+            UserError: if the model's scores are no products of vectors, or faiss is missing.
+        """
+        with torch.no_grad():
+            self._user_matrix([[1]])
+        self._index = ApproximateIndex(item_matrix(self.config.name, self.model))
 
     def _require_fallback(self, fallback: str) -> None:
         if fallback not in FALLBACKS:
@@ -326,13 +349,6 @@ def _as_request(history: Sequence[str] | Request) -> Request:
     return Request(history)
 
 
-def _best(score: Tensor, ruled_out: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best items that are not ruled out, and their scores."""
-    score[ruled_out] = -torch.inf
-    top = score.topk(min(k, int((score > -torch.inf).sum())))
-    return top.indices, top.values
-
-
 def _interaction_counts(data: Mapping[str, Tensor], n_items: int) -> Tensor | None:
     """Interactions of each item in the data set, [n_items]; None if the checkpoint has none."""
     if "history_items" not in data:
@@ -340,16 +356,22 @@ def _interaction_counts(data: Mapping[str, Tensor], n_items: int) -> Tensor | No
     return torch.bincount(data["history_items"].long(), minlength=n_items)
 
 
-def load(place: str | Path, use_gpu: bool = True) -> Recommender:
+def load(place: str | Path, use_gpu: bool = True, search: str = "exact") -> Recommender:
     """The recommender of a run.
 
     Args:
         place (str | Path): a run folder (its best epoch) or a checkpoint file.
         use_gpu (bool): use a GPU where there is one.
+        search (str): ``exact`` scores all items; ``approximate`` searches an index of them (faiss,
+            the extra ann), which is faster from some 100,000 items on and misses a few.
 
     Raises:
-        UserError: if there is no usable checkpoint, or its model needs the data set to be built.
+        UserError: if there is no usable checkpoint, or its model needs the data set to be built; if
+            the search is approximate and the model's scores are no products of vectors, or faiss
+            is missing.
     """
+    if search not in SEARCHES:
+        raise UserError(f"search={search!r} must be one of {', '.join(SEARCHES)}")
     path = checkpoint.resolve(place, BEST)
     tensors, content = load_run(path)
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
@@ -368,4 +390,7 @@ def load(place: str | Path, use_gpu: bool = True) -> Recommender:
         ) from error
     load_model_state(model, checkpoint.subset(tensors, "model"), path)
     model = model.to(config["device"])
-    return Recommender(config, model, content, checkpoint.subset(tensors, "data"))
+    found = Recommender(config, model, content, checkpoint.subset(tensors, "data"))
+    if search == "approximate":
+        found.search_approximately()
+    return found

@@ -154,6 +154,7 @@ class Service:
         fallback (str | None): for requests that do not name one.
         limits (Limits): what a request may ask for.
         use_gpu (bool): use a GPU where there is one.
+        search (str): exact or approximate, see ``load``.
 
     Attributes:
         model (Model): the current one. A request takes it once, so that a new one does not change
@@ -172,8 +173,9 @@ class Service:
         fallback: str | None = None,
         limits: Limits | None = None,
         use_gpu: bool = True,
+        search: str = "exact",
     ) -> None:
-        self.place, self.fallback, self.use_gpu = place, fallback, use_gpu
+        self.place, self.fallback, self.use_gpu, self.search = place, fallback, use_gpu, search
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self._read_filters, self._watched = read_filters, watched
@@ -238,7 +240,7 @@ class Service:
         return True
 
     def _load(self, number: int) -> Model:
-        recommender = load(self.place, self.use_gpu)
+        recommender = load(self.place, self.use_gpu, self.search)
         exclude, allowed = self._read_filters(recommender)
         recommender.recommend(
             [recommender.item_ids[1:2]], 1, fallback=self.fallback
