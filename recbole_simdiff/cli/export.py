@@ -9,18 +9,24 @@ from typing import Any
 from recbole_simdiff.cli.histories import read_histories
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.serving import recommender as inference
+from recbole_simdiff.serving.network import NETWORKS, export_network
 from recbole_simdiff.serving.vectors import FORMATS, write_vectors
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``export``."""
     parser.description = (
-        "Writes items.<format>, a vector of each item, and with --histories users.<format>, a "
-        "vector of each history; the product of two is the model's score."
+        f"Vectors ({', '.join(FORMATS)}): writes items.<format>, a vector of each item, and with "
+        "--histories users.<format>, a vector of each history; the product of two is the model's "
+        "score. The network: writes model.onnx (ONNX) or model.pt2 (a torch.export program), from "
+        "numbers of items to scores, and items.json, the ids by number. csv, npz and pt2 need no "
+        "more than the package; the others its extra export."
     )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or file")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--format", choices=FORMATS, default="npz", help="default npz")
+    parser.add_argument(
+        "--format", choices=(*FORMATS, *NETWORKS), default="npz", help="default npz"
+    )
     parser.add_argument(
         "--histories",
         metavar="FILE",
@@ -33,8 +39,14 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Write the files."""
     if overrides:
         raise UserError(f"export does not know --{next(iter(overrides))}; see export --help")
-    recommender = inference.load(namespace.checkpoint, namespace.use_gpu == "true")
+    network = namespace.format in NETWORKS
+    if network and namespace.histories:
+        raise UserError(f"--histories belongs to vectors ({', '.join(FORMATS)}), not to a network")
+    recommender = inference.load(namespace.checkpoint, namespace.use_gpu == "true" and not network)
     output = Path(namespace.output)
+    if network:
+        print(*export_network(recommender, output, namespace.format), sep="\n")
+        return 0
     if namespace.histories:
         _write_users(recommender, namespace.histories, output / f"users.{namespace.format}")
     path = output / f"items.{namespace.format}"

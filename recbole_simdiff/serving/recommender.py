@@ -164,37 +164,52 @@ class Recommender:
         if fallback is not None:
             self._require_fallback(fallback)
         requests = [_as_request(history) for history in histories]
-        known = [self.numbers(request.items) for request in requests]
-        results = [
-            Recommendation([], [], [i for i in map(str, r.items) if i not in self._number])
-            for r in requests
-        ]
-        if unknown := sum(len(result.unknown) for result in results):
-            text = f"{unknown} items are not in the training data; left out"
+        unknown = [[i for i in map(str, r.items) if i not in self._number] for r in requests]
+        if n_unknown := sum(map(len, unknown)):
+            text = f"{n_unknown} items are not in the training data; left out"
             warnings.warn(text, UnknownItems, stacklevel=2)
-        ruled_out = self._ruled_out(exclude, allowed)
+        known = [self.numbers(request.items) for request in requests]
+        shared = self._ruled_out(exclude, allowed)
 
-        def out(row: int) -> Tensor:
+        def ruled_out(row: int) -> Tensor:
             request = requests[row]
-            found = ruled_out | self._ruled_out(request.exclude, request.allowed)
+            found = shared | self._ruled_out(request.exclude, request.allowed)
             found[known[row] if exclude_seen else []] = True
             return found
 
-        def answer(row: int, items: Tensor, scores: Tensor) -> None:
-            results[row].items.extend(self.item_ids[i] for i in items.tolist())
-            results[row].scores.extend(scores.tolist())
+        ranked = self._ranked(known, ruled_out, k, fallback is not None)
+        return [
+            Recommendation([self.item_ids[i] for i in items.tolist()], scores.tolist(), left_out)
+            for (items, scores), left_out in zip(ranked, unknown, strict=True)
+        ]
 
+    def _ranked(
+        self,
+        known: list[list[int]],
+        ruled_out: Callable[[int], Tensor],
+        k: int,
+        fallback: bool,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The best items of each history and their scores.
+
+        Args:
+            known (list): numbers of the items of each history.
+            ruled_out (Callable): row -> items that it must not get, [n_items] of bool.
+            k (int): how many, if there are as many.
+            fallback (bool): a history without items gets the popular ones, else nothing.
+        """
+        nothing = torch.empty(0)
+        results = [
+            self._popular(ruled_out(row), k) if fallback and not items else (nothing, nothing)
+            for row, items in enumerate(known)
+        ]
         rows = [row for row, items in enumerate(known) if items]
         for start in range(0, len(rows), self.config["eval_batch_size"]):
             part = rows[start : start + self.config["eval_batch_size"]]
             with telling_memory(self.config):
                 rank = self._ranking([known[row] for row in part])
             for number, row in enumerate(part):
-                answer(row, *rank(number, out(row), k))
-        if fallback is not None:
-            for row, items in enumerate(known):
-                if not items:
-                    answer(row, *self._popular(out(row), k))
+                results[row] = rank(number, ruled_out(row), k)
         return results
 
     def _ranking(

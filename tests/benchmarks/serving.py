@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import httpx
 import numpy as np
 
 from recbole_simdiff import load, run
@@ -49,7 +50,9 @@ def measure(place: Path, n_requests: int, connections: int) -> int:
     wanted = recommender.recommend(histories, k=K)
     with running(place) as server:
         asyncio.run(send(server.url, bodies[:200], connections))  # to warm up
+        before = cpu_seconds(server.url)
         met = asyncio.run(send(server.url, bodies, connections))
+        work = cpu_seconds(server.url) - before
     lost = sum(answer is None or answer[0] >= 500 for answer in met.answers)
     refused = sum(answer is not None and 400 <= answer[0] < 500 for answer in met.answers)
     wrong = 0
@@ -61,9 +64,17 @@ def measure(place: Path, n_requests: int, connections: int) -> int:
         f"{n_requests} requests over {connections} connections, {len(recommender.item_ids) - 1} "
         f"items, k={K}: {n_requests / met.total:.0f} a second"
     )
+    print(f"server: {1000 * work / n_requests:.2f} ms of CPU a request")
     print(f"p50 {middle:.1f} ms, p99 {late:.1f} ms")
     print(f"{lost} lost, {refused} refused, {wrong} wrong")
     return int(bool(lost or refused or wrong))
+
+
+def cpu_seconds(url: str) -> float:
+    """CPU time that the server has taken."""
+    text = httpx.get(f"{url}/metrics").text
+    (line,) = (line for line in text.splitlines() if line.startswith("process_cpu_seconds_total"))
+    return float(line.split()[1])
 
 
 def same(items: list[str], scores: list[float], own: list[str], own_scores: list[float]) -> bool:
