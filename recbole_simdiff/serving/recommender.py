@@ -60,7 +60,7 @@ class _CheckpointDataset:
 
     def __init__(self, config: Any, content: dict[str, Any]) -> None:
         self._counts = {
-            config["USER_ID_FIELD"]: len(content["users"]),
+            config["USER_ID_FIELD"]: content.get("n_users", len(content["users"])),
             config["ITEM_ID_FIELD"]: len(content["items"]),
         }
 
@@ -366,6 +366,8 @@ def _as_request(history: Sequence[str] | Request) -> Request:
 
 def _interaction_counts(data: Mapping[str, Tensor], n_items: int) -> Tensor | None:
     """Interactions of each item in the data set, [n_items]; None if the checkpoint has none."""
+    if "item_counts" in data:
+        return data["item_counts"]
     if "history_items" not in data:
         return None
     return torch.bincount(data["history_items"].long(), minlength=n_items)
