@@ -13,6 +13,8 @@ from tests.serving.conftest import train
 
 pytest.importorskip("faiss", reason="the extra ann")
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 N, WIDTH, K = 20_000, 16, 10
 
 
@@ -101,3 +103,9 @@ def test_the_command_searches_too(run_dir: Path, capsys: pytest.CaptureFixture[s
         assert main([*given, f"--search={search}"]) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1]
+
+
+def test_the_page_shows_what_the_benchmark_printed() -> None:
+    lines = (DOCS / "results" / "approximate.txt").read_text().splitlines()
+    assert len(lines) == 4
+    assert "\n".join(f"    {line}" for line in lines) in (DOCS / "serving.md").read_text()
