@@ -13,6 +13,9 @@ from recbole_simdiff.errors import UserError
 
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
 
+# Module of a command -> the option that its first argument stands for.
+FIRST = {"experiments": "--experiment", "checkpoint": "--action"}
+
 # Attribute of a namespace -> its option, where they differ: from is a keyword of Python.
 RENAMED = {"start": "from", "end": "to"}
 
@@ -35,6 +38,9 @@ COMMANDS = {
     "recommend": Command(
         "recommend", "top-k items for users or histories, from a checkpoint alone"
     ),
+    "serve": Command("serve", "recommendations over HTTP"),
+    "export": Command("export", "vectors of items and of histories, as files"),
+    "checkpoint": Command("checkpoint", "strip: a checkpoint without users and histories"),
     "benchmark": Command(
         "experiments", "models x data sets x seeds: a table with significance tests"
     ),
@@ -66,6 +72,9 @@ examples:
   %(prog)s evaluate --checkpoint=saved/<run>
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
+  %(prog)s serve --checkpoint=saved/<run> --port=8000
+  %(prog)s export --checkpoint=saved/<run> --format=npz --output=vectors
+  %(prog)s checkpoint strip --checkpoint=saved/<run> --output=model.safetensors
   %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
   %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
   %(prog)s tune --model=SimDiffRec --dataset=amazon-beauty --trials=50   the best setting
@@ -138,9 +147,9 @@ def split(arguments: Sequence[str]) -> list[str]:
         raise UserError(f"{start!r} is neither a command nor of the form --key=value; {hint}")
     if start not in (*COMMANDS, "-h", "--help"):
         return ["train", *arguments]
-    named = start in COMMANDS and COMMANDS[start].module == "experiments"
-    if named and len(arguments) > 1 and not arguments[1].startswith("-"):
-        return [start, "--experiment", *arguments[1:]]
+    option = FIRST.get(COMMANDS[start].module) if start in COMMANDS else None
+    if option and len(arguments) > 1 and not arguments[1].startswith("-"):
+        return [start, option, *arguments[1:]]
     return list(arguments)
 
 

@@ -5,20 +5,23 @@ import csv
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from recbole_simdiff.cli.histories import NamedHistory, read_histories, read_ids, split_ids
 from recbole_simdiff.cli.messages import printable
 from recbole_simdiff.cli.parser import add_model_file
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.serving import recommender as inference
+from recbole_simdiff.serving.ranking import SEARCHES
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of ``recommend``."""
     parser.description = (
         "Histories are item ids as in the data set, oldest first. --input reads one for each line: "
-        '\'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON).'
+        '\'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON); such an '
+        'object may have "exclude" and "allowed", lists of ids for this history, too.'
     )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or file")
     add_model_file(parser)
@@ -38,15 +41,59 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         default="drop",
         help="items of the history (default drop)",
     )
+    add_filters(parser)
     parser.add_argument(
         "--format", choices=("table", "json", "csv"), default="table", help="output (default table)"
     )
     parser.add_argument("--use_gpu", choices=("true", "false"), default="true")
 
 
-class _Request(NamedTuple):
-    name: str
-    items: list[str]
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """Add what holds for all histories: the search, which items it may find, the fallback."""
+    parser.add_argument(
+        "--search",
+        choices=SEARCHES,
+        default="exact",
+        help="exact (default), or approximate, for large tables of items; needs the extra ann",
+    )
+    parser.add_argument(
+        "--exclude", metavar="FILE", help="item ids that are recommended to nobody, one a line"
+    )
+    parser.add_argument(
+        "--allowed",
+        metavar="FILE",
+        help="item ids of which alone recommendations are chosen, one a line",
+    )
+    parser.add_argument(
+        "--fallback",
+        choices=inference.FALLBACKS,
+        help="what a history without a known item gets (default nothing)",
+    )
+
+
+def read_filters(
+    namespace: argparse.Namespace, recommender: inference.Recommender
+) -> tuple[list[str], list[str] | None]:
+    """The ids of ``--exclude`` and ``--allowed``.
+
+    Raises:
+        UserError: if a file cannot be read, or none of its ids is known.
+    """
+    excluded = read_ids(namespace.exclude) if namespace.exclude else []
+    allowed = read_ids(namespace.allowed) if namespace.allowed else None
+    for option, ids in (("exclude", excluded), ("allowed", allowed)):
+        if not ids:
+            continue
+        unknown = len(ids) - len(recommender.numbers(ids))
+        if unknown == len(ids):
+            raise UserError(
+                f"--{option}={vars(namespace)[option]}: no id of it is in the training data; it "
+                f"must have ids such as {recommender.item_ids[1]}, one a line"
+            )
+        if unknown:
+            text = f"--{option}: {unknown} of {len(ids)} ids are not in the training data"
+            print(text, file=sys.stderr)
+    return excluded, allowed
 
 
 def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -54,8 +101,12 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if overrides:
         raise UserError(f"recommend does not know --{next(iter(overrides))}; see recommend --help")
     recommender = inference.load(
-        namespace.checkpoint, namespace.use_gpu == "true", namespace.model_file
+        namespace.checkpoint,
+        namespace.use_gpu == "true",
+        namespace.model_file,
+        namespace.search,
     )
+    excluded, allowed = read_filters(namespace, recommender)
     requests = list(_requests(namespace, recommender))
     if not requests:
         raise UserError(
@@ -66,35 +117,49 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unknown items are reported for each history below
         answers = recommender.recommend(
-            [request.items for request in requests], namespace.k, namespace.seen == "drop"
+            [inference.Request(one.items, one.exclude, one.allowed) for one in requests],
+            namespace.k,
+            namespace.seen == "drop",
+            excluded,
+            allowed,
+            namespace.fallback,
         )
     for request, answer in zip(requests, answers, strict=True):
-        if note := _note(request, answer, recommender):
+        if note := _note(request, answer, recommender, namespace.fallback):
             print(printable(f"{request.name}: {note}"), file=sys.stderr)
-    if all(len(a.unknown) == len(r.items) for r, a in zip(requests, answers, strict=True)):
+    all_unknown = all(
+        len(a.unknown) == len(r.items) for r, a in zip(requests, answers, strict=True)
+    )
+    if all_unknown and not namespace.fallback:
         raise UserError("no history has an item of the training data")
     _print(namespace.format, requests, answers, recommender)
     return 0
 
 
 def _note(
-    request: _Request, answer: inference.Recommendation, recommender: inference.Recommender
+    request: NamedHistory,
+    answer: inference.Recommendation,
+    recommender: inference.Recommender,
+    fallback: str | None,
 ) -> str:
     """A note about an answer: unknown items, or no item to rank; empty if there is none."""
     unknown, shown = len(answer.unknown), ", ".join(answer.unknown[:10])
     if unknown == len(request.items):
+        given = f"the {fallback} items" if fallback else "no recommendation"
         return (
-            f"no known item, no recommendation: {shown or 'it is empty'} (items are separated "
+            f"no known item, {given}: {shown or 'it is empty'} (items are separated "
             f"by commas: {','.join(recommender.item_ids[1:4])})"
         )
     if not answer.items:
-        return "all items have been seen; --seen=keep also ranks seen items"
+        if set(recommender.item_ids[1:]) <= set(request.items):
+            return "all items have been seen; --seen=keep also ranks seen items"
+        return "seen items and filters leave nothing to recommend"
     return f"{unknown} unknown items left out: {shown}" if unknown else ""
 
 
 def _print(
     output_format: str,
-    requests: Sequence[_Request],
+    requests: Sequence[NamedHistory],
     answers: Sequence[inference.Recommendation],
     recommender: inference.Recommender,
 ) -> None:
@@ -114,59 +179,12 @@ def _print(
                 print(f"  {rank:>3}  {score:9.4f}  {printable(recommender.title(item))}")
 
 
-def _ids(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _requests(
     namespace: argparse.Namespace, recommender: inference.Recommender
-) -> Iterator[_Request]:
-    for user in recommender.users if namespace.all_users else _ids(namespace.users or ""):
-        yield _Request(user, recommender.history(user))
+) -> Iterator[NamedHistory]:
+    for user in recommender.users if namespace.all_users else split_ids(namespace.users or ""):
+        yield NamedHistory(user, recommender.history(user))
     for number, text in enumerate(namespace.history or (), start=1):
-        yield _Request(f"history {number}", _ids(text))
-    try:
-        if namespace.input == "-":
-            if sys.__stdin__ is None:
-                raise UserError("standard input is closed; give --input=FILE")
-            yield from _read_histories(sys.stdin, "standard input")
-        elif namespace.input:
-            with open(namespace.input, encoding="utf-8-sig") as file:
-                yield from _read_histories(file, namespace.input)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {namespace.input}: {error}") from None
-
-
-def _read_histories(lines: Iterable[str], source: str) -> Iterator[_Request]:
-    """One history for each line: CSV of item ids, a JSON list, or a JSON object with ``items``."""
-    for number, line in enumerate(lines, start=1):
-        line, name = line.removeprefix("\ufeff").strip(), f"line {number}"
-        if not line:
-            continue
-        try:
-            yield _request(line, name)
-        except RecursionError:
-            raise UserError(f"{source}, line {number}: nested too deep") from None
-        except (ValueError, csv.Error) as error:
-            raise UserError(f"{source}, line {number}: {error}") from None
-
-
-def _request(line: str, name: str) -> _Request:
-    """The history of a line.
-
-    Raises:
-        ValueError: if the line has neither of these forms.
-    """
-    if line[0] not in "[{":
-        return _Request(name, [cell.strip() for cell in next(csv.reader([line])) if cell.strip()])
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg})") from None
-    except ValueError:  # Python refuses longer numbers
-        raise ValueError("a number of more than 4300 digits; write ids as text") from None
-    items = value.get("items") if isinstance(value, dict) else value
-    if not isinstance(items, list) or any(isinstance(item, list | dict) for item in items):
-        raise ValueError('expected item ids as [...] or {"items": [...]}')
-    name = str(value.get("user", name)) if isinstance(value, dict) else name
-    return _Request(name, [str(item) for item in items])
+        yield NamedHistory(f"history {number}", split_ids(text))
+    if namespace.input:
+        yield from read_histories(namespace.input, "input")

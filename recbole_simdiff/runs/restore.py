@@ -237,6 +237,11 @@ def check_same_data(
     Raises:
         UserError: if they differ.
     """
+    if "n_users" in content:
+        raise UserError(
+            f"{path} holds no users and histories: it recommends, exports and serves, and cannot "
+            "be evaluated or resumed"
+        )
     stored = checkpoint.subset(tensors, "data")
     same = content["items"] == dataset.item_ids and content["users"] == dataset.user_ids
     same = same and content.get("ready_rows") == dataset.ready_rows()

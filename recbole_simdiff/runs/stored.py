@@ -36,6 +36,7 @@ _CONTENT: dict[str, Any] = {
     "items": list[str],
     "users": list[str],
     "titles": dict[str, str],
+    "n_users?": int,  # of a checkpoint without users and histories: how many there were
     "ready_rows?": str | None,
     "augmentation?": dict[str, Any],
     "own_model?": {"name": str, "file": str, "checksum": str},
@@ -141,7 +142,8 @@ def _short(value: Any) -> str:
 def _ids(content: Mapping[str, Any]) -> str | None:
     for name in ("items", "users"):
         found = content[name]
-        if len(found) < 2 or found[0] != "[PAD]" or len(set(found)) < len(found):
+        least = 1 if name == "users" and "n_users" in content else 2
+        if len(found) < least or found[0] != "[PAD]" or len(set(found)) < len(found):
             return f"its {name} are not ids, each once, after [PAD]"
     return None
 
@@ -163,7 +165,8 @@ def _progress(content: Mapping[str, Any]) -> str | None:
 
 
 def _augmentation(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    if content["config"]["model"] in WRAPPERS and "data.pseudo" not in tensors:
+    wrapped = content["config"]["model"] in WRAPPERS and "n_users" not in content
+    if wrapped and "data.pseudo" not in tensors:
         return "it lacks data.pseudo"
     notes = content.get("augmentation")
     return _differs(notes, _AUGMENTATION, "augmentation") if notes else None
@@ -179,7 +182,10 @@ def _tensors(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str |
         # Each layer has a weight. Building what is not there would take for ever.
         if key.endswith("layers") and isinstance(value, int) and value > len(weights):
             return f"its {key} is {value}, but it has {len(weights)} tensors of the model"
-    if content.get("ready_rows") is None:
+    occurs = data.get("item_counts", torch.zeros(n_items, dtype=torch.int))
+    if occurs.shape != (n_items,) or occurs.is_floating_point() or occurs.min() < 0:
+        return f"its data.item_counts are not those of {n_items - 1} items"
+    if content.get("ready_rows") is None and "n_users" not in content:
         for name in ("history_items", "history_ends"):
             if name not in data:
                 return f"it lacks data.{name}"
