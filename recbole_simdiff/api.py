@@ -167,15 +167,11 @@ def benchmark(
 
     if jobs < 1:
         raise UserError(f"jobs={jobs} must be at least 1")
-    if isinstance(models, str | type):
-        models = [models]
+    models = [models] if isinstance(models, str | type) else models
     if isinstance(datasets, str | pd.DataFrame):
         name, values = _data_set(datasets, (user, item, time), values, config_files)
         datasets = [name]
-    given: dict[str, Any] = {}
-    for file in config_files:
-        given |= read_yaml(file)
-    given |= {key: plain_value(value) for key, value in values.items()}
+    given = _given(values, config_files)
     cutoffs = given.get("topk", [5, 10])
     cutoffs = cutoffs if isinstance(cutoffs, list) else [cutoffs]
     experiment = spec.plain_experiment(
@@ -230,8 +226,6 @@ def tune(
 ) -> Tuned:
     """Search for the best setting of a model by its validation score, then test it once.
 
-    The same call continues what was interrupted.
-
     Args:
         model (str | type), dataset (str | DataFrame): see ``run``.
         space (str | Path | None): a RecBole parameter file; by default the shipped one.
@@ -260,7 +254,7 @@ def tune(
         config,
         read_space(Path(space) if space else find_space(config.name)),
         [str(file) for file in config_files],
-        {key: plain_value(value) for key, value in values.items()},
+        _given(values, ()),
         engine=engine,
         algo=algo,
         trials=trials,
@@ -270,9 +264,16 @@ def tune(
         output=Path(output),
     )
     best = search.ranked(searches.tune(search))[0]
-    result = searches.test_best(search, best)
-    table = pd.read_csv(search.folder / TRIALS)
-    return Tuned(dict(best.values), result, table, search.folder)
+    tested = searches.test_best(search, best)
+    return Tuned(dict(best.values), tested, pd.read_csv(search.folder / TRIALS), search.folder)
+
+
+def _given(values: Mapping[str, Any], config_files: Files) -> dict[str, Any]:
+    """The settings of files, and over them the values."""
+    given: dict[str, Any] = {}
+    for file in config_files:
+        given |= read_yaml(file)
+    return given | {key: plain_value(value) for key, value in values.items()}
 
 
 def _data_set(
@@ -283,10 +284,7 @@ def _data_set(
 ) -> tuple[str, dict[str, Any]]:
     """The name of a data set, and the settings with the place of one that is made here."""
     if isinstance(dataset, pd.DataFrame):
-        settings: dict[str, Any] = {"data_path": "dataset"}
-        for file in config_files:
-            settings |= read_yaml(file)
-        folder = Path((settings | values)["data_path"])
+        folder = Path(_given(values, config_files).get("data_path", "dataset"))
         named = dict(zip(("user", "item", "time"), columns, strict=True))
         given = {key: column for key, column in named.items() if column is not None}
         return write_frame(dataset, folder, **given), {**values, "data_path": str(folder)}

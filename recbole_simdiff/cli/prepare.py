@@ -28,20 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         "movielens: ratings.dat, ratings.csv, u.data; sequences: a line 'user item item ...' for "
         "each user; table: any text file of columns, or Parquet, with --columns",
     )
-    table = parser.add_argument_group("tables")
-    table.add_argument(
-        "--columns",
-        metavar="USER,ITEM,TIME[,RATING]",
-        help="names from the first line, or numbers from 1",
-    )
-    table.add_argument(
-        "--separator", help="between columns (default: recognised; '\\t' is a tab)", metavar="TEXT"
-    )
-    table.add_argument(
-        "--time_format",
-        metavar="FORMAT",
-        help="of dates as text, as in %%d.%%m.%%Y; not needed for numbers and for ISO 8601",
-    )
+    _add_table_arguments(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -77,6 +64,24 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         "--skip_malformed", action="store_true", help="skip and count lines that cannot be read"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def _add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``--source=table``."""
+    table = parser.add_argument_group("tables")
+    table.add_argument(
+        "--columns",
+        metavar="USER,ITEM,TIME[,RATING]",
+        help="names from the first line, or numbers from 1",
+    )
+    table.add_argument(
+        "--separator", help="between columns (default: recognised; '\\t' is a tab)", metavar="TEXT"
+    )
+    table.add_argument(
+        "--time_format",
+        metavar="FORMAT",
+        help="of dates as text, as in %%d.%%m.%%Y; not needed for numbers and for ISO 8601",
+    )
 
 
 def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:

@@ -5,7 +5,6 @@ array, sorted by user and exact time; a row is a start and a length in it, and p
 for one batch at a time. Row for row they equal RecBole's.
 """
 
-import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from recbole_simdiff.data.atomic_files import AtomicFile, obstacle
 from recbole_simdiff.data.prefixes import ReadyPrefixes
-from recbole_simdiff.data.rows import expand, gather_rows, windows
+from recbole_simdiff.data.rows import drawn_users, expand, gather_rows, windows
 from recbole_simdiff.data.statistics import PrefixStatistics, Statistics
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.log import logger
@@ -167,7 +166,8 @@ class FlatDataset(ReadyPrefixes):
                 keys=("dataset",),
             )
         if self.config["train_fraction"] < 1:
-            train.inter_feat = rows = train._rows(self._drawn_users()[rows[self.uid_field]])
+            drawn = drawn_users(self.user_num, self.config["train_fraction"], self.config["seed"])
+            train.inter_feat = rows = train._rows(drawn[rows[self.uid_field]])
         train.train_items = rows[self.iid_field].clone()
         style = self.config["train_sampling"]
         if style == "user_all":
@@ -180,14 +180,6 @@ class FlatDataset(ReadyPrefixes):
             train.inter_feat = FlatInteraction(train._windows(), train)
         train._count_per_batch()
         return [train, valid, test]
-
-    def _drawn_users(self) -> Tensor:
-        """Whether a user's rows are trained on, [users]; a smaller share is part of a larger."""
-        generator = torch.Generator().manual_seed(self.config["seed"])
-        order = torch.randperm(self.user_num - 1, generator=generator) + 1
-        drawn = torch.zeros(self.user_num, dtype=torch.bool)
-        drawn[order[: math.ceil(self.config["train_fraction"] * len(order))]] = True
-        return drawn
 
     def _count_per_batch(self) -> None:
         rows = self.inter_feat

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from recbole_simdiff.config.layers import properties_dir, read_yaml
 from recbole_simdiff.data.manifest import sha256

@@ -297,26 +297,48 @@ def prepare(
     if titles is not None:
         title_rows = reader.records(kind.titles, [Path(titles)])
         frames[item_path] = _item(title_rows, events, columns, names)
-    done = Prepared(
-        path=inter_path,
+    n_titles = len(frames[item_path]) if item_path in frames else None
+    hint = _hint(output, settings, titles is not None)
+    formats = tuple(reader.formats.values()) if table else ()
+    done = _prepared(inter_path, events, columns, reader, formats, n_titles, hint)
+    options = {"k_core": k, "skip_malformed": skip_malformed, **_as_json(selection)}
+    options |= {} if table is None else asdict(table)
+    write_files(frames, _write, _manifest(source, options, reader, done))
+    return done
+
+
+def _prepared(
+    path: Path,
+    events: Table,
+    columns: Columns,
+    reader: Reader,
+    formats: tuple[str, ...],
+    n_titles: int | None,
+    hint: str,
+) -> Prepared:
+    """Path and counts of what is written."""
+    return Prepared(
+        path=path,
         statistics=columns.statistics,
         n_read=events.n_read,
         n_selected=len(events),
         n_repeated=columns.n_repeated,
-        n_titles=len(frames[item_path]) if item_path in frames else None,
-        hint=_hint(output, settings, titles is not None),
+        n_titles=n_titles,
+        hint=hint,
         malformed=reader.malformed,
         shown=tuple(reader.shown),
         units=dict(events.units),
         span=(int(columns.time.min()) // MICRO, int(columns.time.max()) // MICRO),
-        formats=tuple(reader.formats.values()) if table else (),
+        formats=formats,
     )
-    options = {"k_core": k, "skip_malformed": skip_malformed, **_as_json(selection)}
-    options |= {} if table is None else asdict(table)
+
+
+def _manifest(
+    source: str, options: Mapping[str, Any], reader: Reader, done: Prepared
+) -> dict[str, Any]:
+    """What the manifest says: where the data come from, how they were made, and what they are."""
     sources = [described(path, form) for path, form in reader.formats.items()]
-    content = {"source": source, "options": options, "sources": sources, **_counts(done)}
-    write_files(frames, _write, content)
-    return done
+    return {"source": source, "options": dict(options), "sources": sources, **_counts(done)}
 
 
 def _as_json(selection: Selection) -> dict[str, str | float | None]:

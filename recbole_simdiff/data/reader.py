@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from recbole_simdiff.data.parquet import MAGIC, open_parquet, parquet_rows
 from recbole_simdiff.data.raw_formats import Format

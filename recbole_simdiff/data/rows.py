@@ -1,5 +1,7 @@
 """Rows of sequences over a flat array of interactions: where they begin, and what they hold."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -71,3 +73,18 @@ def gather_rows(
         column = (size - n_pseudo.unsqueeze(1) + place).clamp(max=size - 1)
         picked = torch.where(place < n_pseudo.unsqueeze(1), pseudo.gather(1, column), picked)
     return picked.masked_fill(~inside.view(*inside.shape, *[1] * (picked.dim() - 2)), 0)
+
+
+def drawn_users(n_users: int, fraction: float, seed: int) -> Tensor:
+    """Whether a user's rows are trained on, [n_users]; a smaller fraction is part of a larger.
+
+    Args:
+        n_users (int): number of ids, padding included.
+        fraction (float): of the users, in (0, 1].
+        seed (int): of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n_users - 1, generator=generator) + 1
+    drawn = torch.zeros(n_users, dtype=torch.bool)
+    drawn[order[: math.ceil(fraction * len(order))]] = True
+    return drawn

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from recbole_simdiff import files
 from recbole_simdiff.checkpoint import LAST

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config.config import Config

@@ -122,21 +122,35 @@ def _run_one(
         if trainer.progress.step > len(train_data):
             raise checkpoint.foreign(resume, f"its progress.step is {trainer.progress.step}")
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
+    loaders = (train_data, valid_data, test_data if test else None)
+    return _train_and_test(trainer, dataset, loaders, augmentation, listeners, test)
+
+
+def _train_and_test(
+    trainer: PlanTrainer,
+    dataset: FlatDataset,
+    loaders: tuple[Any, Any, Any],
+    augmentation: dict[str, Any],
+    listeners: Sequence[Listener],
+    test: bool,
+) -> RunResult:
+    """The training, the evaluation of its best epoch, and what is written of both."""
+    config, run_dir, (train_data, valid_data, test_data) = trainer.config, trainer.run_dir, loaders
     with tracking.tracked(config, run_dir) as tracked:
-        told = (tracked, *listeners)
+        all_listeners = (tracked, *listeners)
         tracked.send(trainer.progress.log)
         with trainer.stoppable(), telling_memory(config, run_dir / LAST):
-            progress = trainer.fit(train_data, valid_data, config["show_progress"], told)
+            progress = trainer.fit(train_data, valid_data, config["show_progress"], all_listeners)
             trainer.load_weights(run_dir / BEST)
-            found = evaluate_splits(trainer.evaluator, valid_data, test_data if test else None)
-        result = _result(config, dataset, found, progress, run_dir, augmentation, test)
+            metrics = evaluate_splits(trainer.evaluator, valid_data, test_data)
+        result = _result(config, dataset, metrics, progress, run_dir, augmentation, test)
         if distributed.rank() > 0:
             return result
-        if found.rankings:
-            save_rankings(found.rankings, dataset, train_data._dataset, run_dir)
-        text = json.dumps({**asdict(result), "log": progress.log}, indent=1)
-        files.write_atomically(run_dir / RESULT, lambda name: Path(name).write_text(text))
-        for listener in told:
+        if metrics.rankings:
+            save_rankings(metrics.rankings, dataset, train_data._dataset, run_dir)
+        content = {**asdict(result), "log": progress.log}
+        files.write_text(run_dir / RESULT, json.dumps(content, indent=1))
+        for listener in all_listeners:
             listener.on_end({name: getattr(result, name) for name in TRACKED})
     return result
 

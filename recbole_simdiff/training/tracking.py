@@ -278,7 +278,7 @@ def _identity(folder: Path) -> str:
     path = folder / IDENTITY
     if not path.is_file():
         text = secrets.token_hex(8)
-        files.write_atomically(path, lambda name: Path(name).write_text(text))
+        files.write_text(path, text)
     return path.read_text().strip()
 
 

@@ -11,7 +11,7 @@ from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from recbole_simdiff import checkpoint, distributed
 from recbole_simdiff.checkpoint import BEST, LAST, load_model_state

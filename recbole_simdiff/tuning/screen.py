@@ -5,7 +5,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from recbole_simdiff.log import logger
 from recbole_simdiff.tuning.trials import Search, Trial, shortened
