@@ -45,7 +45,7 @@ class OutOfMemory(RuntimeError):
 
 
 @contextmanager
-def telling_memory(config: Any, saved: Path | None = None) -> Iterator[None]:
+def explained_out_of_memory(config: Any, saved: Path | None = None) -> Iterator[None]:
     """Turn the out-of-memory errors of all libraries into ``OutOfMemory`` with one message.
 
     Args:

@@ -27,7 +27,7 @@ from recbole_simdiff.checkpoint import (
 from recbole_simdiff.config.config import CHECKPOINT, Config
 from recbole_simdiff.data.dataset import FlatDataset, create_dataset
 from recbole_simdiff.data.loaders import create_loaders
-from recbole_simdiff.errors import Interrupted, UserError, telling_memory
+from recbole_simdiff.errors import Interrupted, UserError, explained_out_of_memory
 from recbole_simdiff.log import logger
 from recbole_simdiff.models.diffuasr.generator import (
     GENERATION_KEYS,
@@ -112,7 +112,7 @@ def augment(config: Config, test: bool = True) -> Augmented:
         Interrupted: after a signal; the same command continues.
     """
     try:
-        with logged(config), telling_memory(config):
+        with logged(config), explained_out_of_memory(config):
             return _augment(config, test)
     except Interrupted as stop:
         stop.same_command = True

@@ -10,7 +10,7 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import FlatDataset, create_dataset
 from recbole_simdiff.data.item_vectors import apply_item_vectors
 from recbole_simdiff.data.loaders import create_loaders
-from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, Metrics
 from recbole_simdiff.models.registry import build_model
@@ -29,7 +29,7 @@ def build_run(
     """
     init_seed(config["seed"], config["reproducibility"])
     pseudo = None if pseudo is None else pseudo.long()
-    with config.naming_origins(), telling_memory(config):
+    with config.naming_origins(), explained_out_of_memory(config):
         dataset = create_dataset(config)
         train_data, valid_data, test_data = create_loaders(config, dataset, pseudo)
         n_items = dataset.item_num - 1

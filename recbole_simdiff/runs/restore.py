@@ -12,7 +12,7 @@ from recbole_simdiff.checkpoint import BEST, load_model_state
 from recbole_simdiff.config.config import CHECKPOINT, OVERRIDES, Config
 from recbole_simdiff.config.keys import EVALUATION_KEYS, RESUMABLE_KEYS
 from recbole_simdiff.data.dataset import FlatDataset
-from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.rankings import save_rankings
 from recbole_simdiff.log import logger
@@ -111,7 +111,7 @@ def evaluate(
         )
     evaluator = Evaluator(config, trained, config["device"])
     evaluator.data_collect(train_data)
-    with logged(config), telling_memory(config, path):
+    with logged(config), explained_out_of_memory(config, path):
         found = evaluate_splits(evaluator, valid_data, test_data if test else None)
     if found.rankings:
         save_rankings(found.rankings, dataset, train_data._dataset, path.parent)

@@ -13,7 +13,7 @@ from recbole_simdiff import checkpoint, distributed, files
 from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import FlatDataset
-from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
@@ -139,7 +139,7 @@ def _train_and_test(
     with tracking.tracked(config, run_dir) as tracked:
         all_listeners = (tracked, *listeners)
         tracked.send(trainer.progress.log)
-        with trainer.stoppable(), telling_memory(config, run_dir / LAST):
+        with trainer.stoppable(), explained_out_of_memory(config, run_dir / LAST):
             progress = trainer.fit(train_data, valid_data, config["show_progress"], all_listeners)
             trainer.load_weights(run_dir / BEST)
             metrics = evaluate_splits(trainer.evaluator, valid_data, test_data)

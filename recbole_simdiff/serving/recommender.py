@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, load_model_state
-from recbole_simdiff.errors import UserError, telling_memory
+from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.evaluator import require_numbers
 from recbole_simdiff.models.registry import accept
 from recbole_simdiff.runs.restore import check_own_model, stored_config
@@ -207,7 +207,7 @@ class Recommender:
         rows = [row for row, items in enumerate(known) if items]
         for start in range(0, len(rows), self.config["eval_batch_size"]):
             part = rows[start : start + self.config["eval_batch_size"]]
-            with telling_memory(self.config):
+            with explained_out_of_memory(self.config):
                 rank = self._ranking([known[row] for row in part])
             for number, row in enumerate(part):
                 results[row] = rank(number, ruled_out(row), k)
@@ -255,7 +255,7 @@ class Recommender:
         width = self.item_vectors().values.shape[1]
         parts = [np.empty((0, width), dtype=np.float32)]
         for start in range(0, len(rows), self.config["eval_batch_size"]):
-            with telling_memory(self.config):
+            with explained_out_of_memory(self.config):
                 part = rows[start : start + self.config["eval_batch_size"]]
                 parts.append(self._user_matrix(part).numpy())
         return Vectors(ids, np.concatenate(parts))
@@ -408,7 +408,7 @@ def load(
             "front of a history, and a history given here has none. Use the evaluate command"
         )
     try:
-        with telling_memory(config):
+        with explained_out_of_memory(config):
             trained = config.model_class(config, _CheckpointDataset(config, content))
     except AttributeError as error:
         raise UserError(
