@@ -23,7 +23,7 @@ from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.cli.main import main
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import Interrupted, UserError
-from recbole_simdiff.modules.random_state import _get_rng
+from recbole_simdiff.modules.random_state import random_states
 from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run_one as run
@@ -107,7 +107,7 @@ def train(
         trainer.resume(run_dir / LAST)
     progress = trainer.fit(train_data, valid_data)
     optimizer = trainer.optimizer.state_dict()
-    states = _get_rng()
+    states = random_states()
     log = [{k: v for k, v in e.items() if k != "seconds"} for e in progress.log]
     return {
         "weights": model.state_dict(),

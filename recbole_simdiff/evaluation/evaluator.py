@@ -231,13 +231,13 @@ class Evaluator:
         """Scores of drawn candidates, [users, n_items], -inf where not drawn."""
         rows, candidates, positive_u, _ = batch
         if one_pass:
-            found = self._picked_scores(rows, candidates)
+            drawn = self._picked_scores(rows, candidates)
         else:
-            found = self._predicted_scores(eval_data, rows, candidates)
-        scores = found.new_full((int(positive_u[-1]) + 1, n_items), -torch.inf)
+            drawn = self._predicted_scores(eval_data, rows, candidates)
+        scores = drawn.new_full((int(positive_u[-1]) + 1, n_items), -torch.inf)
         # In RecBole's order, in which the last row wins an item that two rows of a user share.
         user = positive_u.repeat(candidates.shape[1]).to(self.device)
-        scores[user, candidates.t().flatten().to(self.device)] = found.t().flatten()
+        scores[user, candidates.t().flatten().to(self.device)] = drawn.t().flatten()
         return scores
 
     def _one_pass(self, eval_data: Any, rows: Interaction, candidates: Tensor) -> bool:

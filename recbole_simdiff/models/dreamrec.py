@@ -400,8 +400,8 @@ class DreamRec(SequentialModel):
     def guided_targets(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
         """Guidance [n, W] and next item [n] of each row, or of each real position.
 
-        Positions whose next item was invented by an augmenter, or is the first real one after
-        those, are no targets.
+        Positions whose next item is a pseudo-item, or the first real one after those, are no
+        targets.
         """
         item_seq, pos_items = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
         layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])

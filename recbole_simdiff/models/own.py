@@ -113,8 +113,8 @@ def known(name: str) -> OwnModel | None:
 
 def of(model: type) -> OwnModel | None:
     """What is known of a class, or of the one it adapts; None for models that are not own ones."""
-    found = _KNOWN.get(model.__name__)
-    return found if found and found.model in model.__mro__ else None
+    own_model = _KNOWN.get(model.__name__)
+    return own_model if own_model and own_model.model in model.__mro__ else None
 
 
 def add(model: type) -> OwnModel:
@@ -124,11 +124,11 @@ def add(model: type) -> OwnModel:
         UserError: if it is no sequential recommender.
     """
     _check_class(model, f"module {model.__module__}")
-    found = _KNOWN.get(model.__name__)
-    if found is None or found.model is not model:
-        found = _own(model)
-    _KNOWN[found.name] = found
-    return found
+    own_model = _KNOWN.get(model.__name__)
+    if own_model is None or own_model.model is not model:
+        own_model = _own(model)
+    _KNOWN[own_model.name] = own_model
+    return own_model
 
 
 def add_file(reference: str) -> list[OwnModel]:
@@ -180,14 +180,14 @@ def checksum(text: str) -> str:
         body = ast.parse(text).body
     except SyntaxError:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    found = []
+    outlines = []
     for part in body:
         calls = any(isinstance(node, ast.Call) for node in ast.walk(part))
         if isinstance(part, ast.Import | ast.ImportFrom):
-            found.append(ast.unparse(part))
+            outlines.append(ast.unparse(part))
         elif isinstance(part, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not calls:
-            found.append(outline(part))
-    return hashlib.blake2b("\n".join(filter(None, found)).encode(), digest_size=8).hexdigest()
+            outlines.append(outline(part))
+    return hashlib.blake2b("\n".join(filter(None, outlines)).encode(), digest_size=8).hexdigest()
 
 
 def _own(model: Any) -> OwnModel:

@@ -91,8 +91,8 @@ def get_model(name: str | type) -> type[SequentialModel]:
         return _new(new, models)
     if name in models:
         return models[name]
-    if found := own.known(name):
-        return _adapted(found)
+    if own_model := own.known(name):
+        return _adapted(own_model)
     by_lower = {known.lower(): known for known in (*own.installed(), *models)}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(by_lower[n] for n in near)}?" if near else ""
@@ -117,26 +117,30 @@ def accept(model: str | Path | type | None) -> None:
     if isinstance(model, str) and not own.is_file(model):
         raise UserError(f"the file of a model of your own ends in .py; {model!r} does not")
     if isinstance(model, str):
-        for found in own.add_file(model):
-            _new(found, {**recbole_models(), **plugin_models()})
+        for own_model in own.add_file(model):
+            _new(own_model, {**recbole_models(), **plugin_models()})
     elif model is not None:
         get_model(model)
 
 
-def _new(found: own.OwnModel, models: Mapping[str, type]) -> type[SequentialModel]:
+def _new(own_model: own.OwnModel, models: Mapping[str, type]) -> type[SequentialModel]:
     """The class of an own model, whose name must be new: tables and folders go by it."""
-    if found.name in models or found.name in WRAPPERS:
+    if own_model.name in models or own_model.name in WRAPPERS:
         raise UserError(
-            f"model={found.name} ({found.place}): this package or RecBole has a model of that "
-            "name; give the class another one",
+            f"model={own_model.name} ({own_model.place}): this package or RecBole has a model of "
+            "that name; give the class another one",
             keys=("model",),
         )
-    return _adapted(found)
+    return _adapted(own_model)
 
 
-def _adapted(found: own.OwnModel) -> type[SequentialModel]:
+def _adapted(own_model: own.OwnModel) -> type[SequentialModel]:
     """The class of an own model under the contract."""
-    return found.model if issubclass(found.model, SequentialModel) else adapted(found.model)
+    return (
+        own_model.model
+        if issubclass(own_model.model, SequentialModel)
+        else adapted(own_model.model)
+    )
 
 
 def build_model(config: Any, dataset: Any) -> SequentialModel:

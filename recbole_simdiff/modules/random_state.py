@@ -13,14 +13,14 @@ from torch import Tensor
 @contextmanager
 def preserved_rng() -> Iterator[None]:
     """Leave the random states as they were, also when the block is interrupted."""
-    before = _get_rng()
+    before = random_states()
     try:
         yield
     finally:
-        _set_rng(before)
+        set_random_states(before)
 
 
-def _get_rng() -> dict[str, Tensor]:
+def random_states() -> dict[str, Tensor]:
     """All random states as tensors: torch, each GPU, NumPy, Python."""
     _, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -40,7 +40,7 @@ def _get_rng() -> dict[str, Tensor]:
     return states
 
 
-def _set_rng(states: dict[str, Tensor]) -> None:
+def set_random_states(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["torch"])
     gauss = states["python_gauss"].item()
     random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss))

@@ -27,7 +27,7 @@ def start(
         resume (Path | None): a ``last`` checkpoint to continue from, of a pipeline's final run.
         run_dir (Path | None): folder of the final run; a fresh one under ``checkpoint_dir`` by
             default.
-        listeners (Sequence): are told of every epoch of the final run, and of its result.
+        listeners (Sequence): are called after every epoch of the final run, and of its result.
         test (bool): False leaves the test part unread, as a search over settings must.
 
     Returns:

@@ -15,7 +15,7 @@ from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS, Metrics
 from recbole_simdiff.models.registry import build_model
 
-PSEUDO = "data.pseudo"  # invented items of each user, in the checkpoint of a run on augmented data
+PSEUDO = "data.pseudo"  # pseudo-items of each user, in the checkpoint of a run on augmented data
 
 
 def build_run(
@@ -25,7 +25,7 @@ def build_run(
 
     Args:
         config (Config): resolved configuration.
-        pseudo (LongTensor | None): invented items of each user, [users, M].
+        pseudo (LongTensor | None): pseudo-items of each user, [users, M].
     """
     init_seed(config["seed"], config["reproducibility"])
     pseudo = None if pseudo is None else pseudo.long()
@@ -74,16 +74,16 @@ def evaluate_splits(evaluator: Evaluator, valid_data: Any, test_data: Any) -> Sp
 def _over_sampling_seeds(evaluator: Evaluator, test_data: Any, first: Metrics) -> dict[str, Any]:
     """Mean and standard deviation of the test metrics over the model's sampling seeds."""
     model, config = evaluator.model, evaluator.config
-    own, found = config["sampling_seed"], [first]
+    seed, results = config["sampling_seed"], [first]
     for offset in range(1, config["sampling_seeds"]):
-        model.reseed_sampling(own + offset)
-        found.append(evaluator.evaluate(test_data, (KEPT,), config["show_progress"])[KEPT])
-    model.reseed_sampling(own)
+        model.reseed_sampling(seed + offset)
+        results.append(evaluator.evaluate(test_data, (KEPT,), config["show_progress"])[KEPT])
+    model.reseed_sampling(seed)
     spread = {
         name: {
-            "mean": statistics.mean(values[name] for values in found),
-            "std": statistics.stdev(values[name] for values in found),
+            "mean": statistics.mean(values[name] for values in results),
+            "std": statistics.stdev(values[name] for values in results),
         }
         for name in first
     }
-    return {"seeds": [own + offset for offset in range(len(found))], **spread}
+    return {"seeds": [seed + offset for offset in range(len(results))], **spread}

@@ -12,7 +12,7 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
 
 
-def _made(config: Config, run_dir: Path | None) -> Path:
+def new_folder(config: Config, run_dir: Path | None) -> Path:
     """The folder of a run, made: the one given, or a fresh one under ``checkpoint_dir``."""
     while distributed.rank() == 0:
         name = f"{config.name}-{config['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -47,11 +47,11 @@ def source_checksum(package: Path = Path(__file__).parents[1]) -> str:
     Args:
         package (Path): folder of the source.
     """
-    found: list[str] = []
+    outlines: list[str] = []
     for path in package.rglob("*.py"):
         if not path.relative_to(package).as_posix().startswith(UNHASHED):
-            found += filter(None, map(outline, ast.parse(path.read_text()).body))
-    return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=8).hexdigest()
+            outlines += filter(None, map(outline, ast.parse(path.read_text()).body))
+    return hashlib.blake2b("\n".join(sorted(outlines)).encode(), digest_size=8).hexdigest()
 
 
 def digest_of(values: Mapping[str, Any]) -> str:

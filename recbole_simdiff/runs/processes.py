@@ -45,7 +45,7 @@ def check_processes(config: Config, n: int) -> None:
         )
 
 
-def _join_processes(
+def join_processes(
     config: Config, dataset: FlatDataset, loaders: tuple[Any, Any, Any], model: Any
 ) -> None:
     """See that all processes start from the same, and draw numbers of their own from here on.

@@ -21,7 +21,7 @@ from recbole_simdiff.models.own import known as known_model
 from recbole_simdiff.models.registry import WRAPPERS, accept
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import logged
-from recbole_simdiff.runs.result import RunResult, _result
+from recbole_simdiff.runs.result import RunResult, build_result
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import Progress
@@ -112,12 +112,12 @@ def evaluate(
     evaluator = Evaluator(config, trained, config["device"])
     evaluator.data_collect(train_data)
     with logged(config), explained_out_of_memory(config, path):
-        found = evaluate_splits(evaluator, valid_data, test_data if test else None)
-    if found.rankings:
-        save_rankings(found.rankings, dataset, train_data._dataset, path.parent)
+        metrics = evaluate_splits(evaluator, valid_data, test_data if test else None)
+    if metrics.rankings:
+        save_rankings(metrics.rankings, dataset, train_data._dataset, path.parent)
     progress = Progress(**content["progress"])
     augmentation = content.get("augmentation", {})
-    return _result(config, dataset, found, progress, path.parent, augmentation, test)
+    return build_result(config, dataset, metrics, progress, path.parent, augmentation, test)
 
 
 def stored_config(
@@ -191,18 +191,18 @@ def check_own_model(content: Mapping[str, Any], same: bool = False) -> None:
     if "own_model" not in content:
         return
     name, file, checksum = (content["own_model"][key] for key in ("name", "file", "checksum"))
-    found = known_model(name)
-    if found is None:
+    own_model = known_model(name)
+    if own_model is None:
         way = f"--model_file={file}, or " if is_file(file) else ""
         raise UserError(
             f"the checkpoint was trained with model={name} of {file}, a model of your own, and "
             f"opening a checkpoint runs no code. Name it: {way}model={name} (the class) in Python"
         )
-    if checksum == found.checksum or not (checksum and found.checksum):
+    if checksum == own_model.checksum or not (checksum and own_model.checksum):
         return
     message = (
-        f"model={name}: its code in {found.place} (checksum {found.checksum}) is not the code that "
-        f"the checkpoint was trained with ({file}, checksum {checksum})"
+        f"model={name}: its code in {own_model.place} (checksum {own_model.checksum}) is not the "
+        f"code that the checkpoint was trained with ({file}, checksum {checksum})"
     )
     if same:
         raise UserError(

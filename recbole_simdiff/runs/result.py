@@ -152,10 +152,10 @@ def read_result(run_dir: Path) -> RunResult:
     return result
 
 
-def _result(
+def build_result(
     config: Config,
     dataset: FlatDataset,
-    found: SplitMetrics,
+    metrics: SplitMetrics,
     progress: Progress,
     run_dir: Path,
     augmentation: dict[str, Any],
@@ -163,8 +163,8 @@ def _result(
 ) -> RunResult:
     modes = config["eval_args"]["mode"]
     return RunResult(
-        valid=_named(found.splits.get("valid", {}), modes["valid"]),
-        test=_named(found.splits.get("test", {}), modes["test"]),
+        valid=_named(metrics.splits.get("valid", {}), modes["valid"]),
+        test=_named(metrics.splits.get("test", {}), modes["test"]),
         best_epoch=progress.best_epoch,
         epochs=len(progress.log),
         seconds=progress.seconds,
@@ -174,8 +174,8 @@ def _result(
         versions=versions(),
         run_dir=str(run_dir),
         tested=tested,
-        by_length=found.by_length,
-        sampling=found.sampling,
+        by_length=metrics.by_length,
+        sampling=metrics.sampling,
         augmentation=augmentation,
         processes=distributed.world_size(),
         peak_gpu_memory_mb=torch.cuda.max_memory_allocated() / 2**20,

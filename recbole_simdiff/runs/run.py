@@ -17,11 +17,18 @@ from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
-from recbole_simdiff.runs.folder import _made, claimed, logged
+from recbole_simdiff.runs.folder import claimed, logged, new_folder
 from recbole_simdiff.runs.item_table import install_item_table
-from recbole_simdiff.runs.processes import _join_processes
+from recbole_simdiff.runs.processes import join_processes
 from recbole_simdiff.runs.restore import check_same_data, check_same_settings, evaluate
-from recbole_simdiff.runs.result import RESULT, TRACKED, RunResult, _result, read_result, versions
+from recbole_simdiff.runs.result import (
+    RESULT,
+    TRACKED,
+    RunResult,
+    build_result,
+    read_result,
+    versions,
+)
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import Listener, check_tensorboard
@@ -43,9 +50,9 @@ def run_one(
         config (Config): resolved configuration.
         resume (Path | None): a ``last`` checkpoint to continue from.
         run_dir (Path | None): folder of this run; a fresh one under ``checkpoint_dir`` by default.
-        pseudo (LongTensor | None): invented items of each user, [users, M]; kept in the checkpoint.
+        pseudo (LongTensor | None): pseudo-items of each user, [users, M]; kept in the checkpoint.
         augmentation (dict | None): what is known about them, for the result.
-        listeners (Sequence): are told of every epoch and of the result.
+        listeners (Sequence): are called after every epoch and of the result.
         test (bool): False leaves the test part unread, as a search over settings must.
 
     Returns:
@@ -91,7 +98,7 @@ def _run_one(
         )
     dataset, train_data, valid_data, test_data, model = build_run(config, pseudo)
     if distributed.world_size() > 1:
-        _join_processes(config, dataset, (train_data, valid_data, test_data), model)
+        join_processes(config, dataset, (train_data, valid_data, test_data), model)
     if resume:
         check_same_data(resume, *stored, dataset)
     taken = "" if resume else install_item_table(config, dataset, model)
@@ -101,7 +108,7 @@ def _run_one(
     if resume:
         run_dir = resume.parent
     else:
-        run_dir = Path(distributed.broadcast_text(str(_made(config, run_dir))))
+        run_dir = Path(distributed.broadcast_text(str(new_folder(config, run_dir))))
         held.enter_context(claimed(run_dir))
     held.enter_context(logged(config, run_dir))
     logger.info(f"{config['dataset']}: {dataset.statistics}")
@@ -143,7 +150,7 @@ def _train_and_test(
             progress = trainer.fit(train_data, valid_data, config["show_progress"], all_listeners)
             trainer.load_weights(run_dir / BEST)
             metrics = evaluate_splits(trainer.evaluator, valid_data, test_data)
-        result = _result(config, dataset, metrics, progress, run_dir, augmentation, test)
+        result = build_result(config, dataset, metrics, progress, run_dir, augmentation, test)
         if distributed.rank() > 0:
             return result
         if metrics.rankings:

@@ -91,19 +91,19 @@ def load_run(path: str | Path, resumable: bool = False) -> tuple[dict[str, Tenso
     return tensors, content
 
 
-def _differs(value: Any, wanted: Any, name: str) -> str | None:
+def _differs(value: Any, expected: Any, name: str) -> str | None:
     """How a value differs from what it should be; None if it does not."""
-    if not isinstance(wanted, Mapping):
-        return None if _fits(value, wanted) else f"its {name} is {_short(value)}"
+    if not isinstance(expected, Mapping):
+        return None if _fits(value, expected) else f"its {name} is {_short(value)}"
     if not isinstance(value, dict):
         return f"its {name} is {_short(value)}"
-    for key, kind in wanted.items():
-        own = key.removesuffix("?")
-        full = f"{name}.{own}" if name else own
-        if own in value:
-            if problem := _differs(value[own], kind, full):
+    for key, kind in expected.items():
+        field = key.removesuffix("?")
+        full = f"{name}.{field}" if name else field
+        if field in value:
+            if problem := _differs(value[field], kind, full):
                 return problem
-        elif own == key:
+        elif field == key:
             return f"it lacks {full}"
     return None
 
@@ -141,9 +141,9 @@ def _short(value: Any) -> str:
 
 def _ids(content: Mapping[str, Any]) -> str | None:
     for name in ("items", "users"):
-        found = content[name]
-        least = 1 if name == "users" and "n_users" in content else 2
-        if len(found) < least or found[0] != "[PAD]" or len(set(found)) < len(found):
+        ids = content[name]
+        minimum = 1 if name == "users" and "n_users" in content else 2
+        if len(ids) < minimum or ids[0] != "[PAD]" or len(set(ids)) < len(ids):
             return f"its {name} are not ids, each once, after [PAD]"
     return None
 
@@ -173,7 +173,7 @@ def _augmentation(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def _tensors(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """Whether weights are there, and histories and invented items are of the ids there are."""
+    """Whether weights are there, and histories and pseudo-items are of the ids there are."""
     n_items, n_users = len(content["items"]), len(content["users"])
     weights, data = checkpoint.subset(tensors, "model"), checkpoint.subset(tensors, "data")
     if not weights:
@@ -193,9 +193,9 @@ def _tensors(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str |
         counts = ends.shape == (n_users,) and torch.diff(ends, prepend=ends.new_zeros(1))
         if items.dim() != 1 or counts is False or counts.min() < 0 or ends[-1] != len(items):
             return f"its data.history_ends are not those of {n_users - 1} users"
-    for name, least in (("history_items", 1), ("pseudo", 0)):
+    for name, minimum in (("history_items", 1), ("pseudo", 0)):
         items = data.get(name, torch.ones(1, dtype=torch.int))
-        if items.is_floating_point() or ((items < least) | (items >= n_items)).any():
+        if items.is_floating_point() or ((items < minimum) | (items >= n_items)).any():
             return f"its data.{name} are not among its {n_items - 1} items"
     if "pseudo" in data and (data["pseudo"].dim() != 2 or len(data["pseudo"]) != n_users):
         return f"its data.pseudo are not those of {n_users - 1} users"

@@ -404,7 +404,7 @@ def load(
     config = stored_config(content, {"use_gpu": use_gpu}, ("use_gpu",))
     if config.wraps and config["pseudo_at_evaluation"]:
         raise UserError(
-            f"{path} was trained with pseudo_at_evaluation=True: it expects invented items in "
+            f"{path} was trained with pseudo_at_evaluation=True: it expects pseudo-items in "
             "front of a history, and a history given here has none. Use the evaluate command"
         )
     try:

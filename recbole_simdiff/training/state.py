@@ -16,7 +16,7 @@ from recbole_simdiff.checkpoint import (
     optimizer_state,
 )
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.modules.random_state import _set_rng, preserved_rng
+from recbole_simdiff.modules.random_state import preserved_rng, set_random_states
 from recbole_simdiff.training.progress import Progress
 
 
@@ -114,7 +114,7 @@ class Resumed:
         states = checkpoint.subset(self.tensors, _rng_key(distributed.rank()))
         try:
             with preserved_rng():
-                _set_rng(states)
+                set_random_states(states)
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise checkpoint.foreign(self.path, f"its random states are none ({error})") from None
         return states

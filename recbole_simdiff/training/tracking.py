@@ -120,8 +120,8 @@ class MLflow(Tracker):
         experiment = mlflow.set_experiment(str(config["mlflow_experiment"])).experiment_id
         self.client, self.metric = mlflow.MlflowClient(), mlflow.entities.Metric
         tag = f"recbole_simdiff.{IDENTITY}"
-        found = self.client.search_runs([experiment], f"tags.`{tag}` = '{identity}'")
-        run = found[0] if found else self.client.create_run(experiment, None, {tag: identity}, name)
+        runs = self.client.search_runs([experiment], f"tags.`{tag}` = '{identity}'")
+        run = runs[0] if runs else self.client.create_run(experiment, None, {tag: identity}, name)
         self.run_id: str = run.info.run_id
         self.client.update_run(self.run_id, "RUNNING")
         # MLflow does not let parameters change: those that a continuation changed keep their value.
@@ -233,11 +233,11 @@ def tracked(config: Config, folder: Path) -> Iterator[Tracking]:
         ConnectionError: if a tracked run cannot be opened.
     """
     check_libraries(config)
-    tracking, wanted = Tracking(), _wanted(config)
-    for name, value in _PATIENCE.items() if wanted else ():
+    tracking, trackers = Tracking(), _trackers(config)
+    for name, value in _PATIENCE.items() if trackers else ():
         os.environ.setdefault(name, value)
     try:
-        for tracker in wanted:
+        for tracker in trackers:
             tracking.open(tracker, config, folder.name, _identity(folder))
         yield tracking
     except BaseException as error:
@@ -255,7 +255,7 @@ def check_libraries(config: Config) -> None:
     Raises:
         UserError: with what to install.
     """
-    for tracker in _wanted(config):
+    for tracker in _trackers(config):
         try:
             importlib.import_module(tracker.library)
         except ImportError as error:
@@ -265,7 +265,7 @@ def check_libraries(config: Config) -> None:
             ) from None
 
 
-def _wanted(config: Config) -> list[type[Tracker]]:
+def _trackers(config: Config) -> list[type[Tracker]]:
     trackers: tuple[type[Tracker], ...] = (WandB, MLflow) if distributed.rank() == 0 else ()
     return [tracker for tracker in trackers if config[tracker.key]]
 
@@ -293,8 +293,8 @@ def _values(entry: Mapping[str, Any]) -> Metrics:
     Phases that follow one another are validated alike, so theirs is one series.
     """
     trained = {f"{entry['phase']}/{k}": v for k, v in (entry["loss"] | entry["monitor"]).items()}
-    found = {f"valid/{k}": v for k, v in entry.get("valid", {}).items()}
-    return trained | found | {k: entry[k] for k in ("epoch", "seconds") if k in entry}
+    validated = {f"valid/{k}": v for k, v in entry.get("valid", {}).items()}
+    return trained | validated | {k: entry[k] for k in ("epoch", "seconds") if k in entry}
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:

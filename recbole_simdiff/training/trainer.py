@@ -20,7 +20,7 @@ from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT, Metrics
 from recbole_simdiff.log import logger
 from recbole_simdiff.modules.plan import Phase, Update
-from recbole_simdiff.modules.random_state import _get_rng, _set_rng
+from recbole_simdiff.modules.random_state import random_states, set_random_states
 from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.training.progress import Listener, LogLine, Progress, TensorBoard
 from recbole_simdiff.training.settings import FitSettings
@@ -95,7 +95,7 @@ class PlanTrainer(Trainer):
             train_data (DataLoader): training batches.
             valid_data (DataLoader | None): validation; without it every epoch is run.
             show_progress (bool): a progress bar per epoch, on a terminal.
-            listeners (Sequence): are told of every epoch, after the log and TensorBoard.
+            listeners (Sequence): are called after every epoch, after the log and TensorBoard.
 
         Returns:
             Progress: best score and epoch, and the log.
@@ -112,7 +112,7 @@ class PlanTrainer(Trainer):
         if len(phases) > 1:
             listed = ", ".join(f"{p.name} (at most {p.epochs} epochs)" for p in phases)
             logger.info(f"phases: {listed}")
-        told = (*self._listeners, *listeners)
+        all_listeners = (*self._listeners, *listeners)
         with self.stoppable():
             if distributed.all_reduce_max(not (self.run_dir / LAST).is_file()):
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
@@ -120,7 +120,9 @@ class PlanTrainer(Trainer):
                 if number > self.progress.phase:
                     self._begin_phase(number, phases[number])
                 try:
-                    self._fit_phase(phases[number], train_data, validate, show_progress, told)
+                    self._fit_phase(
+                        phases[number], train_data, validate, show_progress, all_listeners
+                    )
                 except Interrupted:
                     self.save_state(LAST)
                     raise
@@ -233,7 +235,7 @@ class PlanTrainer(Trainer):
             for _ in range(done):
                 next(batches)
         if self._resume_rng is not None:
-            _set_rng(self._resume_rng)
+            set_random_states(self._resume_rng)
             self._resume_rng = None
         yield from batches
 
@@ -286,7 +288,7 @@ class PlanTrainer(Trainer):
         The random states are those of all processes; the rest is the same for all, and process 0
         writes it.
         """
-        states = distributed.all_gather(self._resume_rng or _get_rng())
+        states = distributed.all_gather(self._resume_rng or random_states())
         if distributed.rank() == 0:
             tensors, content = pack(self.model, self.progress, self.payload, self.data)
             if name == LAST:
