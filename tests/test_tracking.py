@@ -492,7 +492,7 @@ def test_only_training_is_tracked(
     module = types.SimpleNamespace(run=None, init=lambda **_: pytest.fail("opened a run"))
     run(make_config("SASRec", log_mlflow=True), run_dir=tmp_path / "run")
     monkeypatch.setattr(tracking, "WandB", type("None", (Recorder,), {"key": "log_wandb"}))
-    monkeypatch.setattr(tracking, "_wanted", lambda _: [])
+    monkeypatch.setattr(tracking, "_trackers", lambda _: [])
     run(make_config("SASRec", **BOTH), run_dir=tmp_path / "both")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

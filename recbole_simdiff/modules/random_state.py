@@ -33,14 +33,17 @@ def random_states() -> dict[str, Tensor]:
         "numpy": torch.from_numpy(np.append(keys, [position, has_gauss]).astype(np.int64)),
         "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
     }
-    if (
-        torch.cuda.is_initialized()
-    ):  # asking a GPU that a run on the CPU never touched would start it
+    if torch.cuda.is_initialized():  # to ask a GPU that a run on the CPU never used would start it
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return states
 
 
 def set_random_states(states: dict[str, Tensor]) -> None:
+    """Put back what ``random_states`` returned.
+
+    Raises:
+        OverflowError, RuntimeError, TypeError, ValueError: if these are no random states.
+    """
     torch.set_rng_state(states["torch"])
     gauss = states["python_gauss"].item()
     random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss))

@@ -161,6 +161,17 @@ def build_result(
     augmentation: dict[str, Any],
     tested: bool,
 ) -> RunResult:
+    """What is written of a run.
+
+    Args:
+        config (Config): resolved configuration.
+        dataset (FlatDataset): all interactions, for their statistics.
+        metrics (SplitMetrics): of the best epoch.
+        progress (Progress): where training stands.
+        run_dir (Path): folder of the run.
+        augmentation (dict): for DiffuASR, what is known of the pseudo-items.
+        tested (bool): whether the test part was read.
+    """
     modes = config["eval_args"]["mode"]
     return RunResult(
         valid=_named(metrics.splits.get("valid", {}), modes["valid"]),
