@@ -1,10 +1,18 @@
-"""Tables of the documentation are what the recorded results say."""
+"""Tables of the documentation are what records say; links lead somewhere, commands parse."""
 
+import importlib
+import re
 import runpy
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from recbole_simdiff.cli.parser import COMMANDS, build_parser, parse, split
+
+ROOT = Path(__file__).parents[1]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RENDER = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "results" / "render.py"))
 PAGES: dict[Path, dict[str, str]] = RENDER["pages"]()
 
@@ -17,7 +25,10 @@ def test_tables_are_those_of_the_records() -> None:
 
 def test_a_changed_number_would_be_seen() -> None:
     for page, tables in PAGES.items():
-        name, table = next(iter(tables.items()))
+        first = ((name, text) for name, text in tables.items() if " | " in text)
+        name, table = next(first, ("", ""))
+        if not name:  # a page with what a benchmark printed
+            continue
         cell = table.splitlines()[2].split(" | ")[1]
         forged = page.read_text().replace(table, table.replace(cell, "0.9999"))
         assert RENDER["filled"](forged, {name: table}) != forged
@@ -26,3 +37,43 @@ def test_a_changed_number_would_be_seen() -> None:
 def test_a_table_without_a_place_is_an_error() -> None:
     with pytest.raises(ValueError, match="no place"):
         RENDER["filled"]("no comments here", {"overview": "|"})
+
+
+def anchors(text: str) -> set[str]:
+    """Names of the headings of a page, as its links write them."""
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text()), target
+
+
+def commands_of(text: str) -> Iterator[str]:
+    """Complete command lines; those with a shell's variable or an ellipsis are left out."""
+    start = r"^ +(?:.*\| *)?python run_recbole_simdiff\.py (.*)$"
+    for line in re.findall(start, text.replace("\\\n", " "), re.MULTILINE):
+        if "..." not in line and "$" not in line:
+            yield line.partition(" > ")[0].partition("   #")[0]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_commands_parse(page: Path) -> None:
+    for line in commands_of(page.read_text()):
+        arguments = split(shlex.split(line))
+        command = importlib.import_module(f"recbole_simdiff.cli.{COMMANDS[arguments[0]].module}")
+        _, rest = parse(build_parser(arguments[0], command.add_arguments), arguments)
+        assert all(re.match(r"--\w+(=|$)", option) for option in rest), rest
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(list(commands_of((ROOT / "README.md").read_text()))) >= 9
