@@ -128,6 +128,7 @@ def _fit_settings(config: Config, training: GeneratorTraining, held_out: Pairs) 
         metric=HELD_OUT if len(held_out[0]) else TRAIN_LOSS,
         validate=validate,
         remedy="A smaller diffuasr_learning_rate may help",
+        log_every=max(1, config["diffuasr_epochs"] // 100),
     )
 
 

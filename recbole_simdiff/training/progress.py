@@ -140,14 +140,20 @@ class OnValidation(Listener):
 
 
 class LogLine(Listener):
-    """Writes a line for every epoch to the log."""
+    """Writes epochs to the log.
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    Args:
+        config (Config): resolved configuration.
+        every (int): epochs for each line.
+    """
+
+    def __init__(self, config: Any, every: int = 1) -> None:
+        self.config, self.every = config, every
 
     def on_epoch(self, entry: Mapping[str, Any], progress: Progress) -> None:
         """See ``Listener``."""
-        logger.info(epoch_line(self.config, entry, progress))
+        if entry["epoch"] % self.every == 0:
+            logger.info(epoch_line(self.config, entry, progress))
 
 
 def epoch_line(config: Any, entry: Mapping[str, Any], progress: Progress) -> str:

@@ -21,6 +21,7 @@ class FitSettings:
         metric (str): of those that ``validate`` returns, the one that is compared.
         validate (Callable): means of the epoch's losses by name -> metrics by name.
         remedy (str): sentence that ends the message of a training that diverged.
+        log_every (int): epochs for each line of the log.
     """
 
     learning_rate: float
@@ -28,6 +29,7 @@ class FitSettings:
     metric: str
     validate: Callable[[Metrics], Metrics]
     remedy: str
+    log_every: int = 1
 
     def applied_to(self, config: Any) -> Any:
         """A copy of a configuration with these settings, under RecBole's keys.

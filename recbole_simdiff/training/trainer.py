@@ -77,7 +77,8 @@ class PlanTrainer(Trainer):
         self.evaluator = Evaluator(config, model, self.device, partial(self.stop.check, run_dir))
         self._listeners: tuple[Listener, ...] = ()
         if distributed.rank() == 0:
-            self._listeners = (LogLine(config), TensorBoard(self.tensorboard, self.valid_metric))
+            log = LogLine(config, settings.log_every if settings else 1)
+            self._listeners = (log, TensorBoard(self.tensorboard, self.valid_metric))
         self._build_optimizers()
 
     # ------------------------------------------------------------------ fitting
