@@ -100,6 +100,7 @@ RANGES = {
     "sampling_seeds": at_least(1),
     "guidance": at_least(0),
     "ce_weight": at_least(0),
+    "initializer_range": positive,
     "loss_memory_mb": positive,
     "hidden_dropout_prob": ratio_below_1,
     "attn_dropout_prob": ratio_below_1,
@@ -299,6 +300,9 @@ class DreamRec(SequentialModel):
         else:
             self.item_projection = input_projection(self.hidden_size, config["width"])
         self.position_embedding = nn.Embedding(self.max_seq_length, self.width)
+        for table in self.children():  # the embeddings
+            if isinstance(table, nn.Embedding):
+                table.weight.data.mul_(config["initializer_range"])
         self.null_guidance = nn.Parameter(torch.randn(self.width))
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
         self.input_norm, self.encoder = self.build_encoder(config)

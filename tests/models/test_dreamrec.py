@@ -1178,3 +1178,10 @@ def test_it_can_overfit(small: Any) -> None:
         found.append((scores.argmax(1) == batch["item_id"]).float().mean().item())
     assert found == sorted(found)  # a longer chain adds to what one prediction knows
     assert min(found[1:]) >= 0.95
+
+
+@pytest.mark.parametrize("std", [1.0, 0.02])
+def test_items_and_positions_begin_at_the_given_scale(build: Any, std: float) -> None:
+    *_, model = build("DreamRec", initializer_range=std, hidden_size=64)
+    for table in (model.item_embedding, model.position_embedding):
+        assert table.weight[1:].std().item() == pytest.approx(std, rel=0.1)
