@@ -224,6 +224,7 @@ def test_a_backbone_on_augmented_data(
         "items": 20,
         "actions": sum(map(len, HISTORIES.values())),
         "pairs": sum(len(set(items)) for items in HISTORIES.values()),
+        "ties": 0,
     }
 
     tensors, content = checkpoint.load(run_dir / BEST)

@@ -48,7 +48,9 @@ def test_a_run_ends_as_on_the_cpu(make_config: Any, on_mock: Any, model: str) ->
     on_mock()
     mock = run(make_config(model, **masks))
     assert (mock.valid, mock.test) == (cpu.valid, cpu.test)
-    assert load(mock.run_dir).recommend(HISTORIES, k=3) == wanted
+    for answer, expected in zip(load(mock.run_dir).recommend(HISTORIES, k=3), wanted, strict=True):
+        assert answer.items == expected.items
+        assert answer.scores == pytest.approx(expected.scores, abs=1e-5)
     again = evaluate(mock.run_dir)
     assert (again.valid, again.test) == (cpu.valid, cpu.test)
 

@@ -64,7 +64,13 @@ def test_result_json_holds_all_that_is_needed_to_judge_a_run(go: Any) -> None:
     assert stored["best_epoch"] == best
     assert stored["valid"][KEPT] == stored["log"][best]["valid"]
     assert stored["epochs"] == 3
-    assert stored["statistics"] == {"users": 6, "items": 12, "actions": 30, "pairs": 30}
+    assert stored["statistics"] == {
+        "users": 6,
+        "items": 12,
+        "actions": 30,
+        "pairs": 30,
+        "ties": 0,
+    }
     assert stored["versions"]["recbole_simdiff"] == version
     assert {"python", "torch", "recbole", "numpy", "pandas"} <= stored["versions"].keys()
     assert stored["config"]["model"] == "SimDiffRec"

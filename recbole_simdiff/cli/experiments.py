@@ -29,6 +29,8 @@ KINDS_OF_COMMAND = {
     "sweep": ("sweep",),
 }
 
+ORIGIN = "the command line"
+
 WITHOUT_TRAINING = {"plot", "analyze"}
 
 # Command -> options that can replace an experiment's name.
@@ -196,7 +198,9 @@ def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spe
     seeds = spec.seeds(listed, "--seeds") if listed else ()
     if namespace.experiment:
         experiment = spec.load_experiment(namespace.experiment)
-        return spec.select(experiment, namespace.models, namespace.datasets, seeds, overrides)
+        return spec.select(
+            experiment, namespace.models, namespace.datasets, seeds, overrides, ORIGIN
+        )
     if not namespace.models:
         command = namespace.command
         other = f", or {INSTEAD_OF_NAME[command]}" if command in INSTEAD_OF_NAME else ""
@@ -209,7 +213,7 @@ def _experiment(namespace: argparse.Namespace, overrides: dict[str, Any]) -> spe
     experiment = spec.plain_experiment(
         namespace.models, namespace.datasets or (DATASET,), seeds or (2020,), metrics
     )
-    return spec.select(experiment, command=overrides)
+    return spec.select(experiment, command=overrides, origin=ORIGIN)
 
 
 def _analyze(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:

@@ -106,7 +106,7 @@ def _history(line: str, name: str) -> NamedHistory:
 def _ids(value: object) -> list[str]:
     if not isinstance(value, list) or any(isinstance(item, list | dict) for item in value):
         raise ValueError(
-            'expected [...] or {"items": [...]}, of ids; an object may have "exclude" and '
-            '"allowed", of ids, too'
+            'expected item ids as [...] or {"items": [...]}; an object may have "exclude" and '
+            '"allowed", lists of ids, too'
         )
     return [str(item) for item in value]

@@ -21,7 +21,7 @@ def check_name(key: str, value: Any) -> None:
     if not isinstance(value, str) or not value or value[0] == "." or set(value) & _PATH:
         more = "; a model of your own is FILE.py:CLASS" if key == "model" else ""
         raise UserError(
-            f"{key}={value!r} must be a name, without / and \\ and a dot in front; "
+            f"{key}={value!r} must be a name without / and \\ that does not begin with a dot; "
             f"data_path says where the folders of data sets are{more}",
             keys=(key,),
         )

@@ -273,8 +273,9 @@ def select(
     datasets: Sequence[str] = (),
     run_seeds: Sequence[int] = (),
     command: Mapping[str, Any] | None = None,
+    origin: str = "overrides",
 ) -> Experiment:
-    """The experiment with fewer rows, other data sets or seeds, or values of the command line.
+    """The experiment with fewer rows, other data sets or seeds, or values that override its own.
 
     Args:
         experiment (Experiment): as read from its file.
@@ -282,6 +283,7 @@ def select(
         datasets (Sequence): data sets that replace the experiment's; none if empty.
         run_seeds (Sequence): seeds that replace the experiment's; none if empty.
         command (Mapping | None): values that override all others.
+        origin (str): name of these values in messages.
 
     Raises:
         UserError: for a row that the experiment does not have, or a value of a swept key.
@@ -292,7 +294,7 @@ def select(
             raise UserError(
                 f"--models: {model!r} is not a row of {experiment.name}; it has {', '.join(rows)}"
             )
-    refuse(command or (), "overrides")
+    refuse(command or (), origin)
     swept = set(command or ()) & set(experiment.sweep)
     if swept:
         raise UserError(f"--{swept.pop()} is swept by {experiment.name} and cannot be fixed")

@@ -14,7 +14,6 @@ B has n_items x n_items numbers, and computing it takes four such tables.
 from typing import Any
 
 import torch
-from recbole.model.general_recommender import ease
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,6 +49,9 @@ class EASE(FittedModel):
 
     def fit(self, dataset: Any) -> None:
         """RecBole's solution on the training interactions."""
+        # Not needed to recommend, and RecBole's package of these models imports scikit-learn.
+        from recbole.model.general_recommender import ease
+
         solved = ease.EASE(self._config, TrainingMatrix(dataset, self.USER_ID, self.ITEM_ID))
         self.weight.copy_(torch.from_numpy(solved.item_similarity))
 

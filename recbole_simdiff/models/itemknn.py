@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from recbole.model.general_recommender.itemknn import ComputeSimilarity
 from torch import Tensor
 
 from recbole_simdiff.modules.fitted import FittedModel, TrainingMatrix, table
@@ -55,6 +54,9 @@ class ItemKNN(FittedModel):
 
     def fit(self, dataset: Any) -> None:
         """RecBole's similarities; of each item the ``k`` largest, with 0 where there are fewer."""
+        # Not needed to recommend, and RecBole's package of these models imports scikit-learn.
+        from recbole.model.general_recommender.itemknn import ComputeSimilarity
+
         counts = TrainingMatrix(dataset, self.USER_ID, self.ITEM_ID).inter_matrix("csr")
         k = self.neighbours.shape[1]
         similarity = ComputeSimilarity(counts, k, self.shrink, self.knn_method)
