@@ -15,6 +15,14 @@ from torch import Tensor, nn
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
+from recbole_simdiff.modules.catalogue import (
+    CATALOGUES,
+    Candidates,
+    check_catalogue,
+    draw_candidates,
+    estimated_softmax_loss,
+    name_catalogue,
+)
 from recbole_simdiff.modules.losses import Repeats, full_softmax_loss, sampled_bce_loss
 from recbole_simdiff.modules.negatives import (
     DISTRIBUTIONS,
@@ -24,6 +32,7 @@ from recbole_simdiff.modules.negatives import (
     negative_logits,
     sampled_softmax_loss,
 )
+from recbole_simdiff.modules.plan import Phase, Update
 from recbole_simdiff.modules.rules import (
     at_least,
     positive,
@@ -44,6 +53,7 @@ RANGES = {
     "attn_dropout_prob": ratio_below_1,
     "loss_memory_mb": positive,
     "n_negatives": at_least(1),
+    "n_candidates": at_least(16),
     "gbce_t": ratio,
 }
 
@@ -52,6 +62,7 @@ OPTIONS = {
     "negatives_per": ("batch", "token"),
     "negative_distribution": DISTRIBUTIONS,
     "repeat_bias": ("none", "learned"),
+    "catalogue": CATALOGUES,
 }
 
 _BIAS_STEP = 10.0  # the bias is this times a parameter, so that Adam moves it this much faster
@@ -70,7 +81,12 @@ class EncoderRecommender(SequentialModel):
         config (Config): resolved configuration.
         dataset (Dataset): the training dataset; its number of items and, where it has them, its
             ``targets_per_batch`` and ``tokens_per_batch`` are read.
+
+    Attributes:
+        approximates (bool): the model can do without all items in a step, see ``catalogue``.
     """
+
+    approximates: bool = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -90,12 +106,20 @@ class EncoderRecommender(SequentialModel):
         self.negatives_per: str = config["negatives_per"]
         self.negative_correction: bool = config["negative_correction"]
         self.gbce_t: float = config["gbce_t"]
+        self.n_candidates: int = config["n_candidates"]
+        self.approximate: bool = config["catalogue"] == "approximate"
+        if self.approximates and not self.approximate and self.targets_per_batch is not None:
+            name_catalogue(self.n_items)
         self.negatives = NegativeSampler(
-            config["negative_distribution"], _item_counts(dataset, self.n_items), self.n_items
+            "log_uniform" if self.approximate else config["negative_distribution"],
+            _item_counts(dataset, self.n_items),
+            self.n_items,
         )
 
         n_tokens = self.n_items + self.n_extra_tokens
-        self.item_embedding = nn.Embedding(n_tokens, self.hidden_size, padding_idx=0)
+        self.item_embedding = nn.Embedding(
+            n_tokens, self.hidden_size, padding_idx=0, sparse=self.approximate
+        )
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
         self.trm_encoder = self.build_transformer(config, config["n_layers"], config["n_heads"])
         self.LayerNorm: nn.Module = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
@@ -125,6 +149,7 @@ class EncoderRecommender(SequentialModel):
             )
         require(config, RANGES)
         require_multiple(config, "hidden_size", "n_heads")
+        check_catalogue(config)
 
     @staticmethod
     def expected_per_batch(
@@ -166,6 +191,18 @@ class EncoderRecommender(SequentialModel):
             module.weight.data.fill_(1.0)
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.data.zero_()
+
+    def training_plan(self) -> list[Phase]:
+        """One phase; the rows of an approximate catalogue have an optimiser of their own."""
+        if not self.approximate:
+            return super().training_plan()
+        whole = Update(
+            "",
+            list(self.parameters()),
+            self.calculate_loss,
+            by_rows=list(self.item_embedding.parameters()),
+        )
+        return [Phase("train", self.epochs, updates=(whole,))]
 
     @property
     def item_table(self) -> Tensor:
@@ -245,7 +282,10 @@ class EncoderRecommender(SequentialModel):
                 real = layout.position >= interaction[PSEUDO_LENGTH][row]
                 hidden, label, row = hidden[real], label[real], row[real]
         table = self.item_table
-        if self.sr_loss == "BCE":
+        if self.approximate:
+            among = self.catalogue_sample(label)
+            total = estimated_softmax_loss(hidden, table, label, among, self.loss_memory_mb)
+        elif self.sr_loss == "BCE":
             negative = self.sample_negatives(item_seq, pos_items, row)
             total = sampled_bce_loss(hidden, table, label, negative)
         elif self.sr_loss in ("gBCE", "sampled_softmax"):
@@ -261,6 +301,14 @@ class EncoderRecommender(SequentialModel):
                 hidden, table[first:], label - first, self.loss_memory_mb, repeats
             )
         return total / (self.targets_per_batch or len(label))
+
+    def catalogue_sample(self, given: Tensor) -> Candidates:
+        """What stands for all items in an approximate catalogue: the given ones, and drawn ones.
+
+        Args:
+            given (LongTensor): items in 1..V, [m].
+        """
+        return draw_candidates(self.negatives, given, self.n_candidates)
 
     def sampled_loss(self, hidden: Tensor, label: Tensor) -> Tensor:
         """Next-item loss over ``n_negatives`` sampled items, a sum over tokens.

@@ -87,6 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor,
         token: Tensor,
         item: Tensor,
+        offset: Tensor | None,
     ) -> Tensor:
         dtype = torch.bfloat16 if low else table.dtype
         with torch.autocast(hidden.device.type, enabled=False):
@@ -97,6 +98,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_bias = torch.zeros_like(bias)
             for part, logits in _blocks(h, e, memory_mb):
                 y = target[part, None]
+                if offset is not None:
+                    logits.sub_(offset)
                 if len(token):
                     here = (token >= part.start) & (token < part.start + len(logits))
                     row, column = token[here] - part.start, item[here]
@@ -126,7 +129,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_table, grad_bias = ctx.saved_tensors
         of_bias = grad_bias * grads[0]
-        return grad_hidden * grads[0], grad_table * grads[0], *[None] * 3, of_bias, None, None
+        return grad_hidden * grads[0], grad_table * grads[0], *[None] * 3, of_bias, *[None] * 3
 
 
 def _blocks(h: Tensor, e: Tensor, memory_mb: float) -> Iterator[tuple[slice, Tensor]]:
@@ -146,8 +149,9 @@ def full_softmax_loss(
     target: Tensor,
     memory_mb: float = 16.0,
     repeats: Repeats | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    """Sum over tokens of -log softmax(hidden @ table.T)[target], exact, in blocks.
+    """Sum over tokens of -log softmax(hidden @ table.T - offset)[target], exact, in blocks.
 
     Gradients with respect to ``hidden`` and ``table`` are exact. Memory grows with n + N, not with
     their product. Under autocast the products run in bfloat16 and the softmax in float32.
@@ -158,13 +162,16 @@ def full_softmax_loss(
         target (LongTensor): ids of the right items, rows of the table, [n].
         memory_mb (float): budget for one block of logits, in MiB.
         repeats (Repeats | None): a learned bias of some logits.
+        offset (Tensor | None): taken off each logit; infinite for rows that do not count, [N].
 
     Returns:
         Tensor: scalar, the sum; 0 for n = 0.
     """
     low = torch.is_autocast_enabled(hidden.device.type)
     repeats = repeats or Repeats(table.new_zeros(()), target[:0], target[:0])
-    total: Tensor = _LinearCrossEntropy.apply(hidden, table, target, memory_mb, low, *repeats)
+    total: Tensor = _LinearCrossEntropy.apply(
+        hidden, table, target, memory_mb, low, *repeats, offset
+    )
     return total
 
 

@@ -37,13 +37,15 @@ class NegativeSampler:
             return torch.randint(1, self.n_items, shape, device=device)
         uniform = torch.rand(shape, device=device, dtype=torch.float64)
         rank = (uniform * math.log(self.n_items)).exp().long() - 1
-        return self._order.to(device)[rank.clamp(max=self.n_items - 2)]
+        self._order = self._order.to(device)
+        return self._order[rank.clamp(max=self.n_items - 2)]
 
     def log_probability(self, items: Tensor) -> Tensor:
         """Logarithm of the probability that one draw is this item, of the items' shape."""
         if self.distribution == "uniform":
             return torch.full(items.shape, -math.log(self.n_items - 1), device=items.device)
-        rank = self._rank.to(items.device)[items].double()
+        self._rank = self._rank.to(items.device)
+        rank = self._rank[items].double()
         return (torch.log1p(1 / (rank + 1)).log() - math.log(math.log(self.n_items))).float()
 
 
