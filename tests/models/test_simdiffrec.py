@@ -473,9 +473,9 @@ def test_released_diffusion_loss_counts_padding_as_class_0(small, monkeypatch):
     model = small(pad_in_diffusion_loss=True, diff_mse_weight=0.0, diff_weight=1.0)
     steps, diffusion_loss = [], model.diffusion_loss
 
-    def record(items: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout) -> Tensor:
+    def record(items: Tensor, noise: Tensor, t: Tensor, *others: Any) -> Tensor:
         steps.append(t)
-        return diffusion_loss(items, noise, t, layout)
+        return diffusion_loss(items, noise, t, *others)
 
     monkeypatch.setattr(model, "diffusion_loss", record)
     loss = seeded_loss(model, rows(SEQ[:, :4])).diffusion  # a trimmed batch is padded up again
@@ -526,7 +526,7 @@ def test_training_steps_are_uniform_over_1_to_t_one_a_sequence(small, monkeypatc
     """Never 0: z_0 itself has nothing to restore."""
     model, seen = small(cl_weight=0.0, diffusion_steps=5), []
 
-    def record(items: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout) -> Tensor:
+    def record(items: Tensor, noise: Tensor, t: Tensor, *others: Any) -> Tensor:
         assert t.shape == (1000,)
         seen.extend(t.tolist())
         return torch.zeros(())
@@ -761,9 +761,9 @@ def test_views_start_from_the_fully_noised_sequence(small, monkeypatch):
         model = small(confidence_t=confidence_t)
         seen, restore = [], model.restore
 
-        def record(items, noise, start, layout, seen=seen, restore=restore):
+        def record(items, noise, start, *others, seen=seen, restore=restore):
             seen.append(start.tolist())
-            return restore(items, noise, start, layout)
+            return restore(items, noise, start, *others)
 
         monkeypatch.setattr(model, "restore", record)
         model.make_views(SEQ, model.noise(ITEMS), STEP, LAYOUT)
