@@ -11,9 +11,10 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_simdiff import checkpoint
+from recbole_simdiff import checkpoint, evaluate, load
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.errors import Interrupted, UserError
+from recbole_simdiff.models.sasrecce import SASRecCE
 from recbole_simdiff.models.simdiffrec import SimDiffRec
 from recbole_simdiff.modules import catalogue, encoder
 from recbole_simdiff.modules.catalogue import (
@@ -318,3 +319,37 @@ def test_the_log_of_many_items_names_it(
         limit == 10 and kind == "exact"
     )
     assert encoder.name_catalogue is catalogue.name_catalogue
+
+
+# ---------------------------------------------------------------- ranking in blocks
+
+
+def test_rows_are_ranked_in_blocks_that_fit(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of evaluation and of recommendations; what they find does not depend on it."""
+    config = make_config("SASRecCE")
+    sizes: list[int] = []
+    stock = SASRecCE.full_sort_predict
+
+    def spied(model: SASRecCE, rows: Interaction) -> Tensor:
+        sizes.append(len(rows))
+        return stock(model, rows)
+
+    monkeypatch.setattr(SASRecCE, "full_sort_predict", spied)
+    whole = run(config)
+    lists = load(whole.run_dir).recommend([["i1", "i2"], ["i9"], ["i3", "i4"], ["i5"]], k=3)
+    assert max(sizes) == 5  # of the rows of validation
+    sizes.clear()
+    monkeypatch.setattr(catalogue, "SCORES_MB", 4 * 13 * 2 / 2**20)
+    blocks = evaluate(whole.run_dir)
+    found = load(whole.run_dir).recommend([["i1", "i2"], ["i9"], ["i3", "i4"], ["i5"]], k=3)
+    assert max(sizes) == 2
+    assert (blocks.valid, blocks.test) == (whole.valid, whole.test)
+    assert [row.items for row in found] == [row.items for row in lists]
+
+
+def test_the_usual_number_of_rows_is_left_alone() -> None:
+    assert catalogue.rows_at_once(256, 12_102) == 256
+    assert catalogue.rows_at_once(256, 1_200_001) == 111
+    assert catalogue.rows_at_once(256, 10**10) == 1

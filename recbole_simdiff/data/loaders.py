@@ -15,6 +15,7 @@ from recbole_simdiff.data.rows import gather_rows
 from recbole_simdiff.distributed import local_rows
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START, TARGET
+from recbole_simdiff.modules.catalogue import rows_at_once
 
 
 class BucketLoader:
@@ -103,6 +104,11 @@ class HistoryEvalLoader(FullSortEvalDataLoader):
     The second element of a batch is (row, item) pairs instead of None; the trainer ranks once with
     and once without them.
     """
+
+    def _init_batch_size_and_step(self) -> None:
+        """At most ``eval_batch_size`` rows, whose scores of all items fit into memory."""
+        self.step = rows_at_once(self.config["eval_batch_size"], self._dataset.item_num)
+        self.set_batch_size(self.step)
 
     def collate_fn(self, index: Any) -> tuple[Any, Any, Tensor, Tensor] | None:
         """Rows of this process, history pairs, and the position and id of the targets.

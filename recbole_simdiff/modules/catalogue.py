@@ -1,4 +1,4 @@
-"""Training on large catalogues: a sample that stands for all items, and where it may be used.
+"""Large catalogues: a sample that stands for all items in training, and how many rows are scored.
 
 Shapes: n tokens, N items with padding, V = N - 1, H hidden size, C candidates.
 """
@@ -15,6 +15,8 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.log import logger
 from recbole_simdiff.modules.losses import full_softmax_loss
 from recbole_simdiff.modules.negatives import NegativeSampler
+
+SCORES_MB: float = 512  # of the scores of all items for the rows that are ranked together, float32
 
 CATALOGUES = ("exact", "approximate")
 
@@ -129,6 +131,16 @@ def check_catalogue(config: Any) -> None:
                 f"catalogue=approximate needs {key}={needed}, is {config[key]}: {why}",
                 keys=("catalogue", key),
             )
+
+
+def rows_at_once(rows: int, n_items: int) -> int:
+    """How many rows are scored together: fewer where their scores would exceed ``SCORES_MB``.
+
+    Args:
+        rows (int): at most so many, the setting ``eval_batch_size``.
+        n_items (int): number of ids N, padding included.
+    """
+    return max(1, min(rows, int(SCORES_MB * 2**20 / (4 * n_items))))
 
 
 def name_catalogue(n_items: int) -> None:

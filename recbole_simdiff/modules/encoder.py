@@ -23,7 +23,7 @@ from recbole_simdiff.modules.catalogue import (
     estimated_softmax_loss,
     name_catalogue,
 )
-from recbole_simdiff.modules.losses import Repeats, full_softmax_loss, sampled_bce_loss
+from recbole_simdiff.modules.losses import full_softmax_loss, repeats_in, sampled_bce_loss
 from recbole_simdiff.modules.negatives import (
     DISTRIBUTIONS,
     NegativeSampler,
@@ -31,6 +31,7 @@ from recbole_simdiff.modules.negatives import (
     gbce_loss,
     negative_logits,
     sampled_softmax_loss,
+    unseen_items,
 )
 from recbole_simdiff.modules.plan import Phase, Update
 from recbole_simdiff.modules.rules import (
@@ -286,7 +287,7 @@ class EncoderRecommender(SequentialModel):
             among = self.catalogue_sample(label)
             total = estimated_softmax_loss(hidden, table, label, among, self.loss_memory_mb)
         elif self.sr_loss == "BCE":
-            negative = self.sample_negatives(item_seq, pos_items, row)
+            negative = unseen_items(item_seq, pos_items, row, self.n_items)
             total = sampled_bce_loss(hidden, table, label, negative)
         elif self.sr_loss in ("gBCE", "sampled_softmax"):
             total = self.sampled_loss(hidden, label)
@@ -296,7 +297,8 @@ class EncoderRecommender(SequentialModel):
             if self.repeat_bias is not None:
                 position = layout.lengths - 1 if row is None else layout.position
                 position = position if row is None or len(row) == len(position) else position[real]
-                repeats = self.repeats(item_seq, row, position, first)
+                bias = _BIAS_STEP * self.repeat_bias
+                repeats = repeats_in(item_seq, row, position, first, bias)
             total = full_softmax_loss(
                 hidden, table[first:], label - first, self.loss_memory_mb, repeats
             )
@@ -336,50 +338,6 @@ class EncoderRecommender(SequentialModel):
         if self.negative_correction:
             offset = self.negatives.log_probability(negative) + math.log(self.n_negatives)
         return sampled_softmax_loss(right, wrong, offset)
-
-    def repeats(
-        self, item_seq: Tensor, row: Tensor | None, position: Tensor, first: int
-    ) -> Repeats:
-        """The learned bias, and the distinct items that each token has in its history.
-
-        Args:
-            item_seq (LongTensor): items, [B, L].
-            row (LongTensor | None): row of each token, [n]; None for one token a row.
-            position (LongTensor): place of each token within its row, [n].
-            first (int): id of the first row of the table.
-
-        Returns:
-            Repeats: at most L pairs a token.
-        """
-        assert self.repeat_bias is not None
-        row = torch.arange(len(item_seq), device=item_seq.device) if row is None else row
-        place = torch.arange(item_seq.shape[1], device=item_seq.device)
-        earlier = (item_seq.unsqueeze(2) == item_seq.unsqueeze(1)).tril(-1).any(2)  # [B, L]
-        pairs = ~earlier[row] & (place <= position.unsqueeze(1))  # [n, L]
-        token, column = pairs.nonzero(as_tuple=True)
-        return Repeats(_BIAS_STEP * self.repeat_bias, token, item_seq[row[token], column] - first)
-
-    def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
-        """Uniform items of 1..V outside the row's history and target (Eq. 3).
-
-        There must be one: ``create_loaders`` refuses training rows that hold all items.
-
-        Args:
-            item_seq (LongTensor): items, [B, L].
-            pos_items (LongTensor): target of each row, [B].
-            row (LongTensor | None): row of each token, [n]; None for one negative a row.
-
-        Returns:
-            LongTensor: negatives, [n] or [B].
-        """
-        seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)
-        seen = seen if row is None else seen[row]
-        negative = torch.randint(1, self.n_items, (len(seen),), device=seen.device)
-        while True:
-            clash = (seen == negative.unsqueeze(1)).any(1).nonzero().squeeze(1)
-            if len(clash) == 0:
-                return negative
-            negative[clash] = torch.randint(1, self.n_items, (len(clash),), device=seen.device)
 
     # ------------------------------------------------------------------ scoring
 

@@ -68,6 +68,26 @@ class Repeats(NamedTuple):
     item: Tensor
 
 
+def repeats_in(
+    item_seq: Tensor, row: Tensor | None, position: Tensor, first: int, bias: Tensor
+) -> Repeats:
+    """The distinct items that each token has in its history, at most L pairs a token.
+
+    Args:
+        item_seq (LongTensor): items, [B, L].
+        row (LongTensor | None): row of each token, [n]; None for one token a row.
+        position (LongTensor): place of each token within its row, [n].
+        first (int): id of the first row of the table.
+        bias (Tensor): what is added to their logits, scalar.
+    """
+    row = torch.arange(len(item_seq), device=item_seq.device) if row is None else row
+    place = torch.arange(item_seq.shape[1], device=item_seq.device)
+    earlier = (item_seq.unsqueeze(2) == item_seq.unsqueeze(1)).tril(-1).any(2)  # [B, L]
+    pairs = ~earlier[row] & (place <= position.unsqueeze(1))  # [n, L]
+    token, column = pairs.nonzero(as_tuple=True)
+    return Repeats(bias, token, item_seq[row[token], column] - first)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of softmax cross-entropies whose logits never exist all at once.
 
