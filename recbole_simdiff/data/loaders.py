@@ -16,6 +16,7 @@ from recbole_simdiff.distributed import local_rows
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START, TARGET
 from recbole_simdiff.modules.catalogue import rows_at_once
+from recbole_simdiff.modules.transformer import Batch
 
 
 class BucketLoader:
@@ -73,7 +74,8 @@ class BucketLoader:
     def collate(self, index: Tensor) -> Interaction:
         """This process's rows as a right-padded batch, no longer than its longest row."""
         dataset, index = self.dataset, local_rows(index)
-        longest = int(self._lengths[index].max())
+        lengths = self._lengths[index]
+        longest = int(lengths.max())
         index = index.to(self._items.device)
         user, length = self._users[index], self._device_lengths[index]
         row = {field: values[index] for field, values in self._rows.items()}
@@ -86,7 +88,7 @@ class BucketLoader:
             row.get(PSEUDO_LENGTH),
             None if self._pseudo is None else self._pseudo[user],
         )
-        return Interaction(
+        return Batch(
             {
                 dataset.uid_field: user,
                 self._list_field: items,
@@ -94,7 +96,8 @@ class BucketLoader:
                 dataset.iid_field: self._items[row[TARGET]],
                 ROW_NUMBER: index,
                 **extra,
-            }
+            },
+            lengths,
         )
 
 

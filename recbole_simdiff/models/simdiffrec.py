@@ -70,7 +70,7 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.modules.transformer import TokenLayout, layout_of
 
 OPTIONS = {
     "forward_coef": tuple(schedules.FAMILIES),
@@ -346,7 +346,7 @@ class SimDiffRec(EncoderRecommender):
     def calculate_loss(self, interaction: Interaction) -> SimDiffRecLoss:
         """The three weighted terms of Eq. 18; a term of weight 0 is not computed."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         rec = self.recommendation_loss(hidden, layout, interaction)
 
@@ -370,7 +370,8 @@ class SimDiffRec(EncoderRecommender):
                     if self.contrast_at == "every":
                         contrast = self.contrast_every_state(anchor, layout, interaction, views)
                     else:
-                        contrast = self.contrastive_loss(anchor, views)
+                        known = None if self.aug_count == "fixed" else layout.known
+                        contrast = self.contrastive_loss(anchor, views, known)
                 if self.cl_balance > 0:
                     weight = warmup * self.balanced_weight(rec, hidden, contrast, anchor)
                     self._monitored["cl_weight"] = weight
@@ -391,7 +392,7 @@ class SimDiffRec(EncoderRecommender):
     def augmented_views(self, interaction: Interaction) -> dict[str, Tensor]:
         """The views of a batch by name, [B, L] each, for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         item_seq, tokens = self._tokens(item_seq, layout)
         items = tokens.pack(item_seq)
         among = self.catalogue_sample(items) if self.approximate else None
@@ -560,15 +561,14 @@ class SimDiffRec(EncoderRecommender):
         token = self.select_positions(score, layout)
         positive, negative = self.replacements(z_hat[token], layout.pack(item_seq)[token], among)
 
-        real = layout.keys.flatten()[layout.index]
         original = layout.pack(item_seq)[token]
         restored = (first == layout.pack(item_seq)).float()
         monitor = {
-            "restored": restored[real].mean(),
+            "restored": layout.of_real(restored).mean(),
             "restored_selected": restored[token].mean(),
             "positive_is_original": (positive == original).float().mean(),
             "negative_is_original": (negative == original).float().mean(),
-            "confidence": confidence[real].mean(),
+            "confidence": layout.of_real(confidence).mean(),
         }
         positive, negative = (
             overwritten(item_seq, layout, token, new) for new in (positive, negative)
@@ -664,16 +664,19 @@ class SimDiffRec(EncoderRecommender):
             LongTensor: [m].
         """
         padding = -torch.inf
-        count = (self.aug_ratio * layout.lengths.double() + 1e-9).floor().long().clamp(min=1)
+        count = (self.aug_ratio * layout.known.double() + 1e-9).floor().long().clamp(min=1)
         if self.aug_count == "fixed":  # Code
             padding = 0.0
             count = torch.full_like(count, max(1, int(self.aug_ratio * self.max_seq_length)))
+        total = int(count.sum())  # of the host
+        count = count.to(score.device)
         padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, padding)
         order = padded.argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(
             1, order, torch.arange(layout.length, device=order.device).expand_as(order)
         )
-        return layout.pack(rank < count.unsqueeze(1)).nonzero().squeeze(1)
+        chosen = layout.pack(rank < count.unsqueeze(1))
+        return torch.nonzero_static(chosen, size=total).squeeze(1)
 
     def replacements(
         self, z_hat: Tensor, original: Tensor, among: Candidates | None = None
@@ -809,22 +812,24 @@ class SimDiffRec(EncoderRecommender):
         of_rec, of_contrast = self.gradient_norms
         return torch.where(of_contrast > 0, self.cl_balance * of_rec / of_contrast, 0.0)
 
-    def contrastive_loss(self, state: Tensor, views: Views) -> Tensor:
+    def contrastive_loss(self, state: Tensor, views: Views, known: Tensor | None = None) -> Tensor:
         """InfoNCE of h(s) against h(s+), the other rows' views and h(s-) (Eq. 17).
 
         Args:
             state (Tensor): h(s), [B, H].
             views (Views): s+ and s-.
+            known (LongTensor | None): lengths of the views, on the host, [B].
 
         Returns:
             Tensor: scalar, mean over the batch.
         """
         if self.cl_negatives == "pos_only":  # ablation "w/o k_sample" (Table 3)
-            positive = self(views.positive, views.positive_len)
+            positive = self(views.positive, views.positive_len, known)
             return info_nce(state, positive, self.tau, similarity=self.cl_similarity)
         both = self(
             torch.cat([views.positive, views.negative]),
             torch.cat([views.positive_len, views.negative_len]),
+            None if known is None else known.repeat(2),
         )
         positive, negative = both.chunk(2)
         return info_nce(state, positive, self.tau, negative, self.cl_similarity)
@@ -911,7 +916,7 @@ def with_padding(
         tuple: items, [B, max_length], and the layout of all its cells.
     """
     item_seq = F.pad(item_seq, (0, max_length - item_seq.shape[1]))
-    return item_seq, TokenLayout(layout.lengths, max_length, with_padding=True)
+    return item_seq, TokenLayout(layout.lengths, max_length, True, known=layout.known)
 
 
 def random_items(

@@ -43,7 +43,7 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
+from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout, layout_of
 
 RANGES = {
     "n_layers": at_least(1),
@@ -227,9 +227,11 @@ class EncoderRecommender(SequentialModel):
         hidden = self.dropout(self.LayerNorm(hidden))
         return self.trm_encoder(hidden, layout, causal=True, last_only=last_only)
 
-    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """State of each sequence, [B, L], [B] -> [B, H]."""
-        layout = TokenLayout(item_seq_len, item_seq.shape[1])
+    def forward(
+        self, item_seq: Tensor, item_seq_len: Tensor, known: Tensor | None = None
+    ) -> Tensor:
+        """State of each sequence, [B, L], [B] -> [B, H]; ``known`` are the lengths on the host."""
+        layout = TokenLayout(item_seq_len, item_seq.shape[1], known=known)
         return self.encode(item_seq, layout, last_only=True)
 
     def labels(self, item_seq: Tensor, layout: TokenLayout, pos_items: Tensor) -> Tensor:
@@ -254,7 +256,7 @@ class EncoderRecommender(SequentialModel):
     def calculate_loss(self, interaction: Interaction) -> NamedTuple:
         """Next-item loss over the expected number of targets in a batch; models add their own."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         return NextItemLoss(self.recommendation_loss(hidden, layout, interaction))
 
