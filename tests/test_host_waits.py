@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from recbole_simdiff.models.registry import plugin_models
+from recbole_simdiff.modules.catalogue import draw_candidates
+from recbole_simdiff.modules.negatives import NegativeSampler
 from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.device import MOCK, MockTensor
@@ -141,3 +143,20 @@ def test_a_wait_would_be_seen(wait: Any, name: str) -> None:
     with Waits() as mode:
         wait(tensor)
     assert set(mode.count) == ({name} if name else set())
+
+
+def test_an_approximate_catalogue_is_drawn_without_a_wait() -> None:
+    """On the device, and with the items that are drawn on the CPU."""
+    sampler, given = NegativeSampler("log_uniform", torch.arange(60), 60), torch.tensor([7, 3, 7])
+    torch.manual_seed(0)
+    wanted = draw_candidates(sampler, given, 20)
+    there = given.to(MOCK)
+    draw_candidates(sampler, there, 20)  # moves the sampler's tables
+    torch.manual_seed(0)
+    with Waits() as mode:
+        found = draw_candidates(sampler, there, 20)
+        found.place(there)
+    assert not mode.count
+    assert isinstance(found.items, MockTensor)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.cpu(), other)
