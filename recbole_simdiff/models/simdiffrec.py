@@ -668,7 +668,7 @@ class SimDiffRec(EncoderRecommender):
         if self.aug_count == "fixed":  # Code
             padding = 0.0
             count = torch.full_like(count, max(1, int(self.aug_ratio * self.max_seq_length)))
-        total = int(count.sum())  # of the host
+        total = int(torch.minimum(count, layout.packed).sum())  # of tensors on the host
         count = count.to(score.device)
         padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, padding)
         order = padded.argsort(dim=1, descending=True, stable=True)

@@ -70,7 +70,10 @@ class TokenLayout:
         self.real = torch.arange(length, device=device) < item_seq_len.unsqueeze(1)
         self.keys = self.real if keys is None else keys
         self.cells = torch.ones_like(self.real) if with_padding else self.real  # [B, L]
-        n = self.batch * length if with_padding else int(self.known.clamp(max=length).sum())
+        # Tokens of each row, on the host, [B].
+        self.packed = torch.full_like(self.known, length) if with_padding else self.known
+        self.packed = self.packed.clamp(max=length)
+        n = int(self.packed.sum())
         self.full = n == self.batch * length
         counts = self.cells.sum(1)
         first = counts.cumsum(0) - counts  # [B], packed index of each row's oldest token
