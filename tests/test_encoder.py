@@ -10,8 +10,10 @@ from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import SASRec
 
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.modules import encoder
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.negatives import unseen_items
 from recbole_simdiff.modules.transformer import TokenLayout
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
@@ -210,13 +212,12 @@ def test_no_negative_is_drawn_for_an_invented_target(make_config, monkeypatch):
     model = EncoderRecommender(config, SimpleNamespace(num=lambda field: 40)).eval()
     hidden, layout = hidden_states(model, SEQ, LEN)
     rows = []
-    stock = model.sample_negatives
 
-    def record(item_seq, pos_items, row):
+    def record(item_seq, pos_items, row, n_items):
         rows.append(row.tolist())
-        return stock(item_seq, pos_items, row)
+        return unseen_items(item_seq, pos_items, row, n_items)
 
-    monkeypatch.setattr(model, "sample_negatives", record)
+    monkeypatch.setattr(encoder, "unseen_items", record)
     assert torch.isfinite(model.recommendation_loss(hidden, layout, batch_with(PSEUDO)))
     assert rows == [[0, 0, 1, 2, 3, 3, 3]]
 

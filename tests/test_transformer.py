@@ -4,7 +4,7 @@ import pytest
 import torch
 from recbole.model.layers import TransformerEncoder
 
-from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
+from recbole_simdiff.modules.transformer import Batch, PackedTransformer, TokenLayout, layout_of
 
 LENGTHS = torch.tensor([3, 1, 5, 2])
 L, HIDDEN = 5, 8
@@ -266,3 +266,19 @@ def test_hidden_dropout_acts_in_training_only():
     assert not torch.equal(ours(packed, layout, True), ours(packed, layout, True))
     ours.eval()
     assert torch.equal(ours(packed, layout, True), ours(packed, layout, True))
+
+
+def test_lengths_known_on_the_host_change_nothing():
+    seen = TokenLayout(LENGTHS, L)
+    columns = {"items": torch.zeros(len(LENGTHS), L, dtype=torch.long), "length": LENGTHS}
+    batch = Batch(columns, LENGTHS).to(torch.device("cpu"))
+    known = layout_of(batch, "items", "length")
+    assert known.known is batch.lengths
+    for name in ("index", "row", "last", "position", "full"):
+        one, other = (torch.as_tensor(getattr(layout, name)) for layout in (seen, known))
+        assert torch.equal(one, other), name
+    assert torch.equal(seen.index, seen.real.flatten().nonzero().squeeze(1))
+    padded = TokenLayout(LENGTHS, L, with_padding=True)
+    assert torch.equal(padded.index, torch.arange(len(LENGTHS) * L))
+    values = torch.arange(len(LENGTHS) * L)
+    assert torch.equal(padded.of_real(values), seen.index)

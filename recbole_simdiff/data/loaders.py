@@ -15,6 +15,8 @@ from recbole_simdiff.data.rows import gather_rows
 from recbole_simdiff.distributed import local_rows
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START, TARGET
+from recbole_simdiff.modules.catalogue import rows_at_once
+from recbole_simdiff.modules.transformer import Batch
 
 
 class BucketLoader:
@@ -72,7 +74,8 @@ class BucketLoader:
     def collate(self, index: Tensor) -> Interaction:
         """This process's rows as a right-padded batch, no longer than its longest row."""
         dataset, index = self.dataset, local_rows(index)
-        longest = int(self._lengths[index].max())
+        lengths = self._lengths[index]
+        longest = int(lengths.max())
         index = index.to(self._items.device)
         user, length = self._users[index], self._device_lengths[index]
         row = {field: values[index] for field, values in self._rows.items()}
@@ -85,7 +88,7 @@ class BucketLoader:
             row.get(PSEUDO_LENGTH),
             None if self._pseudo is None else self._pseudo[user],
         )
-        return Interaction(
+        return Batch(
             {
                 dataset.uid_field: user,
                 self._list_field: items,
@@ -93,7 +96,8 @@ class BucketLoader:
                 dataset.iid_field: self._items[row[TARGET]],
                 ROW_NUMBER: index,
                 **extra,
-            }
+            },
+            lengths,
         )
 
 
@@ -103,6 +107,11 @@ class HistoryEvalLoader(FullSortEvalDataLoader):
     The second element of a batch is (row, item) pairs instead of None; the trainer ranks once with
     and once without them.
     """
+
+    def _init_batch_size_and_step(self) -> None:
+        """At most ``eval_batch_size`` rows, whose scores of all items fit into memory."""
+        self.step = rows_at_once(self.config["eval_batch_size"], self._dataset.item_num)
+        self.set_batch_size(self.step)
 
     def collate_fn(self, index: Any) -> tuple[Any, Any, Tensor, Tensor] | None:
         """Rows of this process, history pairs, and the position and id of the targets.

@@ -65,7 +65,12 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import PackedTransformer, RelativeTransformer, TokenLayout
+from recbole_simdiff.modules.transformer import (
+    PackedTransformer,
+    RelativeTransformer,
+    TokenLayout,
+    layout_of,
+)
 
 OPTIONS = {
     "nll_reduction": ("token", "sequence"),
@@ -229,7 +234,7 @@ class CaDiRec(EncoderRecommender):
     def calculate_loss(self, interaction: Interaction) -> CaDiRecLoss:
         """The three weighted terms of the total loss; a term of weight 0 is not computed."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         rec = self.recommendation_loss(hidden, layout, interaction)
 
@@ -261,7 +266,7 @@ class CaDiRec(EncoderRecommender):
     def augmented_views(self, interaction: Interaction) -> dict[str, Tensor]:
         """The views of a batch by name, [B, L] each, for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         noised = self.choose_positions(item_seq, layout, self.n_masks)
         one_shot = self.reverse_steps == 0
         x_hat = self.estimate(self.clean(noised), noised) if one_shot else self.generate(noised)

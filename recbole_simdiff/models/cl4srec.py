@@ -42,7 +42,7 @@ from recbole_simdiff.modules.augmentations import two_views
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.modules.rules import at_least, positive, ratio, require, require_choice
-from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.modules.transformer import layout_of
 
 OPTIONS = {
     "operators": ("distinct", "independent"),
@@ -107,7 +107,7 @@ class CL4SRec(EncoderRecommender):
     def calculate_loss(self, interaction: Interaction) -> CL4SRecLoss:
         """The next-item loss and the weighted contrastive loss, which is skipped at weight 0."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         # Paper: log-softmax over the next item and sampled ones, at every position of one row a
         # user. Code, Here: over all items, at the end of every prefix; `train_sampling` decides.

@@ -68,7 +68,7 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
+from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout, layout_of
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "exp": lambda n_steps: schedules.exponential_betas(n_steps, 0.1, 10.0),
@@ -408,7 +408,7 @@ class DreamRec(SequentialModel):
         targets.
         """
         item_seq, pos_items = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         h = self.guide(item_seq, layout, last_only=self.last_target_only)
         if self.last_target_only:
             return h, pos_items
@@ -475,7 +475,7 @@ class DreamRec(SequentialModel):
     def generate(self, interaction: Interaction) -> Tensor:
         """Mean of ``n_samples`` generated embeddings x_0 of each row, [B, H]."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         h = self.guide(item_seq, layout, last_only=True)
         has_users = self.USER_ID in interaction
         draw = self.gaussian(interaction[self.USER_ID] if has_users else None)

@@ -42,7 +42,7 @@ from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.modules.rules import at_least, positive, require, require_choice
-from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.modules.transformer import layout_of
 
 OPTIONS = {"contrast": ("us_x", "us", "su", "un"), "cl_similarity": SIMILARITIES}
 
@@ -183,7 +183,7 @@ class DuoRec(EncoderRecommender):
     def calculate_loss(self, interaction: Interaction) -> DuoRecLoss:
         """The next-item loss and the weighted contrastive loss."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         rec = self.recommendation_loss(hidden, layout, interaction)
         state = hidden if self.last_target_only else hidden[layout.last]
@@ -218,7 +218,8 @@ class DuoRec(EncoderRecommender):
 
     def unsupervised_view(self, interaction: Interaction) -> Tensor:
         """h': the batch encoded once more, under another dropout mask, [B, H]."""
-        return self(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
+        return self.encode(interaction[self.ITEM_SEQ], layout, last_only=True)
 
     def supervised_view(self, interaction: Interaction) -> Tensor:
         """h_s': another training row with each row's target, encoded, [B, H]."""

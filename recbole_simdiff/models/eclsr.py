@@ -49,7 +49,7 @@ from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import full_softmax_loss, info_nce, logit_blocks
 from recbole_simdiff.modules.plan import Phase
 from recbole_simdiff.modules.rules import among, at_least, positive, ratio, require, require_choice
-from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
+from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout, layout_of
 
 OPTIONS = {
     "align": ("right", "left"),
@@ -191,9 +191,10 @@ class ECLSR(EncoderRecommender):
         if self.pad_in_loss:
             interaction = self.padded(interaction)
         item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        layout = TokenLayout(lengths, item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         n_passes = 2 if self.cl_weight > 0 else 1
-        passes = TokenLayout(lengths.repeat(n_passes), layout.length, self.pad_in_loss)
+        known = layout.known.repeat(n_passes)
+        passes = TokenLayout(lengths.repeat(n_passes), layout.length, self.pad_in_loss, known=known)
         hidden, *again = self.encode(item_seq.repeat(n_passes, 1), passes).chunk(n_passes)
 
         # Code: padding, too, is to predict what comes next. Here: real items only, with a switch.
@@ -257,7 +258,7 @@ class ECLSR(EncoderRecommender):
     def augmented_views(self, interaction: Interaction) -> dict[str, Tensor]:
         """The generator's sequence of each row, [B, L], for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         items, masked = layout.pack(item_seq), self.choose_positions(layout)
         guesses = self.guesses(self.generate(items, masked, layout))
         return {"generated": layout.unpack(items.index_copy(0, masked, guesses))}

@@ -49,7 +49,7 @@ from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.modules.plan import Phase, Update
 from recbole_simdiff.modules.rules import among, at_least, positive, ratio, require, require_choice
-from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.modules.transformer import TokenLayout, layout_of
 
 OPTIONS = {
     "regularizer": ("batch", "row"),
@@ -177,7 +177,7 @@ class MCLRec(EncoderRecommender):
     def encoder_loss(self, interaction: Interaction) -> MCLRecLoss:
         """The total loss, on the views drawn last; a term of weight 0 is not computed."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         rec = self.recommendation_loss(hidden, layout, interaction)
         contrastive = learned = regularizer = rec.new_zeros(())

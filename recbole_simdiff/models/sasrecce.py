@@ -31,3 +31,4 @@ class SASRecCE(EncoderRecommender):
     """
 
     data_parallel = True
+    approximates = True

@@ -36,6 +36,7 @@ The released behaviour is `preset: official`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,7 @@ from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.distributed import all_reduce_sum, local_fraction, world_size
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
+from recbole_simdiff.modules.catalogue import Candidates, estimated_softmax_loss
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import (
     SIMILARITIES,
@@ -68,7 +70,7 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import TokenLayout
+from recbole_simdiff.modules.transformer import TokenLayout, layout_of
 
 OPTIONS = {
     "forward_coef": tuple(schedules.FAMILIES),
@@ -107,6 +109,8 @@ RANGES = {
     "initializer_range": positive,
 }
 
+DRAWS_PER_RANK = 16  # of an approximate catalogue, so that enough different items are drawn
+
 BALANCE_DECAY = 0.99  # of the running means of cl_balance, per batch
 
 
@@ -137,6 +141,7 @@ class SimDiffRec(EncoderRecommender):
     """
 
     data_parallel = True
+    approximates = True
     gradient_norms: Tensor  # of cl_balance: running means for L_sr and L_cl, [2]
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -244,6 +249,25 @@ class SimDiffRec(EncoderRecommender):
             )
         SimDiffRec._check_views(config)
         SimDiffRec._check_contrast(config)
+        if config["catalogue"] == "approximate":
+            SimDiffRec._check_candidates(config)
+
+    @staticmethod
+    def _check_candidates(config: Any) -> None:
+        """Refuse an approximate catalogue that is too small, or of the released code."""
+        if config["pad_in_diffusion_loss"]:
+            raise UserError(
+                "catalogue=approximate needs pad_in_diffusion_loss=False: padding is no item",
+                keys=("catalogue", "pad_in_diffusion_loss"),
+            )
+        deepest = max(config[key] for key in ("k_noise", "k_sample", "pos_sample"))
+        if config["n_candidates"] < DRAWS_PER_RANK * deepest:
+            raise UserError(
+                f"n_candidates={config['n_candidates']} must be at least {DRAWS_PER_RANK} times "
+                f"the largest of k_noise, k_sample and pos_sample, {deepest}: the nearest items "
+                "are looked for among those that are drawn, some of them several times",
+                keys=("n_candidates", "k_noise", "k_sample", "pos_sample"),
+            )
 
     @staticmethod
     def _check_views(config: Any) -> None:
@@ -322,31 +346,32 @@ class SimDiffRec(EncoderRecommender):
     def calculate_loss(self, interaction: Interaction) -> SimDiffRecLoss:
         """The three weighted terms of Eq. 18; a term of weight 0 is not computed."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         rec = self.recommendation_loss(hidden, layout, interaction)
 
         contrastive = diffusion = rec.new_zeros(())
         warmup = min(1.0, self.epoch / self.cl_warmup_epochs) if self.cl_warmup_epochs else 1.0
         cl_weight = self.cl_weight * warmup
-        norms = self.item_embedding.weight.detach()[1:].norm(dim=1)
-        self._monitored = {"item_norm": norms.mean()}
+        self._monitored = {"item_norm": self._item_norm(layout.pack(item_seq))}
         if self.diff_weight > 0 or cl_weight > 0:
             item_seq, tokens = self._tokens(item_seq, layout)
             items = tokens.pack(item_seq)
-            noise = self.noise(items)
+            among = self.catalogue_sample(items) if self.approximate else None
+            noise = self.noise(items, among)
             t = torch.randint(1, self.process.n_steps + 1, (tokens.batch,), device=item_seq.device)
             if self.diff_weight > 0:
-                diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, tokens)
+                diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, tokens, among)
             if cl_weight > 0:
-                views = self.make_views(item_seq, noise.detach(), t, tokens)
+                views = self.make_views(item_seq, noise.detach(), t, tokens, among)
                 self._monitored |= views.monitor
                 with self._contrast_dropout():
                     anchor = self.anchor(hidden, layout, interaction)
                     if self.contrast_at == "every":
                         contrast = self.contrast_every_state(anchor, layout, interaction, views)
                     else:
-                        contrast = self.contrastive_loss(anchor, views)
+                        known = None if self.aug_count == "fixed" else layout.known
+                        contrast = self.contrastive_loss(anchor, views, known)
                 if self.cl_balance > 0:
                     weight = warmup * self.balanced_weight(rec, hidden, contrast, anchor)
                     self._monitored["cl_weight"] = weight
@@ -367,11 +392,23 @@ class SimDiffRec(EncoderRecommender):
     def augmented_views(self, interaction: Interaction) -> dict[str, Tensor]:
         """The views of a batch by name, [B, L] each, for analysis."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         item_seq, tokens = self._tokens(item_seq, layout)
+        items = tokens.pack(item_seq)
+        among = self.catalogue_sample(items) if self.approximate else None
         t = torch.randint(1, self.process.n_steps + 1, (tokens.batch,), device=item_seq.device)
-        views = self.make_views(item_seq, self.noise(tokens.pack(item_seq)), t, tokens)
+        views = self.make_views(item_seq, self.noise(items, among), t, tokens, among)
         return {"positive": views.positive, "hard negative": views.negative}
+
+    def _item_norm(self, items: Tensor) -> Tensor:
+        """Mean length of all items, or of those of the batch in an approximate catalogue, scalar.
+
+        Args:
+            items (LongTensor): items of the batch, [n].
+        """
+        table = self.item_embedding.weight.detach()
+        rows = F.embedding(items, table) if self.approximate else table[1:]
+        return rows.norm(dim=1).mean()
 
     def _tokens(self, item_seq: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
         """Items and tokens that the diffusion model works on: the real ones."""
@@ -381,34 +418,46 @@ class SimDiffRec(EncoderRecommender):
 
     # ------------------------------------------------------------------ noise, Eq. 6-7
 
-    def noise(self, items: Tensor) -> Tensor:
-        """Noise vector of every token, [n] -> [n, H]; the same for equal items, unless Gaussian."""
+    def noise(self, items: Tensor, among: Candidates | None = None) -> Tensor:
+        """Noise vector of every token, [n] -> [n, H]; the same for equal items, unless Gaussian.
+
+        Args:
+            items (LongTensor): item of each token, [n].
+            among (Candidates | None): where neighbours are looked for; None for all items.
+        """
         if self.noise_source == "gaussian":  # ablation "w/o k_noise" (Table 3)
             return torch.randn(len(items), self.hidden_size, device=items.device)
         # Code lets the gradient flow into the neighbours' rows. Here: detached, with a switch.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.noise_detach):
-            return self.similarity_noise(items)
+            return self.similarity_noise(items, among)
 
-    def similarity_noise(self, items: Tensor) -> Tensor:
+    def similarity_noise(self, items: Tensor, among: Candidates | None = None) -> Tensor:
         """Mean embedding of each item's k_noise nearest items (Eq. 6-7), [n] -> [n, H]."""
         distinct, where = torch.unique(items, return_inverse=True)
-        neighbours = self.nearest_items(distinct)
-        noise = F.embedding_bag(neighbours, self.item_embedding.weight, mode="mean")
+        neighbours = self.nearest_items(distinct, among)
+        table = self.item_embedding.weight
+        noise = F.embedding_bag(neighbours, table, mode="mean", sparse=self.approximate)
         return noise[where]
 
     @torch.no_grad()
-    def nearest_items(self, items: Tensor) -> Tensor:
+    def nearest_items(self, items: Tensor, among: Candidates | None = None) -> Tensor:
         """Ids of the k_noise items with the largest dot product (Eq. 6), [U] -> [U, k_noise].
 
         Neither the item itself nor padding is a candidate (Code: padding is).
         """
         table = self.item_embedding.weight.float()
+        rows = table if among is None else F.embedding(among.items, table)
         neighbours = items.new_empty(len(items), self.k_noise)
         with torch.autocast(items.device.type, enabled=False):
-            for part, score in logit_blocks(table[items], table, self.loss_memory_mb):
-                score[:, 0] = -torch.inf
-                score.scatter_(1, items[part].unsqueeze(1), -torch.inf)
-                neighbours[part] = score.topk(self.k_noise, sorted=False).indices
+            for part, score in logit_blocks(table[items], rows, self.loss_memory_mb):
+                own = items[part].unsqueeze(1)
+                if among is None:
+                    score[:, 0] = -torch.inf
+                    score.scatter_(1, own, -torch.inf)
+                else:
+                    score.masked_fill_(among.repeated | (among.items == own), -torch.inf)
+                nearest = score.topk(self.k_noise, sorted=False).indices
+                neighbours[part] = nearest if among is None else among.items[nearest]
         return neighbours
 
     # ------------------------------------------------------------------ diffusion, Eq. 8-13
@@ -429,7 +478,12 @@ class SimDiffRec(EncoderRecommender):
         return z_hat if self.estimate_scale is None else z_hat / self.estimate_scale
 
     def diffusion_loss(
-        self, items: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout
+        self,
+        items: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        layout: TokenLayout,
+        among: Candidates | None = None,
     ) -> Tensor:
         """L_d = mse + rounding (Eq. 13), for one step t a sequence.
 
@@ -438,6 +492,7 @@ class SimDiffRec(EncoderRecommender):
             noise (Tensor): noise of each token, [n, H].
             t (LongTensor): step of each row, in 1..T, [B].
             layout (TokenLayout): where the n tokens sit.
+            among (Candidates | None): what the rounding is estimated from; None for all items.
 
         Returns:
             Tensor: scalar, a sum over tokens divided by the expected number of tokens in a batch.
@@ -451,20 +506,38 @@ class SimDiffRec(EncoderRecommender):
         if self.diff_round_weight > 0:
             # Paper: -log p(s | z_0), which does not depend on f when z_0 is exact.
             # Code: -log p(s | f(z_t, t)), averaged over padding too. Here: on f, real tokens only.
-            table = self.item_embedding.weight
-            table = table.detach() if self.round_detach_table else table
-            query = self.rounding_query(z_hat)
-            first = 0 if self.pad_in_diffusion_loss else 1  # of the classes
-            total = full_softmax_loss(query, table[first:], items - first, self.loss_memory_mb)
+            total = self.rounding_loss(self.rounding_query(z_hat), items, among)
             loss = loss + self.diff_round_weight * total
         if self.pad_in_diffusion_loss:
             return local_fraction(len(items)) * loss / len(items)
         return loss / (self.tokens_per_batch or len(items))
 
+    def rounding_loss(self, query: Tensor, items: Tensor, among: Candidates | None) -> Tensor:
+        """-log of the probability that estimates round to their items (Eq. 12), a sum over tokens.
+
+        Args:
+            query (Tensor): see ``rounding_query``, [n, H].
+            items (LongTensor): item of each token, [n].
+            among (Candidates | None): what it is estimated from; None for all items.
+        """
+        table = self.item_embedding.weight
+        table = table.detach() if self.round_detach_table else table
+        if among is not None:
+            return estimated_softmax_loss(query, table, items, among, self.loss_memory_mb)
+        first = 0 if self.pad_in_diffusion_loss else 1  # of the classes
+        return full_softmax_loss(query, table[first:], items - first, self.loss_memory_mb)
+
     # ------------------------------------------------------------------ views, Eq. 11, 14-16
 
     @torch.no_grad()
-    def make_views(self, item_seq: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout) -> Views:
+    def make_views(
+        self,
+        item_seq: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        layout: TokenLayout,
+        among: Candidates | None = None,
+    ) -> Views:
         """Restore the fully noised sequence; overwrite its confident positions.
 
         Args:
@@ -472,6 +545,7 @@ class SimDiffRec(EncoderRecommender):
             noise (Tensor): noise of each token, [n, H].
             t (LongTensor): training step of each row, used only with ``confidence_t: train_t``.
             layout (TokenLayout): where the n tokens sit.
+            among (Candidates | None): what estimates are rounded to; None for all items.
 
         Returns:
             Views: positive and hard-negative view, their lengths, and what is logged: how often
@@ -481,21 +555,20 @@ class SimDiffRec(EncoderRecommender):
         # Paper (Sec. 4.3): from the fully noised sequence. Code: from z_t at the training step.
         start = t if self.confidence_t == "train_t" else torch.full_like(t, self.process.n_steps)
         with self._denoiser_mode(self.aug_dropout):
-            z_hat = self.restore(layout.pack(item_seq), noise, start, layout)
-        confidence, first = self.confidence(z_hat)
+            z_hat = self.restore(layout.pack(item_seq), noise, start, layout, among)
+        confidence, first = self.confidence(z_hat, among)
         score = torch.rand_like(confidence) if self.aug_position == "random" else confidence
         token = self.select_positions(score, layout)
-        positive, negative = self.replacements(z_hat[token], layout.pack(item_seq)[token])
+        positive, negative = self.replacements(z_hat[token], layout.pack(item_seq)[token], among)
 
-        real = layout.keys.flatten()[layout.index]
         original = layout.pack(item_seq)[token]
         restored = (first == layout.pack(item_seq)).float()
         monitor = {
-            "restored": restored[real].mean(),
+            "restored": layout.of_real(restored).mean(),
             "restored_selected": restored[token].mean(),
             "positive_is_original": (positive == original).float().mean(),
             "negative_is_original": (negative == original).float().mean(),
-            "confidence": confidence[real].mean(),
+            "confidence": layout.of_real(confidence).mean(),
         }
         positive, negative = (
             overwritten(item_seq, layout, token, new) for new in (positive, negative)
@@ -505,7 +578,14 @@ class SimDiffRec(EncoderRecommender):
             return Views(*views, monitor)
         return Views(positive, layout.lengths, negative, layout.lengths, monitor)
 
-    def restore(self, items: Tensor, noise: Tensor, start: Tensor, layout: TokenLayout) -> Tensor:
+    def restore(
+        self,
+        items: Tensor,
+        noise: Tensor,
+        start: Tensor,
+        layout: TokenLayout,
+        among: Candidates | None = None,
+    ) -> Tensor:
         """Noise the items up to step ``start`` and run the reverse process (Eq. 11).
 
         Args:
@@ -513,6 +593,7 @@ class SimDiffRec(EncoderRecommender):
             noise (Tensor): noise of each token, [n, H].
             start (LongTensor): step of each row, in 1..T, [B].
             layout (TokenLayout): where the n tokens sit.
+            among (Candidates | None): what estimates inside a chain are rounded to.
 
         Returns:
             Tensor: estimate of the items' embeddings, [n, H].
@@ -525,32 +606,48 @@ class SimDiffRec(EncoderRecommender):
         token_start = start[layout.row]
         z_t = self.process.q_sample(self.item_embedding(items), token_start, noise)
         times = samplers.trailing(token_start, self.reverse_steps)
-        clamp = self.nearest_embedding if self.reverse_clamp == "nearest" else None
+        nearest = partial(self.nearest_embedding, among=among)
+        clamp = nearest if self.reverse_clamp == "nearest" else None
         return samplers.ddim(denoise, z_t, self.process, times, clamp)
 
-    def nearest_embedding(self, z_hat: Tensor) -> Tensor:
+    def nearest_embedding(self, z_hat: Tensor, among: Candidates | None = None) -> Tensor:
         """Embedding of the item that each estimate rounds to, [n, H] -> [n, H]."""
-        return self.item_embedding(self.confidence(z_hat)[1]).to(z_hat.dtype)
+        return self.item_embedding(self.confidence(z_hat, among)[1]).to(z_hat.dtype)
 
-    def confidence(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _rounding_table(self, among: Candidates | None) -> Tensor:
+        """Embeddings of the items that an estimate may round to, [V, H] or [C, H]."""
+        table = self.item_embedding.weight.detach()
+        return table[1:] if among is None else F.embedding(among.items, table)
+
+    @staticmethod
+    def _rounded(row: Tensor, among: Candidates | None) -> Tensor:
+        """Items of rows of ``_rounding_table``."""
+        return row + 1 if among is None else among.items[row]
+
+    def confidence(self, z_hat: Tensor, among: Candidates | None = None) -> tuple[Tensor, Tensor]:
         """c = max_j softmax(g z_hat . E_j)_j over real items (Eq. 14-15), and its item j.
 
         Args:
             z_hat (Tensor): estimates, [n, H].
+            among (Candidates | None): the items j, and what the sum of the softmax is estimated
+                from; None for all items.
 
         Returns:
             tuple: confidences, [n], and items in 1..V, [n].
         """
         c = torch.empty(len(z_hat), device=z_hat.device)
         item = torch.empty(len(z_hat), dtype=torch.long, device=z_hat.device)
-        table = self.item_embedding.weight[1:]
+        table = self._rounding_table(among)
         query = self.rounding_query(z_hat)
         with torch.autocast(z_hat.device.type, enabled=False):
             for part, logits in logit_blocks(query, table, self.loss_memory_mb):
                 top, best = logits.max(1, keepdim=True)
-                item[part] = best.squeeze(1) + 1
-                c[part] = logits.sub_(top).exp_().sum(1).reciprocal_()
-        return c, item
+                item[part] = self._rounded(best.squeeze(1), among)
+                logits.sub_(top)
+                if among is not None:
+                    logits.sub_(among.offset)
+                c[part] = logits.exp_().sum(1).reciprocal_()
+        return c.clamp_(max=1.0), item  # an estimated sum may be less than its largest term
 
     def select_positions(self, score: Tensor, layout: TokenLayout) -> Tensor:
         """The K_b best tokens of each row (Eq. 16), as packed indices in ascending order, [m].
@@ -567,18 +664,23 @@ class SimDiffRec(EncoderRecommender):
             LongTensor: [m].
         """
         padding = -torch.inf
-        count = (self.aug_ratio * layout.lengths.double() + 1e-9).floor().long().clamp(min=1)
+        count = (self.aug_ratio * layout.known.double() + 1e-9).floor().long().clamp(min=1)
         if self.aug_count == "fixed":  # Code
             padding = 0.0
             count = torch.full_like(count, max(1, int(self.aug_ratio * self.max_seq_length)))
+        total = int(torch.minimum(count, layout.packed).sum())  # of tensors on the host
+        count = count.to(score.device)
         padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, padding)
         order = padded.argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(
             1, order, torch.arange(layout.length, device=order.device).expand_as(order)
         )
-        return layout.pack(rank < count.unsqueeze(1)).nonzero().squeeze(1)
+        chosen = layout.pack(rank < count.unsqueeze(1))
+        return torch.nonzero_static(chosen, size=total).squeeze(1)
 
-    def replacements(self, z_hat: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
+    def replacements(
+        self, z_hat: Tensor, original: Tensor, among: Candidates | None = None
+    ) -> tuple[Tensor, Tensor]:
         """First and k_sample-th choice of the denoiser for each selected token (Sec. 4.4).
 
         Here: with ``pos_sample`` k the positive one is drawn from the first k choices.
@@ -586,6 +688,7 @@ class SimDiffRec(EncoderRecommender):
         Args:
             z_hat (Tensor): restored embeddings of the selected tokens, [m, H].
             original (LongTensor): their items, [m].
+            among (Candidates | None): what is ranked; None for all items.
 
         Returns:
             tuple: ids for the positive and for the hard-negative view, both in 1..V, [m].
@@ -594,19 +697,21 @@ class SimDiffRec(EncoderRecommender):
             first_id = 0 if self.aug_count == "fixed" else 1
             return random_items(original, first_id, self.n_items, self.k_sample > 1)
         positive, negative = torch.empty_like(original), torch.empty_like(original)
-        table = self.item_embedding.weight[1:]
+        table = self._rounding_table(among)
         query = self.rounding_query(z_hat)  # ranked as confidence and rounding loss do
         with torch.autocast(z_hat.device.type, enabled=False):
             for part, logits in logit_blocks(query, table, self.loss_memory_mb):
-                item = (original[part] - 1).unsqueeze(1)
+                if among is not None:
+                    logits.masked_fill_(among.repeated, -torch.inf)
+                item = original[part].unsqueeze(1)
                 depth = min(max(self.k_sample + 1, self.pos_sample), logits.shape[1])
                 top, ranked = logits.topk(depth)
+                ranked = self._rounded(ranked, among)
                 if self.pos_sample:
-                    positive[part] = self._draw(top, ranked, item) + 1
+                    positive[part] = self._draw(top, ranked, item)
                 else:
-                    positive[part] = self._rank(ranked, item, 1, self.pos_exclude_original) + 1
+                    positive[part] = self._rank(ranked, item, 1, self.pos_exclude_original)
                 negative[part] = self._rank(ranked, item, self.k_sample, self.neg_exclude_original)
-                negative[part] += 1
         return positive, negative
 
     def _draw(self, logits: Tensor, ranked: Tensor, original: Tensor) -> Tensor:
@@ -707,22 +812,24 @@ class SimDiffRec(EncoderRecommender):
         of_rec, of_contrast = self.gradient_norms
         return torch.where(of_contrast > 0, self.cl_balance * of_rec / of_contrast, 0.0)
 
-    def contrastive_loss(self, state: Tensor, views: Views) -> Tensor:
+    def contrastive_loss(self, state: Tensor, views: Views, known: Tensor | None = None) -> Tensor:
         """InfoNCE of h(s) against h(s+), the other rows' views and h(s-) (Eq. 17).
 
         Args:
             state (Tensor): h(s), [B, H].
             views (Views): s+ and s-.
+            known (LongTensor | None): lengths of the views, on the host, [B].
 
         Returns:
             Tensor: scalar, mean over the batch.
         """
         if self.cl_negatives == "pos_only":  # ablation "w/o k_sample" (Table 3)
-            positive = self(views.positive, views.positive_len)
+            positive = self(views.positive, views.positive_len, known)
             return info_nce(state, positive, self.tau, similarity=self.cl_similarity)
         both = self(
             torch.cat([views.positive, views.negative]),
             torch.cat([views.positive_len, views.negative_len]),
+            None if known is None else known.repeat(2),
         )
         positive, negative = both.chunk(2)
         return info_nce(state, positive, self.tau, negative, self.cl_similarity)
@@ -809,7 +916,7 @@ def with_padding(
         tuple: items, [B, max_length], and the layout of all its cells.
     """
     item_seq = F.pad(item_seq, (0, max_length - item_seq.shape[1]))
-    return item_seq, TokenLayout(layout.lengths, max_length, with_padding=True)
+    return item_seq, TokenLayout(layout.lengths, max_length, True, known=layout.known)
 
 
 def random_items(

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
-from recbole_simdiff.modules.losses import Repeats, full_softmax_loss, sampled_bce_loss
+from recbole_simdiff.modules.catalogue import (
+    CATALOGUES,
+    Candidates,
+    check_catalogue,
+    draw_candidates,
+    estimated_softmax_loss,
+    name_catalogue,
+)
+from recbole_simdiff.modules.losses import full_softmax_loss, repeats_in, sampled_bce_loss
 from recbole_simdiff.modules.negatives import (
     DISTRIBUTIONS,
     NegativeSampler,
@@ -23,7 +31,9 @@ from recbole_simdiff.modules.negatives import (
     gbce_loss,
     negative_logits,
     sampled_softmax_loss,
+    unseen_items,
 )
+from recbole_simdiff.modules.plan import Phase, Update
 from recbole_simdiff.modules.rules import (
     at_least,
     positive,
@@ -33,7 +43,7 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout
+from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout, layout_of
 
 RANGES = {
     "n_layers": at_least(1),
@@ -44,6 +54,7 @@ RANGES = {
     "attn_dropout_prob": ratio_below_1,
     "loss_memory_mb": positive,
     "n_negatives": at_least(1),
+    "n_candidates": at_least(16),
     "gbce_t": ratio,
 }
 
@@ -52,6 +63,7 @@ OPTIONS = {
     "negatives_per": ("batch", "token"),
     "negative_distribution": DISTRIBUTIONS,
     "repeat_bias": ("none", "learned"),
+    "catalogue": CATALOGUES,
 }
 
 _BIAS_STEP = 10.0  # the bias is this times a parameter, so that Adam moves it this much faster
@@ -70,7 +82,12 @@ class EncoderRecommender(SequentialModel):
         config (Config): resolved configuration.
         dataset (Dataset): the training dataset; its number of items and, where it has them, its
             ``targets_per_batch`` and ``tokens_per_batch`` are read.
+
+    Attributes:
+        approximates (bool): the model can do without all items in a step, see ``catalogue``.
     """
+
+    approximates: bool = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -90,12 +107,20 @@ class EncoderRecommender(SequentialModel):
         self.negatives_per: str = config["negatives_per"]
         self.negative_correction: bool = config["negative_correction"]
         self.gbce_t: float = config["gbce_t"]
+        self.n_candidates: int = config["n_candidates"]
+        self.approximate: bool = config["catalogue"] == "approximate"
+        if self.approximates and not self.approximate and self.targets_per_batch is not None:
+            name_catalogue(self.n_items)
         self.negatives = NegativeSampler(
-            config["negative_distribution"], _item_counts(dataset, self.n_items), self.n_items
+            "log_uniform" if self.approximate else config["negative_distribution"],
+            _item_counts(dataset, self.n_items),
+            self.n_items,
         )
 
         n_tokens = self.n_items + self.n_extra_tokens
-        self.item_embedding = nn.Embedding(n_tokens, self.hidden_size, padding_idx=0)
+        self.item_embedding = nn.Embedding(
+            n_tokens, self.hidden_size, padding_idx=0, sparse=self.approximate
+        )
         self.position_embedding = nn.Embedding(self.max_seq_length, self.hidden_size)
         self.trm_encoder = self.build_transformer(config, config["n_layers"], config["n_heads"])
         self.LayerNorm: nn.Module = nn.LayerNorm(self.hidden_size, eps=self.layer_norm_eps)
@@ -125,6 +150,7 @@ class EncoderRecommender(SequentialModel):
             )
         require(config, RANGES)
         require_multiple(config, "hidden_size", "n_heads")
+        check_catalogue(config)
 
     @staticmethod
     def expected_per_batch(
@@ -167,6 +193,18 @@ class EncoderRecommender(SequentialModel):
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.data.zero_()
 
+    def training_plan(self) -> list[Phase]:
+        """One phase; the rows of an approximate catalogue have an optimiser of their own."""
+        if not self.approximate:
+            return super().training_plan()
+        whole = Update(
+            "",
+            list(self.parameters()),
+            self.calculate_loss,
+            by_rows=list(self.item_embedding.parameters()),
+        )
+        return [Phase("train", self.epochs, updates=(whole,))]
+
     @property
     def item_table(self) -> Tensor:
         """Embeddings of padding and all items, without extra tokens, [n_items, H]."""
@@ -189,9 +227,11 @@ class EncoderRecommender(SequentialModel):
         hidden = self.dropout(self.LayerNorm(hidden))
         return self.trm_encoder(hidden, layout, causal=True, last_only=last_only)
 
-    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """State of each sequence, [B, L], [B] -> [B, H]."""
-        layout = TokenLayout(item_seq_len, item_seq.shape[1])
+    def forward(
+        self, item_seq: Tensor, item_seq_len: Tensor, known: Tensor | None = None
+    ) -> Tensor:
+        """State of each sequence, [B, L], [B] -> [B, H]; ``known`` are the lengths on the host."""
+        layout = TokenLayout(item_seq_len, item_seq.shape[1], known=known)
         return self.encode(item_seq, layout, last_only=True)
 
     def labels(self, item_seq: Tensor, layout: TokenLayout, pos_items: Tensor) -> Tensor:
@@ -216,7 +256,7 @@ class EncoderRecommender(SequentialModel):
     def calculate_loss(self, interaction: Interaction) -> NamedTuple:
         """Next-item loss over the expected number of targets in a batch; models add their own."""
         item_seq = interaction[self.ITEM_SEQ]
-        layout = TokenLayout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         hidden = self.encode(item_seq, layout, last_only=self.last_target_only)
         return NextItemLoss(self.recommendation_loss(hidden, layout, interaction))
 
@@ -245,8 +285,11 @@ class EncoderRecommender(SequentialModel):
                 real = layout.position >= interaction[PSEUDO_LENGTH][row]
                 hidden, label, row = hidden[real], label[real], row[real]
         table = self.item_table
-        if self.sr_loss == "BCE":
-            negative = self.sample_negatives(item_seq, pos_items, row)
+        if self.approximate:
+            among = self.catalogue_sample(label)
+            total = estimated_softmax_loss(hidden, table, label, among, self.loss_memory_mb)
+        elif self.sr_loss == "BCE":
+            negative = unseen_items(item_seq, pos_items, row, self.n_items)
             total = sampled_bce_loss(hidden, table, label, negative)
         elif self.sr_loss in ("gBCE", "sampled_softmax"):
             total = self.sampled_loss(hidden, label)
@@ -256,11 +299,20 @@ class EncoderRecommender(SequentialModel):
             if self.repeat_bias is not None:
                 position = layout.lengths - 1 if row is None else layout.position
                 position = position if row is None or len(row) == len(position) else position[real]
-                repeats = self.repeats(item_seq, row, position, first)
+                bias = _BIAS_STEP * self.repeat_bias
+                repeats = repeats_in(item_seq, row, position, first, bias)
             total = full_softmax_loss(
                 hidden, table[first:], label - first, self.loss_memory_mb, repeats
             )
         return total / (self.targets_per_batch or len(label))
+
+    def catalogue_sample(self, given: Tensor) -> Candidates:
+        """What stands for all items in an approximate catalogue: the given ones, and drawn ones.
+
+        Args:
+            given (LongTensor): items in 1..V, [m].
+        """
+        return draw_candidates(self.negatives, given, self.n_candidates)
 
     def sampled_loss(self, hidden: Tensor, label: Tensor) -> Tensor:
         """Next-item loss over ``n_negatives`` sampled items, a sum over tokens.
@@ -288,50 +340,6 @@ class EncoderRecommender(SequentialModel):
         if self.negative_correction:
             offset = self.negatives.log_probability(negative) + math.log(self.n_negatives)
         return sampled_softmax_loss(right, wrong, offset)
-
-    def repeats(
-        self, item_seq: Tensor, row: Tensor | None, position: Tensor, first: int
-    ) -> Repeats:
-        """The learned bias, and the distinct items that each token has in its history.
-
-        Args:
-            item_seq (LongTensor): items, [B, L].
-            row (LongTensor | None): row of each token, [n]; None for one token a row.
-            position (LongTensor): place of each token within its row, [n].
-            first (int): id of the first row of the table.
-
-        Returns:
-            Repeats: at most L pairs a token.
-        """
-        assert self.repeat_bias is not None
-        row = torch.arange(len(item_seq), device=item_seq.device) if row is None else row
-        place = torch.arange(item_seq.shape[1], device=item_seq.device)
-        earlier = (item_seq.unsqueeze(2) == item_seq.unsqueeze(1)).tril(-1).any(2)  # [B, L]
-        pairs = ~earlier[row] & (place <= position.unsqueeze(1))  # [n, L]
-        token, column = pairs.nonzero(as_tuple=True)
-        return Repeats(_BIAS_STEP * self.repeat_bias, token, item_seq[row[token], column] - first)
-
-    def sample_negatives(self, item_seq: Tensor, pos_items: Tensor, row: Tensor | None) -> Tensor:
-        """Uniform items of 1..V outside the row's history and target (Eq. 3).
-
-        There must be one: ``create_loaders`` refuses training rows that hold all items.
-
-        Args:
-            item_seq (LongTensor): items, [B, L].
-            pos_items (LongTensor): target of each row, [B].
-            row (LongTensor | None): row of each token, [n]; None for one negative a row.
-
-        Returns:
-            LongTensor: negatives, [n] or [B].
-        """
-        seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)
-        seen = seen if row is None else seen[row]
-        negative = torch.randint(1, self.n_items, (len(seen),), device=seen.device)
-        while True:
-            clash = (seen == negative.unsqueeze(1)).any(1).nonzero().squeeze(1)
-            if len(clash) == 0:
-                return negative
-            negative[clash] = torch.randint(1, self.n_items, (len(clash),), device=seen.device)
 
     # ------------------------------------------------------------------ scoring
 

@@ -68,6 +68,26 @@ class Repeats(NamedTuple):
     item: Tensor
 
 
+def repeats_in(
+    item_seq: Tensor, row: Tensor | None, position: Tensor, first: int, bias: Tensor
+) -> Repeats:
+    """The distinct items that each token has in its history, at most L pairs a token.
+
+    Args:
+        item_seq (LongTensor): items, [B, L].
+        row (LongTensor | None): row of each token, [n]; None for one token a row.
+        position (LongTensor): place of each token within its row, [n].
+        first (int): id of the first row of the table.
+        bias (Tensor): what is added to their logits, scalar.
+    """
+    row = torch.arange(len(item_seq), device=item_seq.device) if row is None else row
+    place = torch.arange(item_seq.shape[1], device=item_seq.device)
+    earlier = (item_seq.unsqueeze(2) == item_seq.unsqueeze(1)).tril(-1).any(2)  # [B, L]
+    pairs = ~earlier[row] & (place <= position.unsqueeze(1))  # [n, L]
+    token, column = pairs.nonzero(as_tuple=True)
+    return Repeats(bias, token, item_seq[row[token], column] - first)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of softmax cross-entropies whose logits never exist all at once.
 
@@ -87,6 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor,
         token: Tensor,
         item: Tensor,
+        offset: Tensor | None,
     ) -> Tensor:
         dtype = torch.bfloat16 if low else table.dtype
         with torch.autocast(hidden.device.type, enabled=False):
@@ -97,6 +118,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_bias = torch.zeros_like(bias)
             for part, logits in _blocks(h, e, memory_mb):
                 y = target[part, None]
+                if offset is not None:
+                    logits.sub_(offset)
                 if len(token):
                     here = (token >= part.start) & (token < part.start + len(logits))
                     row, column = token[here] - part.start, item[here]
@@ -126,7 +149,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_table, grad_bias = ctx.saved_tensors
         of_bias = grad_bias * grads[0]
-        return grad_hidden * grads[0], grad_table * grads[0], *[None] * 3, of_bias, None, None
+        return grad_hidden * grads[0], grad_table * grads[0], *[None] * 3, of_bias, *[None] * 3
 
 
 def _blocks(h: Tensor, e: Tensor, memory_mb: float) -> Iterator[tuple[slice, Tensor]]:
@@ -146,8 +169,9 @@ def full_softmax_loss(
     target: Tensor,
     memory_mb: float = 16.0,
     repeats: Repeats | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    """Sum over tokens of -log softmax(hidden @ table.T)[target], exact, in blocks.
+    """Sum over tokens of -log softmax(hidden @ table.T - offset)[target], exact, in blocks.
 
     Gradients with respect to ``hidden`` and ``table`` are exact. Memory grows with n + N, not with
     their product. Under autocast the products run in bfloat16 and the softmax in float32.
@@ -158,13 +182,16 @@ def full_softmax_loss(
         target (LongTensor): ids of the right items, rows of the table, [n].
         memory_mb (float): budget for one block of logits, in MiB.
         repeats (Repeats | None): a learned bias of some logits.
+        offset (Tensor | None): taken off each logit; infinite for rows that do not count, [N].
 
     Returns:
         Tensor: scalar, the sum; 0 for n = 0.
     """
     low = torch.is_autocast_enabled(hidden.device.type)
     repeats = repeats or Repeats(table.new_zeros(()), target[:0], target[:0])
-    total: Tensor = _LinearCrossEntropy.apply(hidden, table, target, memory_mb, low, *repeats)
+    total: Tensor = _LinearCrossEntropy.apply(
+        hidden, table, target, memory_mb, low, *repeats, offset
+    )
     return total
 
 

@@ -37,14 +37,40 @@ class NegativeSampler:
             return torch.randint(1, self.n_items, shape, device=device)
         uniform = torch.rand(shape, device=device, dtype=torch.float64)
         rank = (uniform * math.log(self.n_items)).exp().long() - 1
-        return self._order.to(device)[rank.clamp(max=self.n_items - 2)]
+        self._order = self._order.to(device)
+        return self._order[rank.clamp(max=self.n_items - 2)]
 
     def log_probability(self, items: Tensor) -> Tensor:
         """Logarithm of the probability that one draw is this item, of the items' shape."""
         if self.distribution == "uniform":
             return torch.full(items.shape, -math.log(self.n_items - 1), device=items.device)
-        rank = self._rank.to(items.device)[items].double()
+        self._rank = self._rank.to(items.device)
+        rank = self._rank[items].double()
         return (torch.log1p(1 / (rank + 1)).log() - math.log(math.log(self.n_items))).float()
+
+
+def unseen_items(item_seq: Tensor, pos_items: Tensor, row: Tensor | None, n_items: int) -> Tensor:
+    """Uniform items of 1..V outside the row's history and target (SimDiffRec Eq. 3).
+
+    There must be one: ``create_loaders`` refuses training rows that hold all items.
+
+    Args:
+        item_seq (LongTensor): items, [B, L].
+        pos_items (LongTensor): target of each row, [B].
+        row (LongTensor | None): row of each token, [n]; None for one item a row.
+        n_items (int): number of ids N, padding included.
+
+    Returns:
+        LongTensor: [n] or [B].
+    """
+    seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)
+    seen = seen if row is None else seen[row]
+    negative = torch.randint(1, n_items, (len(seen),), device=seen.device)
+    while True:
+        clash = (seen == negative.unsqueeze(1)).any(1).nonzero().squeeze(1)
+        if len(clash) == 0:
+            return negative
+        negative[clash] = torch.randint(1, n_items, (len(clash),), device=seen.device)
 
 
 def negative_logits(

@@ -14,11 +14,14 @@ class Update(NamedTuple):
             so its moments; they must have the same parameters.
         parameters (Sequence): those that move; all others are constants to its loss.
         loss (Callable): batch -> loss, as ``calculate_loss``.
+        by_rows (Sequence): those of the parameters whose gradients are sparse. Adam moves only the
+            rows that a batch has used, each by its own moments.
     """
 
     name: str
     parameters: Sequence[Parameter]
     loss: Callable[[Any], Any]
+    by_rows: Sequence[Parameter] = ()
 
 
 class Phase(NamedTuple):

@@ -8,9 +8,39 @@ attention sees the padded layout.
 from typing import Any
 
 import torch
+from recbole.data.interaction import Interaction
 from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Batch(Interaction):
+    """A batch that knows the lengths of its rows on the host, so that nobody waits for them.
+
+    Args:
+        columns (dict): name -> values of the rows.
+        lengths (LongTensor): real length of each row, on the CPU, [B].
+    """
+
+    def __init__(self, columns: dict[str, Tensor], lengths: Tensor) -> None:
+        super().__init__(columns)
+        self.lengths = lengths
+
+    def to(self, device: torch.device, selected_field: Any = None) -> "Batch":
+        """The batch with its columns on a device; the lengths stay."""
+        return Batch(super().to(device, selected_field).interaction, self.lengths)
+
+
+def layout_of(batch: Interaction, items: str, lengths: str) -> "TokenLayout":
+    """The layout of a batch as it was loaded.
+
+    Args:
+        batch (Interaction): right-padded rows.
+        items (str): name of the column of items, [B, L].
+        lengths (str): name of the column of lengths, [B].
+    """
+    known = batch.lengths if isinstance(batch, Batch) else None
+    return TokenLayout(batch[lengths], batch[items].shape[1], known=known)
 
 
 class TokenLayout:
@@ -21,6 +51,8 @@ class TokenLayout:
         length (int): padded length L.
         with_padding (bool): pack the padding cells too; they never serve as attention keys.
         keys (BoolTensor | None): the attention keys, if not all real tokens are, [B, L].
+        known (LongTensor | None): the lengths on the CPU; without them they are read from the
+            device, [B].
     """
 
     def __init__(
@@ -29,26 +61,37 @@ class TokenLayout:
         length: int,
         with_padding: bool = False,
         keys: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> None:
         self.batch, self.length = len(item_seq_len), length
         self.lengths = item_seq_len
-        self.real = torch.arange(length, device=item_seq_len.device) < item_seq_len.unsqueeze(1)
+        device = item_seq_len.device
+        self.known = item_seq_len.cpu() if known is None else known  # lengths on the host, [B]
+        self.real = torch.arange(length, device=device) < item_seq_len.unsqueeze(1)
         self.keys = self.real if keys is None else keys
         self.cells = torch.ones_like(self.real) if with_padding else self.real  # [B, L]
-        self.index = self.cells.flatten().nonzero().squeeze(1)  # [n], flat position b * L + i
-        self.full = len(self.index) == self.batch * length
+        # Tokens of each row, on the host, [B].
+        self.packed = torch.full_like(self.known, length) if with_padding else self.known
+        self.packed = self.packed.clamp(max=length)
+        n = int(self.packed.sum())
+        self.full = n == self.batch * length
         counts = self.cells.sum(1)
-        self.last = counts.cumsum(0) - counts + item_seq_len - 1  # [B], packed index of the newest
+        first = counts.cumsum(0) - counts  # [B], packed index of each row's oldest token
+        self.last = first + item_seq_len - 1  # [B], of the newest
         self.row = torch.repeat_interleave(
-            torch.arange(self.batch, device=item_seq_len.device),
-            counts,
-            output_size=len(self.index),
+            torch.arange(self.batch, device=device), counts, output_size=n
         )  # [n]
+        # [n], flat position b * L + i
+        self.index = torch.arange(n, device=device) + (self.row * length - first[self.row])
 
     @property
     def position(self) -> Tensor:
         """Position of each token within its row, [n]."""
         return self.index % self.length
+
+    def of_real(self, values: Tensor) -> Tensor:
+        """The values of real tokens, [n] -> [n] or, where padding is packed, fewer."""
+        return values if self.cells is self.real else values[self.real.flatten()[self.index]]
 
     @property
     def seen(self) -> Tensor:

@@ -15,6 +15,7 @@ from recbole_simdiff.checkpoint import BEST, load_model_state
 from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.evaluator import require_numbers
 from recbole_simdiff.models.registry import accept
+from recbole_simdiff.modules.catalogue import rows_at_once
 from recbole_simdiff.runs.restore import check_own_model, stored_config
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.serving.ranking import SEARCHES, ApproximateIndex, best
@@ -205,8 +206,9 @@ class Recommender:
             for row, items in enumerate(known)
         ]
         rows = [row for row, items in enumerate(known) if items]
-        for start in range(0, len(rows), self.config["eval_batch_size"]):
-            part = rows[start : start + self.config["eval_batch_size"]]
+        size = rows_at_once(self.config["eval_batch_size"], len(self.item_ids))
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
             with explained_out_of_memory(self.config):
                 rank = self._ranking([known[row] for row in part])
             for number, row in enumerate(part):

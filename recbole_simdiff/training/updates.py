@@ -8,11 +8,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 
 from recbole_simdiff import distributed
 from recbole_simdiff.evaluation.protocols import Metrics
 from recbole_simdiff.modules.plan import Phase, Update
+
+_ROWS = "_rows"  # ends the name of the optimiser of parameters that move by rows
 
 
 def updates_of(model: Any, phase: Phase) -> tuple[Update, ...]:
@@ -23,7 +25,7 @@ def updates_of(model: Any, phase: Phase) -> tuple[Update, ...]:
 def build_optimizers(
     updates: Sequence[Update], build: Callable[[list[nn.Parameter]], Optimizer]
 ) -> dict[str, Optimizer]:
-    """A fresh optimiser for each name among the updates.
+    """A fresh optimiser for each name among the updates, and one more for parameters by rows.
 
     Args:
         updates (Sequence): of a phase.
@@ -36,11 +38,17 @@ def build_optimizers(
         ValueError: if updates of one name have different parameters.
     """
     parameters: dict[str, list[nn.Parameter]] = {}
+    optimizers: dict[str, Optimizer] = {}
     for update in updates:
-        own = parameters.setdefault(_key(update), list(update.parameters))
+        key, by_rows = _key(update), set(map(id, update.by_rows))
+        own = parameters.setdefault(key, list(update.parameters))
         if list(map(id, own)) != list(map(id, update.parameters)):
             raise ValueError(f"updates named {update.name!r} must have the same parameters")
-    return {key: build(own) for key, own in parameters.items()}
+        if key not in optimizers:
+            optimizers[key] = whole = build([p for p in own if id(p) not in by_rows])
+            if by_rows:
+                optimizers[key + _ROWS] = SparseAdam(list(update.by_rows), lr=whole.defaults["lr"])
+    return optimizers
 
 
 def take_steps(
@@ -71,8 +79,10 @@ def take_steps(
     for update in updates:
         prefix = f"{update.name}." if len(updates) > 1 else ""
         with _others_constant(model, update):
-            optimizer = optimizers[_key(update)]
-            optimizer.zero_grad()
+            keys = (_key(update), _key(update) + _ROWS)
+            moving = [optimizers[key] for key in keys if key in optimizers]
+            for optimizer in moving:
+                optimizer.zero_grad()
             device = config["device"]
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config["enable_amp"]):
                 losses = update.loss(batch)
@@ -85,7 +95,8 @@ def take_steps(
             distributed.sum_gradients(update.parameters)
             if config["clip_grad_norm"]:
                 clip_grad_norm_(update.parameters, **config["clip_grad_norm"])
-            optimizer.step()
+            for optimizer in moving:
+                optimizer.step()
         parts, monitor = parts | values, monitor | watched
     return parts, monitor
 

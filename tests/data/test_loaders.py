@@ -11,6 +11,7 @@ from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import BucketLoader, create_loaders
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT
+from recbole_simdiff.modules.negatives import unseen_items
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 from tests.data.toy import augmented
@@ -157,7 +158,7 @@ def test_negatives_outside_a_row_of_all_items_but_one(build: Any, data_path: Pat
     f = train.dataset.field2token_id["item_id"]["f"]
     for batch in train:
         long = batch["item_length"] > 5
-        drawn = model.sample_negatives(batch["item_id_list"], batch["item_id"], None)
+        drawn = unseen_items(batch["item_id_list"], batch["item_id"], None, model.n_items)
         assert (drawn[long] == f).all()
 
 

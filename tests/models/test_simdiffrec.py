@@ -24,7 +24,9 @@ from recbole_simdiff.diffusion.schedules import FAMILIES
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT, REMOVED
 from recbole_simdiff.models.simdiffrec import OPTIONS, SimDiffRec, Views, overwritten, refilled
+from recbole_simdiff.modules import encoder
 from recbole_simdiff.modules.losses import info_nce
+from recbole_simdiff.modules.negatives import unseen_items
 from recbole_simdiff.modules.transformer import TokenLayout
 from recbole_simdiff.runs.run import run_one
 from recbole_simdiff.training.trainer import PlanTrainer
@@ -473,9 +475,9 @@ def test_released_diffusion_loss_counts_padding_as_class_0(small, monkeypatch):
     model = small(pad_in_diffusion_loss=True, diff_mse_weight=0.0, diff_weight=1.0)
     steps, diffusion_loss = [], model.diffusion_loss
 
-    def record(items: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout) -> Tensor:
+    def record(items: Tensor, noise: Tensor, t: Tensor, *others: Any) -> Tensor:
         steps.append(t)
-        return diffusion_loss(items, noise, t, layout)
+        return diffusion_loss(items, noise, t, *others)
 
     monkeypatch.setattr(model, "diffusion_loss", record)
     loss = seeded_loss(model, rows(SEQ[:, :4])).diffusion  # a trimmed batch is padded up again
@@ -526,7 +528,7 @@ def test_training_steps_are_uniform_over_1_to_t_one_a_sequence(small, monkeypatc
     """Never 0: z_0 itself has nothing to restore."""
     model, seen = small(cl_weight=0.0, diffusion_steps=5), []
 
-    def record(items: Tensor, noise: Tensor, t: Tensor, layout: TokenLayout) -> Tensor:
+    def record(items: Tensor, noise: Tensor, t: Tensor, *others: Any) -> Tensor:
         assert t.shape == (1000,)
         seen.extend(t.tolist())
         return torch.zeros(())
@@ -761,9 +763,9 @@ def test_views_start_from_the_fully_noised_sequence(small, monkeypatch):
         model = small(confidence_t=confidence_t)
         seen, restore = [], model.restore
 
-        def record(items, noise, start, layout, seen=seen, restore=restore):
+        def record(items, noise, start, *others, seen=seen, restore=restore):
             seen.append(start.tolist())
-            return restore(items, noise, start, layout)
+            return restore(items, noise, start, *others)
 
         monkeypatch.setattr(model, "restore", record)
         model.make_views(SEQ, model.noise(ITEMS), STEP, LAYOUT)
@@ -1339,7 +1341,7 @@ def test_bce_negatives_avoid_history_and_target(small):
     torch.manual_seed(0)
     for row in (None, LAYOUT.row):
         owner = torch.arange(4) if row is None else row
-        draws = torch.stack([model.sample_negatives(SEQ, POS, row) for _ in range(400)])
+        draws = torch.stack([unseen_items(SEQ, POS, row, model.n_items) for _ in range(400)])
         assert draws.shape == (400, len(owner))
         for token, b in enumerate(owner.tolist()):
             allowed = set(range(1, 13)) - set(seen[b].tolist())
@@ -1353,9 +1355,9 @@ def test_bce_loss_is_one_negative_a_target(small, monkeypatch, sampling):
     """Eq. 3 written out, with negatives fixed to item 12."""
     model = small(sr_loss="BCE", train_sampling=sampling)
     monkeypatch.setattr(
-        model,
-        "sample_negatives",
-        lambda seq, pos, row: torch.full_like(POS if row is None else row, 12),
+        encoder,
+        "unseen_items",
+        lambda seq, pos, row, n_items: torch.full_like(POS if row is None else row, 12),
     )
     hidden, label = model.encode(SEQ, LAYOUT), model.labels(SEQ, LAYOUT, POS)
     if sampling == "prefix_last":
