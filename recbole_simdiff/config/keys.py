@@ -103,6 +103,7 @@ KEYS: dict[str, Key] = {
     "checkpoint_dir": _OUTPUT,
     "augmentation_cache": _OUTPUT,
     "save_rankings": Key(shapes_result=False, on_evaluate=True),
+    "without_users": _OUTPUT,
     "show_users": _TRACKING,
     "log_wandb": _TRACKING,
     "wandb_project": _TRACKING,

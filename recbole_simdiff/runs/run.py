@@ -25,6 +25,7 @@ from recbole_simdiff.runs.restore import check_same_data, check_same_settings, e
 from recbole_simdiff.runs.result import RESULT, TRACKED, RunResult, _result, read_result, versions
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.runs.warm_start import warm_start
+from recbole_simdiff.runs.without_users import check_history_only, leave_out_users
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import Listener, check_tensorboard
 from recbole_simdiff.training.trainer import PlanTrainer
@@ -129,7 +130,8 @@ def _run_one(
 
 
 def _begun_from(config: Config, dataset: FlatDataset, train: FlatDataset, model: Any) -> list[str]:
-    """Put what other runs give into a new model; lines for the log."""
+    """Check a new model, and put into it what other runs give; lines for the log."""
+    check_history_only(config, model)
     lines = [install_item_table(config, dataset, model)]
     return [*filter(None, lines), *warm_start(config, dataset, train, model)]
 
@@ -170,6 +172,8 @@ def _train_and_test(
             save_rankings(metrics.rankings, dataset, train_data._dataset, run_dir)
         content = {**asdict(result), "log": progress.log}
         files.write_text(run_dir / RESULT, json.dumps(content, indent=1))
+        if test and config["without_users"]:
+            leave_out_users(run_dir)
         for listener in all_listeners:
             listener.on_end({name: getattr(result, name) for name in TRACKED})
     return result
