@@ -143,18 +143,19 @@ def warm_start(config: Config, dataset: FlatDataset, train: FlatDataset, model: 
             shapes = f"{name} has shape {tuple(old.shape)} there, {tuple(new.shape)} here"
             raise _misfit(path, content, config, shapes)
     model.load_state_dict(here)
-    n_new = items.n_new
-    start = f"{n_from_company:,} from the items they occur with, {n_new - n_from_company:,} fresh"
+    new = f"{n_from_company:,} from the items they occur with"
+    new += f", {items.n_new - n_from_company:,} fresh"
     if vectors is not None:
-        start = f"from item_vectors, mode {vectors}"
-    parts = [f"{items.counts('items')} ({start})"]
+        new = f"from item_vectors, mode {vectors}"
+    carried = f"{items.counts('items')} ({new})"
     if vectors == "frozen":
-        parts = ["the item table is item_vectors, mode frozen"]
-    if has_users:
-        parts.append(f"{users.counts('users')} (fresh)")
-    parts.append(f"{n_whole:,} other tensors carried over")
-    line = f"init_from: {content['config']['model']} in {path}: {'; '.join(parts)}"
-    return [line, *_leak(path, content, config)]
+        carried = "the item table is item_vectors, mode frozen"
+    carried += f"; {users.counts('users')} (fresh)" if has_users else ""
+    source = f"init_from: {content['config']['model']} in {path}"
+    return [
+        f"{source}: {carried}; {n_whole:,} other tensors carried over",
+        *_leak(path, content, config),
+    ]
 
 
 def _tables(model: nn.Module) -> set[str]:

@@ -19,7 +19,7 @@ from recbole_simdiff.errors import Interrupted, TrainingDiverged
 from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT, Metrics
 from recbole_simdiff.log import logger
-from recbole_simdiff.modules.plan import Phase, Update
+from recbole_simdiff.modules.plan import Phase, Update, with_epochs
 from recbole_simdiff.modules.random_state import _get_rng, _set_rng
 from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.training.progress import Listener, LogLine, Progress, TensorBoard
@@ -111,10 +111,7 @@ class PlanTrainer(Trainer):
             validate = self._by_rankings(train_data, valid_data, show_progress)
         else:
             validate = self.settings.validate
-        phases = [
-            phase._replace(epochs=self.phase_epochs.get(phase.name, phase.epochs))
-            for phase in self.model.training_plan()
-        ]
+        phases = with_epochs(self.model.training_plan(), self.phase_epochs)
         if len(phases) > 1:
             listed = ", ".join(f"{p.name} (at most {p.epochs} epochs)" for p in phases)
             logger.info(f"phases: {listed}")

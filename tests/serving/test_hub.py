@@ -1,4 +1,4 @@
-"""``push`` and ``pull``, with a folder in place of the Hub: the calls are checked, not the server."""
+"""``push`` and ``pull`` with a folder in place of the Hub: calls are checked, not the server."""
 
 import builtins
 import shutil
