@@ -9,6 +9,7 @@ from pathlib import Path
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 RUN = """
 import json, sys
+from pathlib import Path
 import matplotlib
 matplotlib.use("Agg")
 names = {"__name__": "__main__"}
@@ -23,7 +24,7 @@ print(json.dumps({
     "items": answers[0].items,
     "means": means.to_dict(),
     "curve": len(names["curve"]),
-    "log": [path.read_text() for path in __import__("pathlib").Path(refreshed.run_dir).glob("*.log")],
+    "log": [path.read_text() for path in Path(refreshed.run_dir).glob("*.log")],
 }))
 """
 
