@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "serve": Command("serve", "recommendations over HTTP"),
     "export": Command("export", "vectors of items and of histories, as files"),
-    "checkpoint": Command("checkpoint", "strip: a checkpoint without users and histories"),
+    "checkpoint": Command("checkpoint", "strip, card, push, pull: checkpoints to be shared"),
     "benchmark": Command(
         "experiments", "models x data sets x seeds: a table with significance tests"
     ),

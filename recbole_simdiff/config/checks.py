@@ -25,6 +25,7 @@ from recbole_simdiff.config.keys import (
     reads,
 )
 from recbole_simdiff.config.limits import CHOICES
+from recbole_simdiff.config.start_checks import check_start
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.rules import is_number
 
@@ -245,6 +246,7 @@ def check_values(config: Any) -> None:
         )
     _check_clipping(final["clip_grad_norm"])
     check_selection(config)
+    check_start(config)
     if not config.is_plugin and final["train_sampling"] != "prefix_last":
         raise UserError(
             f"train_sampling={final['train_sampling']} is not available for "

@@ -19,6 +19,8 @@ class Key(NamedTuple):
             not stored with the run.
         on_evaluate (bool): it may change when a trained model is evaluated.
         refused (str): why it must be off; empty if it may be on.
+        only_at_start (bool): it is read when a run begins, so that a checkpoint without it is
+            complete.
         unread (str): why nothing reads it, so that it must keep its default; empty if it is read.
     """
 
@@ -26,6 +28,7 @@ class Key(NamedTuple):
     on_resume: bool = False
     on_evaluate: bool = False
     refused: str = ""
+    only_at_start: bool = False
     unread: str = ""
 
 
@@ -35,6 +38,9 @@ _SETTING = Key()
 _MEASURE = Key(on_evaluate=True)
 
 _ENDING = Key(on_resume=True)
+
+# Read when a run begins, and never again.
+_START = Key(only_at_start=True)
 
 # Where a run happens, and what it shows or stores.
 _OUTPUT = Key(shapes_result=False)
@@ -73,6 +79,8 @@ KEYS: dict[str, Key] = {
     "train_fraction": _SETTING,
     "loss_memory_mb": _SETTING,
     "preset": _SETTING,
+    "init_from": _START,
+    "epochs_from": _START,
     # ---- machine
     "data_path": _ANYWHERE,
     "offline": _ANYWHERE,
@@ -95,6 +103,7 @@ KEYS: dict[str, Key] = {
     "checkpoint_dir": _OUTPUT,
     "augmentation_cache": _OUTPUT,
     "save_rankings": Key(shapes_result=False, on_evaluate=True),
+    "without_users": _OUTPUT,
     "show_users": _TRACKING,
     "log_wandb": _TRACKING,
     "wandb_project": _TRACKING,
@@ -165,6 +174,8 @@ EVALUATION_KEYS = tuple(name for name, key in KEYS.items() if key.on_evaluate)
 
 # Keys that do not change what a run computes.
 NOT_IN_RESULT = frozenset(name for name, key in KEYS.items() if not key.shapes_result)
+
+START_KEYS = frozenset(name for name, key in KEYS.items() if key.only_at_start)
 
 REFUSED = {name: key.refused for name, key in KEYS.items() if key.refused}
 

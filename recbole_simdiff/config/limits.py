@@ -95,6 +95,7 @@ RULES: dict[str, Rule] = _table(
         (_a_name, "USER_ID_FIELD ITEM_ID_FIELD LABEL_FIELD ITEM_LIST_LENGTH_FIELD item_attribute"),
         (_a_name, "LIST_SUFFIX NEG_PREFIX seq_separator"),
         (_or_none(_a_name), "TIME_FIELD encoding item_title_field item_vectors"),
+        (_or_none(_a_name), "init_from epochs_from"),
         (_or_none(_a_list), "alias_of_user_id alias_of_item_id normalize_field"),
         (_or_none(_a_list), "additional_feat_suffix benchmark_filename"),
         (_a_list, "numerical_features selected_features"),

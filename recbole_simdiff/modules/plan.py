@@ -1,6 +1,6 @@
 """How a model says it is trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch.nn import Parameter
@@ -46,3 +46,13 @@ class Phase(NamedTuple):
     updates: tuple[Update, ...] = ()
     refine: bool = False
     fit: Callable[[Any], None] | None = None
+
+
+def with_epochs(phases: Sequence[Phase], epochs: Mapping[str, int]) -> list[Phase]:
+    """The phases with other numbers of epochs.
+
+    Args:
+        phases (Sequence): of a model.
+        epochs (Mapping): name of a phase -> its epochs; other phases keep theirs.
+    """
+    return [phase._replace(epochs=epochs.get(phase.name, phase.epochs)) for phase in phases]

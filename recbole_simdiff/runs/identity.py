@@ -10,7 +10,9 @@ from typing import Any
 
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.files import outline
+from recbole_simdiff.runs.best_epochs import epoch_scores
 from recbole_simdiff.runs.item_table import table_checksum
+from recbole_simdiff.runs.warm_start import start_checksum
 
 UNHASHED = (  # of results
     "experiments/",
@@ -26,7 +28,7 @@ UNHASHED = (  # of results
 def fingerprint(config: Config, data: str) -> str:
     """A short name of a run's result: of all settings that shape it, the data and the code.
 
-    The content of an ``item_table`` counts, too.
+    The content of other runs that it begins with counts, too.
 
     Args:
         config (Config): resolved configuration.
@@ -34,7 +36,8 @@ def fingerprint(config: Config, data: str) -> str:
     """
     named = config.identity() | {"data": data, "code": source_checksum()}
     named |= {"own_model": config.own.checksum} if config.own else {}
-    return digest_of(named | table_checksum(config))
+    read = table_checksum(config) | start_checksum(config) | epoch_scores(config)
+    return digest_of(named | read)
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import Tensor
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import BEST, load_model_state
 from recbole_simdiff.config.config import CHECKPOINT, OVERRIDES, Config
-from recbole_simdiff.config.keys import EVALUATION_KEYS, RESUMABLE_KEYS
+from recbole_simdiff.config.keys import EVALUATION_KEYS, NOT_IN_RESULT, RESUMABLE_KEYS, START_KEYS
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.evaluator import Evaluator
@@ -219,7 +219,7 @@ def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) 
         UserError: naming the setting.
     """
     lacking = config.plain()["values"].keys() - content["config"]["values"].keys()
-    if lacking:
+    if lacking := lacking - START_KEYS - NOT_IN_RESULT:
         raise checkpoint.foreign(path, f"it lacks config.values.{min(lacking)}")
 
 

@@ -1,7 +1,7 @@
 """One training and its test: the only road every command takes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
+from recbole_simdiff.runs.best_epochs import best_epochs
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import claimed, logged, new_folder
 from recbole_simdiff.runs.item_table import install_item_table
@@ -30,6 +31,8 @@ from recbole_simdiff.runs.result import (
     versions,
 )
 from recbole_simdiff.runs.stored import load_run
+from recbole_simdiff.runs.warm_start import warm_start
+from recbole_simdiff.runs.without_users import check_history_only, leave_out_users
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import Listener, check_tensorboard
 from recbole_simdiff.training.trainer import PlanTrainer
@@ -101,8 +104,12 @@ def _run_one(
         join_processes(config, dataset, (train_data, valid_data, test_data), model)
     if resume:
         check_same_data(resume, *stored, dataset)
-    taken = "" if resume else install_item_table(config, dataset, model)
+    taken, phase_epochs = [], stored[1].get("phase_epochs", {})
+    if not resume:
+        taken = _begun_from(config, dataset, train_data._dataset, model)
+        phase_epochs = best_epochs(config, model.training_plan())
     payload = _payload(config, dataset) | {"augmentation": augmentation}
+    payload |= {"phase_epochs": phase_epochs} if phase_epochs else {}
     data = dataset.histories() | ({} if pseudo is None else {"pseudo": pseudo.int()})
     # From here on nothing the user typed can be wrong.
     if resume:
@@ -116,14 +123,10 @@ def _run_one(
         f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{config['device']}, run folder {run_dir}"
     )
-    if taken:
-        logger.info(taken)
-    if not config.held_out:
-        logger.info(
-            f"trained on everything for epochs={config['epochs']}; nothing is validated or tested: "
-            f"eval_args has split={config['eval_args']['split']}"
-        )
-    trainer = PlanTrainer(config, model, run_dir, payload, data)
+    for line in taken:
+        logger.info(line)
+    _say_epochs(config, phase_epochs)
+    trainer = PlanTrainer(config, model, run_dir, payload, data, phase_epochs=phase_epochs)
     if resume:
         trainer.resume(resume)
         if trainer.progress.step > len(train_data):
@@ -131,6 +134,25 @@ def _run_one(
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     loaders = (train_data, valid_data, test_data if test else None)
     return _train_and_test(trainer, dataset, loaders, augmentation, listeners, test)
+
+
+def _begun_from(config: Config, dataset: FlatDataset, train: FlatDataset, model: Any) -> list[str]:
+    """Check a new model, and put into it what other runs give; lines for the log."""
+    check_history_only(config, model)
+    lines = [install_item_table(config, dataset, model)]
+    return [*filter(None, lines), *warm_start(config, dataset, train, model)]
+
+
+def _say_epochs(config: Config, phase_epochs: Mapping[str, int]) -> None:
+    """Log for how long a run without validation is trained."""
+    listed = ", ".join(f"{name} {epochs}" for name, epochs in phase_epochs.items())
+    if listed:
+        logger.info(f"epochs that {config['epochs_from']} found best: {listed}")
+    if not config.held_out:
+        logger.info(
+            f"trained on everything for epochs={listed or config['epochs']}; nothing is validated "
+            f"or tested: eval_args has split={config['eval_args']['split']}"
+        )
 
 
 def _train_and_test(
@@ -157,6 +179,8 @@ def _train_and_test(
             save_rankings(metrics.rankings, dataset, train_data._dataset, run_dir)
         content = {**asdict(result), "log": progress.log}
         files.write_text(run_dir / RESULT, json.dumps(content, indent=1))
+        if test and config["without_users"]:
+            leave_out_users(run_dir)
         for listener in all_listeners:
             listener.on_end({name: getattr(result, name) for name in TRACKED})
     return result

@@ -39,6 +39,7 @@ _CONTENT: dict[str, Any] = {
     "n_users?": int,  # of a checkpoint without users and histories: how many there were
     "ready_rows?": str | None,
     "augmentation?": dict[str, Any],
+    "phase_epochs?": dict[str, int],  # with epochs_from
     "own_model?": {"name": str, "file": str, "checksum": str},
     "progress": _fields(Progress),
 }

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_simdiff import checkpoint
@@ -16,6 +15,7 @@ from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.evaluator import require_numbers
 from recbole_simdiff.models.registry import accept
 from recbole_simdiff.modules.catalogue import rows_at_once
+from recbole_simdiff.runs.histories import history_batch, history_scores
 from recbole_simdiff.runs.restore import check_own_model, stored_config
 from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.serving.ranking import SEARCHES, ApproximateIndex, best
@@ -268,7 +268,7 @@ class Recommender:
         Raises:
             UserError: if they are not.
         """
-        name, batch = self.config.name, self._batch(known)
+        name, batch = self.config.name, history_batch(self.config, known)
         vectors = user_matrix(name, self.model, batch)
         if not self._product_checked:
             scores = vectors @ item_matrix(name, self.model).t()
@@ -322,33 +322,11 @@ class Recommender:
 
     def _scores(self, known: list[list[int]]) -> Tensor:
         """Scores of all items, padding ruled out, [B, n_items], on the CPU."""
-        try:
-            scores = self.model.full_sort_predict(self._batch(known)).float().cpu()
-        except KeyError as error:
-            raise UserError(
-                f"model={self.config.name} reads {error} besides the history, so it cannot "
-                "recommend from a checkpoint alone. Use the evaluate command"
-            ) from error
-        scores = scores.view(len(known), -1)[:, : len(self.item_ids)].clone()
+        scores = history_scores(self.config, self.model, known).float().cpu()
+        scores = scores[:, : len(self.item_ids)].clone()
         scores[:, 0] = -torch.inf
         require_numbers(scores)
         return scores
-
-    def _batch(self, known: list[list[int]]) -> Interaction:
-        """Histories as a model reads them: the newest items, right-padded with 0."""
-        length = self.config["MAX_ITEM_LIST_LENGTH"]
-        seq = torch.zeros(len(known), length, dtype=torch.long)
-        for row, items in enumerate(known):
-            recent = torch.tensor(items[-length:])
-            seq[row, : len(recent)] = recent
-        field = self.config["ITEM_ID_FIELD"]
-        batch = Interaction(
-            {
-                field + self.config["LIST_SUFFIX"]: seq,
-                self.config["ITEM_LIST_LENGTH_FIELD"]: (seq != 0).sum(1),
-            }
-        )
-        return batch.to(self.config["device"])
 
 
 def _as_request(history: Sequence[str] | Request) -> Request:

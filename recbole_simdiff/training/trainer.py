@@ -1,7 +1,7 @@
 """RecBole's trainer with named losses, phases, exact resume and listeners."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from recbole_simdiff.errors import Interrupted, TrainingDiverged
 from recbole_simdiff.evaluation.evaluator import Evaluator
 from recbole_simdiff.evaluation.protocols import KEPT, Metrics
 from recbole_simdiff.log import logger
-from recbole_simdiff.modules.plan import Phase, Update
+from recbole_simdiff.modules.plan import Phase, Update, with_epochs
 from recbole_simdiff.modules.random_state import random_states, set_random_states
 from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.training.progress import Listener, LogLine, Progress, TensorBoard
@@ -46,6 +46,7 @@ class PlanTrainer(Trainer):
         data (dict): tensors that every checkpoint carries, e.g. users' histories.
         settings (FitSettings | None): of a model that is no recommender; a recommender's are those
             of the configuration, and it is validated by its rankings.
+        phase_epochs (Mapping | None): phase -> epochs, in place of those in the model's plan.
 
     Attributes:
         evaluator (Evaluator): of the model; RecBole's own is inside it.
@@ -60,6 +61,7 @@ class PlanTrainer(Trainer):
         payload: dict[str, Any] | None = None,
         data: dict[str, Tensor] | None = None,
         settings: FitSettings | None = None,
+        phase_epochs: Mapping[str, int] | None = None,
     ) -> None:
         config = config if settings is None else settings.applied_to(config)
         # RecBole's own W&B logger would hand W&B its Config, which is no dictionary, and open a run
@@ -71,6 +73,7 @@ class PlanTrainer(Trainer):
         self.config, self.settings = config, settings
         self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}
         self.saved_model_file = str(run_dir / BEST)
+        self.phase_epochs = phase_epochs or {}
         self.progress = Progress()
         self.stop = StopRequest()
         self._resume_rng: dict[str, Tensor] | None = None
@@ -109,7 +112,7 @@ class PlanTrainer(Trainer):
             validate = self._by_rankings(train_data, valid_data, show_progress)
         else:
             validate = self.settings.validate
-        phases = self.model.training_plan()
+        phases = with_epochs(self.model.training_plan(), self.phase_epochs)
         if len(phases) > 1:
             listed = ", ".join(f"{p.name} (at most {p.epochs} epochs)" for p in phases)
             logger.info(f"phases: {listed}")

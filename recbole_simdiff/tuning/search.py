@@ -123,7 +123,13 @@ def _checked(search: Search, config: Config) -> Search:
 def _absolute_paths(config: Config) -> dict[str, str]:
     """Absolute paths of the configuration: Ray starts its workers in other folders."""
     paths = {"data_path": config.data_root}
-    optional = ("augmentation_cache", "baseline_checkpoint", "item_table")
+    optional = (
+        "augmentation_cache",
+        "baseline_checkpoint",
+        "item_table",
+        "init_from",
+        "epochs_from",
+    )
     paths |= {key: config[key] for key in optional if key in config}
     return {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
 
