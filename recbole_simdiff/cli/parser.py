@@ -14,7 +14,7 @@ from recbole_simdiff.errors import UserError
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
 
 # Module of a command -> the option that its first argument stands for.
-FIRST = {"experiments": "--experiment", "checkpoint": "--action"}
+FIRST = {"experiments": "--experiment", "checkpoint": "--action", "replay": "--run"}
 
 # Attribute of a namespace -> its option, where they differ: from is a keyword of Python.
 RENAMED = {"start": "from", "end": "to"}
@@ -35,6 +35,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train", "train a model, select on validation, test once, save (the default)"),
     "evaluate": Command("evaluate", "evaluate a checkpoint on its data set"),
+    "replay": Command("replay", "train a finished run again and compare the figures"),
     "recommend": Command(
         "recommend", "top-k items for users or histories, from a checkpoint alone"
     ),
@@ -70,6 +71,7 @@ examples:
   %(prog)s --resume=saved/<run>                                       continue a stopped run
   %(prog)s --dataset=ml-1m --nproc=4                                  by four processes
   %(prog)s evaluate --checkpoint=saved/<run>
+  %(prog)s replay saved/<run>                                         train it again and compare
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
   %(prog)s serve --checkpoint=saved/<run> --port=8000

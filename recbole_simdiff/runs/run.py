@@ -20,6 +20,7 @@ from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import _made, claimed, logged
 from recbole_simdiff.runs.item_table import install_item_table
 from recbole_simdiff.runs.processes import _join_processes
+from recbole_simdiff.runs.record import describe_run
 from recbole_simdiff.runs.restore import check_same_data, check_same_settings, evaluate
 from recbole_simdiff.runs.result import RESULT, TRACKED, RunResult, _result, read_result, versions
 from recbole_simdiff.runs.stored import load_run
@@ -136,6 +137,7 @@ def _train_and_test(
 ) -> RunResult:
     """The training, the evaluation of its best epoch, and what is written of both."""
     config, run_dir, (train_data, valid_data, test_data) = trainer.config, trainer.run_dir, loaders
+    record = describe_run(config, distributed.world_size()) if distributed.rank() == 0 else {}
     with tracking.tracked(config, run_dir) as tracked:
         all_listeners = (tracked, *listeners)
         tracked.send(trainer.progress.log)
@@ -144,6 +146,7 @@ def _train_and_test(
             trainer.load_weights(run_dir / BEST)
             metrics = evaluate_splits(trainer.evaluator, valid_data, test_data)
         result = _result(config, dataset, metrics, progress, run_dir, augmentation, test)
+        result.record = record
         if distributed.rank() > 0:
             return result
         if metrics.rankings:
