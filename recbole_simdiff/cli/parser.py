@@ -14,7 +14,12 @@ from recbole_simdiff.errors import UserError
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
 
 # Module of a command -> the option that its first argument stands for.
-FIRST = {"experiments": "--experiment", "checkpoint": "--action", "replay": "--run"}
+FIRST = {
+    "experiments": "--experiment",
+    "checkpoint": "--action",
+    "replay": "--run",
+    "collect": "--runs",
+}
 
 # Attribute of a namespace -> its option, where they differ: from is a keyword of Python.
 RENAMED = {"start": "from", "end": "to"}
@@ -49,6 +54,7 @@ COMMANDS = {
         "experiments", "a model with and without its parts: a table with significance tests"
     ),
     "sweep": Command("experiments", "a metric over the values of a setting: curves and a table"),
+    "collect": Command("collect", "finished single runs: a table with significance tests"),
     "plot": Command("experiments", "figures of runs, from their records"),
     "analyze": Command(
         "experiments",
@@ -79,6 +85,7 @@ examples:
   %(prog)s checkpoint strip --checkpoint=saved/<run> --output=model.safetensors
   %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
   %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
+  %(prog)s collect saved/<run> saved/<run>                            a table of single runs
   %(prog)s tune --model=SimDiffRec --dataset=amazon-beauty --trials=50   the best setting
   %(prog)s augment --dataset=ml-100k --output=FILE.inter            DiffuASR's data as a file
   %(prog)s prepare --source=movielens --input=ratings.dat --output=dataset/ml-1m

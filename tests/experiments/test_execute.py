@@ -59,7 +59,13 @@ def test_each_run_leaves_a_line_that_says_all(done: Any) -> None:
         assert line["seed"] == one.spec.seed == line["config"]["values"]["seed"]
         assert line["test"].keys() == {KEPT, REMOVED}
         assert line["epochs"] == len(line["log"]) == 1
-        assert line["statistics"] == {"users": 6, "items": 12, "actions": 30, "pairs": 30}
+        assert line["statistics"] == {
+            "users": 6,
+            "items": 12,
+            "actions": 30,
+            "pairs": 30,
+            "ties": 0,
+        }
         assert {"recbole_simdiff", "torch", "python"} <= line["versions"].keys()
         assert line["seconds"] > 0
         assert line["peak_memory_mb"] > 10
