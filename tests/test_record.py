@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.cli.main import main
 from recbole_simdiff.cli.replay import finished_run
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import parse_overrides
+from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.experiments.execute import DONE, LINES, append_line
 from recbole_simdiff.runs.record import (
@@ -26,7 +28,7 @@ from recbole_simdiff.runs.record import (
     train_arguments,
 )
 from recbole_simdiff.runs.result import RESULT, read_result
-from recbole_simdiff.runs.run import run_one
+from recbole_simdiff.runs.run import LEAK, run_one
 from tests.conftest import SEQUENCES, write_inter
 
 FORMER = Path(__file__).parent / "former"
@@ -236,3 +238,32 @@ def test_a_number_that_one_result_lacks_is_a_difference(finished: Path) -> None:
     del after.test["history kept"]["hit@1"]
     assert [f.name for f in figures(before, after) if not f.equal] == ["test, history kept, hit@1"]
     assert [f.name for f in figures(after, before) if not f.equal] == ["test, history kept, hit@1"]
+
+
+# ---------------------------------------------------------------- the leak of leave-one-out
+
+
+def test_the_leak_of_leave_one_out_is_said_once(make_config: Any, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    first = run_one(make_config("SASRecCE", epochs=1))
+    assert [r.getMessage() for r in caplog.records].count(LEAK) == 1
+    caplog.clear()
+    run_one(make_config("SASRecCE", epochs=2), resume=Path(first.run_dir) / LAST)
+    assert LEAK not in caplog.text
+
+
+def test_the_command_of_the_note_gives_a_split_that_does_not_leak(
+    make_config: Any, caplog: Any
+) -> None:
+    caplog.set_level("INFO")
+    typed = re.search("--eval_args='(.*)'", LEAK)
+    assert typed
+    given = parse_overrides([f"--eval_args={typed[1]}"])
+    config = make_config("SASRecCE", epochs=1, **given)
+    assert run_one(config).test
+    assert "leave-one-out" not in caplog.text
+    flat = create_dataset(config)
+    train, valid, test = flat.build()
+    newest = [part.inter_feat[part.time_field].max() for part in (train, valid)]
+    oldest = [part.inter_feat[part.time_field].min() for part in (valid, test)]
+    assert all(a <= b for a, b in zip(newest, oldest, strict=True))

@@ -40,6 +40,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train", "train a model, select on validation, test once, save (the default)"),
     "evaluate": Command("evaluate", "evaluate a checkpoint on its data set"),
+    "estimate": Command("estimate", "memory and seconds of a training before it starts"),
     "replay": Command("replay", "train a finished run again and compare the figures"),
     "recommend": Command(
         "recommend", "top-k items for users or histories, from a checkpoint alone"
@@ -77,6 +78,7 @@ examples:
   %(prog)s --resume=saved/<run>                                       continue a stopped run
   %(prog)s --dataset=ml-1m --nproc=4                                  by four processes
   %(prog)s evaluate --checkpoint=saved/<run>
+  %(prog)s estimate --model=DuoRec --dataset=ml-1m                      memory and seconds
   %(prog)s replay saved/<run>                                         train it again and compare
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv

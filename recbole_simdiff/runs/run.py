@@ -28,6 +28,13 @@ from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import Listener, check_tensorboard
 from recbole_simdiff.training.trainer import PlanTrainer
 
+# Said once a run: models can learn from what happened after a test item.
+LEAK = (
+    "leave-one-out tests each user's newest item, so training has interactions of other users that "
+    "are newer than a test item. For a split by time, without this leak: "
+    "--eval_args='{split: {RS: [0.8, 0.1, 0.1]}, group_by: none}'"
+)
+
 
 def run_one(
     config: Config,
@@ -105,6 +112,21 @@ def _run_one(
         run_dir = Path(distributed.broadcast_text(str(_made(config, run_dir))))
         held.enter_context(claimed(run_dir))
     held.enter_context(logged(config, run_dir))
+    _log_start(config, dataset, model, run_dir, taken)
+    if not resume and config["benchmark_filename"] is None and "LS" in config["eval_args"]["split"]:
+        logger.info(LEAK)
+    trainer = PlanTrainer(config, model, run_dir, payload, data)
+    if resume:
+        trainer.resume(resume)
+        if trainer.progress.step > len(train_data):
+            raise checkpoint.foreign(resume, f"its progress.step is {trainer.progress.step}")
+        logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
+    loaders = (train_data, valid_data, test_data if test else None)
+    return _train_and_test(trainer, dataset, loaders, augmentation, listeners, test)
+
+
+def _log_start(config: Config, dataset: FlatDataset, model: Any, run_dir: Path, taken: str) -> None:
+    """Log data, model and folder of a run, and what is unusual about it."""
     logger.info(f"{config['dataset']}: {dataset.statistics}")
     logger.info(
         f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
@@ -117,14 +139,6 @@ def _run_one(
             f"trained on everything for epochs={config['epochs']}; nothing is validated or tested: "
             f"eval_args has split={config['eval_args']['split']}"
         )
-    trainer = PlanTrainer(config, model, run_dir, payload, data)
-    if resume:
-        trainer.resume(resume)
-        if trainer.progress.step > len(train_data):
-            raise checkpoint.foreign(resume, f"its progress.step is {trainer.progress.step}")
-        logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
-    loaders = (train_data, valid_data, test_data if test else None)
-    return _train_and_test(trainer, dataset, loaders, augmentation, listeners, test)
 
 
 def _train_and_test(
