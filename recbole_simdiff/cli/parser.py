@@ -18,6 +18,7 @@ FIRST = {
     "experiments": "--experiment",
     "checkpoint": "--action",
     "replay": "--run",
+    "trec": "--run",
     "collect": "--runs",
 }
 
@@ -39,7 +40,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train", "train a model, select on validation, test once, save (the default)"),
-    "evaluate": Command("evaluate", "evaluate a checkpoint on its data set"),
+    "evaluate": Command("evaluate", "evaluate a checkpoint, or lists of another program"),
+    "trec": Command("trec", "test rankings of a run as TREC run files"),
     "estimate": Command("estimate", "memory and seconds of a training before it starts"),
     "replay": Command("replay", "train a finished run again and compare the figures"),
     "recommend": Command(
@@ -78,6 +80,7 @@ examples:
   %(prog)s --resume=saved/<run>                                       continue a stopped run
   %(prog)s --dataset=ml-1m --nproc=4                                  by four processes
   %(prog)s evaluate --checkpoint=saved/<run>
+  %(prog)s evaluate --lists=lists.csv --dataset=ml-100k               lists of another program
   %(prog)s estimate --model=DuoRec --dataset=ml-1m                      memory and seconds
   %(prog)s replay saved/<run>                                         train it again and compare
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10

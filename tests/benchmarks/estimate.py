@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.estimate --data_path=DIR
 
-DIR holds amazon-beauty and ml-1m; the first 500 users of the latter are the small data set. Each
+DIR holds amazon-beauty and ml-1m; the first 200 users of the latter are the small data set. Each
 estimate and each run has a process of its own. The ratio of seconds says as much about the load of
 the machine as about the estimate.
 """
@@ -21,8 +21,8 @@ from recbole_simdiff.runs.estimate import estimate
 from recbole_simdiff.runs.run import run_one
 
 MODELS = ("SASRecCE", "GRU4Rec", "CL4SRec", "DreamRec", "CaDiRec")
-SMALL, USERS = "ml-1m-500", 500
-EPOCHS = {SMALL: 3, "amazon-beauty": 1}
+SMALL, USERS = "ml-1m-200", 200
+EPOCHS = {SMALL: 2, "amazon-beauty": 1}
 
 
 def main() -> None:
