@@ -71,7 +71,9 @@ def test_the_command_of_the_record_trains_the_same(finished: Path, capsys: Any) 
     assert after.config == before.config
 
 
-@pytest.mark.parametrize("value", ["no", "1e-3", "a: b", "#x", "[1]", "None", "null", "x y", "-"])
+@pytest.mark.parametrize(
+    "value", ["no", "1e-3", "a: b", "#x", "[1]", "None", "null", "x y", "-", "a "]
+)
 def test_values_come_back_from_the_command(make_config: Any, value: str) -> None:
     config = make_config("SASRecCE", wandb_project=value, topk=[1, 5], valid_metric="MRR@5")
     command = train_arguments(config)

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,14 +44,14 @@ def describe_run(config: Config, processes: int = 1) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(config["device"]) if config["device"].type == "cuda" else None
     return {
         "command": train_arguments(config, processes),
-        "git": git_state(),
+        "git": _own_git_state(),
         "source": source_checksum(),
         "data": data_checksum(config),
         "seed": config["seed"],
         "host": {
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
+            "platform": f"{platform.system()} {platform.machine()}",
             "gpu": gpu,
         },
     }
@@ -89,7 +90,12 @@ def _defaults(config: Config) -> dict[str, Any]:
 
 def _typed(value: Any) -> str:
     """A value as it is typed on the command line, where it is read as YAML."""
-    plain = isinstance(value, str) and value[:1].isalpha() and set(value).isdisjoint(":#{}[],'\"")
+    plain = (
+        isinstance(value, str)
+        and (value[:1].isalpha() or value[:1] == "/")
+        and value == value.strip()
+        and set(value).isdisjoint(":#{}[],'\"")
+    )
     if plain and value.lower() not in ("true", "false", "yes", "no", "on", "off", "null", "none"):
         return str(value)
     return json.dumps(value)
@@ -114,9 +120,23 @@ def git_state(package: Path = PACKAGE) -> dict[str, Any]:
     return {"commit": commit.strip(), "changed": bool(changed.strip())}
 
 
+@cache
+def _own_git_state() -> dict[str, Any]:
+    """That of this package when a process first asks: later changes are not what it runs."""
+    return git_state()
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     """Output of a git command; None if it fails or there is no git."""
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-c",
+        "core.fsmonitor=false",
+        "-C",
+        str(folder),
+        *arguments,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
