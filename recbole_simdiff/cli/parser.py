@@ -14,7 +14,13 @@ from recbole_simdiff.errors import UserError
 DEFAULTS = {"model": "SimDiffRec", "dataset": "ml-100k"}
 
 # Module of a command -> the option that its first argument stands for.
-FIRST = {"experiments": "--experiment", "checkpoint": "--action"}
+FIRST = {
+    "experiments": "--experiment",
+    "checkpoint": "--action",
+    "replay": "--run",
+    "trec": "--run",
+    "collect": "--runs",
+}
 
 # Attribute of a namespace -> its option, where they differ: from is a keyword of Python.
 RENAMED = {"start": "from", "end": "to"}
@@ -34,7 +40,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train", "train a model, select on validation, test once, save (the default)"),
-    "evaluate": Command("evaluate", "evaluate a checkpoint on its data set"),
+    "evaluate": Command("evaluate", "evaluate a checkpoint, or lists of another program"),
+    "trec": Command("trec", "test rankings of a run as TREC run files"),
+    "estimate": Command("estimate", "memory and seconds of a training before it starts"),
+    "replay": Command("replay", "train a finished run again and compare the figures"),
     "recommend": Command(
         "recommend", "top-k items for users or histories, from a checkpoint alone"
     ),
@@ -48,6 +57,7 @@ COMMANDS = {
         "experiments", "a model with and without its parts: a table with significance tests"
     ),
     "sweep": Command("experiments", "a metric over the values of a setting: curves and a table"),
+    "collect": Command("collect", "finished single runs: a table with significance tests"),
     "plot": Command("experiments", "figures of runs, from their records"),
     "analyze": Command(
         "experiments",
@@ -70,6 +80,9 @@ examples:
   %(prog)s --resume=saved/<run>                                       continue a stopped run
   %(prog)s --dataset=ml-1m --nproc=4                                  by four processes
   %(prog)s evaluate --checkpoint=saved/<run>
+  %(prog)s evaluate --lists=lists.csv --dataset=ml-100k               lists of another program
+  %(prog)s estimate --model=DuoRec --dataset=ml-1m                      memory and seconds
+  %(prog)s replay saved/<run>                                         train it again and compare
   %(prog)s recommend --checkpoint=saved/<run> --users=1,2 --k=10
   %(prog)s recommend --checkpoint=saved/<run> --input=- < histories.csv
   %(prog)s serve --checkpoint=saved/<run> --port=8000
@@ -77,6 +90,7 @@ examples:
   %(prog)s checkpoint strip --checkpoint=saved/<run> --output=model.safetensors
   %(prog)s benchmark --models=SASRec,DuoRec --datasets=ml-100k --seeds=1,2,3
   %(prog)s ablate table3 --datasets=amazon-beauty --jobs=2            an experiment file, in part
+  %(prog)s collect saved/<run> saved/<run>                            a table of single runs
   %(prog)s tune --model=SimDiffRec --dataset=amazon-beauty --trials=50   the best setting
   %(prog)s augment --dataset=ml-100k --output=FILE.inter            DiffuASR's data as a file
   %(prog)s prepare --source=movielens --input=ratings.dat --output=dataset/ml-1m

@@ -4,7 +4,6 @@ A run's folder is named after everything that shapes its result. So experiments 
 interrupted run continues from its next step. Tables and figures are made from the lines.
 """
 
-import hashlib
 import io
 import json
 import multiprocessing
@@ -34,6 +33,7 @@ from recbole_simdiff.experiments.checks import check
 from recbole_simdiff.experiments.spec import Experiment, RunSpec
 from recbole_simdiff.log import logger, terminal
 from recbole_simdiff.pipelines.start import start
+from recbole_simdiff.runs import record
 from recbole_simdiff.runs.identity import digest_of, fingerprint
 from recbole_simdiff.runs.result import RESULT, versions
 from recbole_simdiff.runs.run import run_once
@@ -97,11 +97,7 @@ def data_checksum(config: Config) -> str:
     """
     if not _data_are_here(config):
         create_dataset(config)
-    total = hashlib.blake2b(digest_size=8)
-    for path in sorted(Path(config["data_path"]).glob(f"{config['dataset']}.*")):
-        with open(path, "rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    return record.data_checksum(config)
 
 
 def _data_are_here(config: Config) -> bool:

@@ -1,6 +1,8 @@
 """Figures of experiments and runs, each as PDF, SVG and PNG."""
 
+import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,11 @@ from recbole_simdiff.experiments.results import Cell, Measured
 from recbole_simdiff.experiments.spec import Experiment
 
 FORMATS = ("pdf", "svg", "png")
+# Okabe and Ito's colours, which colour-blind readers can tell apart; yellow, faint on paper, last.
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"),
+)
+MARKERS = "osD^vP*X"  # of rows, so that colour alone says nothing
 
 
 def pyplot() -> Any:
@@ -24,11 +31,19 @@ def pyplot() -> Any:
     """
     try:
         import matplotlib
+        from cycler import cycler  # comes with matplotlib
     except ImportError:
         raise UserError("figures need matplotlib: pip install 'recbole_simdiff[plots]'") from None
     matplotlib.use("Agg")
     matplotlib.rcParams.update(
-        {"svg.hashsalt": "recbole_simdiff", "figure.constrained_layout.use": True}
+        {
+            "svg.hashsalt": "recbole_simdiff",
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": cycler(color=PALETTE),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+        }
     )
     import matplotlib.pyplot as plt
 
@@ -86,8 +101,11 @@ def sweep(
             for j, metric in enumerate(metrics):
                 _curves(axes[i][j], experiment, cells, dataset, key, metric, protocol)
                 axes[i][j].set(xlabel=key, ylabel=metric)
-        axes[0][0].legend(fontsize="small")
-        seeds = f"{len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else "one seed"
+        if len(experiment.rows) > 1:
+            handles, labels = axes[0][0].get_legend_handles_labels()
+            figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=3)
+        n = len(experiment.seeds)
+        seeds = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
         figure.suptitle(f"{dataset}, test, {protocol}, {seeds}", fontsize="medium")
         name = f"{experiment.name}-{dataset}-{protocol.replace(' ', '-')}"
         written += save(figure, folder / name)
@@ -107,7 +125,7 @@ def _curves(
     # Numbers are on a numeric axis, other values at equal distances.
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     positions: Sequence[Any] = values if numeric else range(len(values))
-    for row in experiment.rows:
+    for row, marker in zip(experiment.rows, itertools.cycle(MARKERS)):
         points = [
             (x, cells[cell].mean(metric, protocol), cells[cell].deviation(metric, protocol))
             for x, value in zip(positions, values, strict=True)
@@ -115,21 +133,48 @@ def _curves(
         ]
         if not points:
             continue
-        x, mean, spread = zip(*points, strict=True)
-        (curve,) = axis.plot(x, mean, marker="o", markersize=3, label=row)
+        x, mean, spread = zip(*sorted(points), strict=True)
+        (curve,) = axis.plot(x, mean, marker=marker, markersize=3, label=row)
         if not any(math.isnan(s) for s in spread):
-            low, high = (
-                [m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1)
-            )
-            axis.fill_between(x, low, high, alpha=0.2, color=curve.get_color(), linewidth=0)
-    if not numeric:
-        axis.set_xticks(list(positions), [str(v) for v in values])
+            _band(axis, x, mean, spread, curve.get_color())
+    if numeric and geometric(values):
+        axis.set_xscale("log")
+        axis.minorticks_off()
+    texts = [f"{v:g}" if numeric else str(v) for v in values]
+    wide = sum(map(len, texts)) > 24
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if wide else {}
+    axis.set_xticks(list(positions), texts, fontsize="small", **turned)
+
+
+def _band(
+    axis: Any, x: Sequence[Any], mean: Sequence[float], spread: Sequence[float], color: str
+) -> None:
+    """The mean plus and minus a standard deviation."""
+    low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+    axis.fill_between(x, low, high, alpha=0.2, color=color, linewidth=0)
+
+
+def geometric(values: Sequence[float]) -> bool:
+    """Whether values, in any order, grow by a factor rather than by a step.
+
+    Args:
+        values (Sequence): numbers of a sweep.
+    """
+    ordered = sorted(set(values))
+    if len(ordered) < 3 or ordered[0] <= 0:
+        return False
+    factors = [b / a for a, b in itertools.pairwise(ordered)]
+    steps = [b - a for a, b in itertools.pairwise(ordered)]
+    return min(factors) >= 1.5 and max(factors) / min(factors) < max(steps) / min(steps)
 
 
 def curves(
     logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: str, path: Path
 ) -> list[Path]:
     """Training curves: for each label a panel with the loss terms and one with the validation.
+
+    Several runs are seeds: their mean, as far as all were trained, with a band of one standard
+    deviation; a thin line is one seed's validation, a dot its best epoch.
 
     Args:
         logs (Mapping): label -> log of each of its runs: one entry for each epoch, in order.
@@ -142,26 +187,55 @@ def curves(
     plt = pyplot()
     figure, axes = plt.subplots(len(logs), 2, figsize=(8, 2.4 * len(logs)), squeeze=False)
     for (label, runs), (left, right) in zip(logs.items(), axes, strict=True):
-        for log in runs:
-            parts = dict.fromkeys(name for entry in log for name in entry["loss"])
-            for color, name in enumerate(parts):
-                points = [(n, e["loss"][name]) for n, e in enumerate(log) if name in e["loss"]]
-                left.plot(*zip(*points, strict=True), color=f"C{color}", linewidth=1, label=name)
-            points = [(n, e["valid"][metric]) for n, e in enumerate(log) if "valid" in e]
-            if points:
-                right.plot(*zip(*points, strict=True), color="C0", linewidth=1)
-                right.plot(*max(points, key=lambda point: point[1]), "o", color="C3", markersize=4)
-        handles = dict(zip(*left.get_legend_handles_labels()[::-1], strict=True))
-        left.legend(handles.values(), handles.keys(), fontsize="small")
-        left.set(title=label, xlabel="epoch", ylabel="loss, weighted")
-        right.set(title="validation, best epoch marked", xlabel="epoch", ylabel=metric)
+        parts = dict.fromkeys(name for log in runs for entry in log for name in entry["loss"])
+        for color, name in zip(itertools.cycle(PALETTE), parts):
+            points = [
+                {n: e["loss"][name] for n, e in enumerate(log) if name in e["loss"]} for log in runs
+            ]
+            _mean_curve(left, points, color, name)
+        valid = [{n: e["valid"][metric] for n, e in enumerate(log) if "valid" in e} for log in runs]
+        _validation(right, [points for points in valid if points])
+        left.legend(fontsize="small")
+        left.set(xlabel="epoch", ylabel="loss, weighted")
+        left.set_title(label, fontsize="medium", loc="left")
+        right.set(xlabel="epoch", ylabel=f"validation {metric}")
+        for axis in (left, right):
+            axis.xaxis.get_major_locator().set_params(integer=True)
     return save(figure, path)
+
+
+def _validation(axis: Any, runs: Sequence[Mapping[int, float]]) -> None:
+    """The validation of each run, epoch -> value, their mean, and the best epochs."""
+    if not runs:
+        return
+    if len(runs) > 1:
+        for points in runs:
+            axis.plot(*zip(*points.items(), strict=True), color="0.7", linewidth=0.8)
+        axis.plot([], [], color="0.7", linewidth=0.8, label="one seed")
+        _mean_curve(axis, runs, PALETTE[0], f"mean of {len(runs)} seeds")
+    else:
+        _mean_curve(axis, runs, PALETTE[0], "one seed")
+    best = [max(points.items(), key=lambda point: point[1]) for points in runs]
+    axis.plot(*zip(*best, strict=True), "o", color=PALETTE[1], markersize=4, label="best epoch")
+    axis.legend(fontsize="small", loc="lower right")
+
+
+def _mean_curve(axis: Any, runs: Sequence[Mapping[int, float]], color: str, label: str) -> None:
+    """Mean of several curves (epoch -> value) at the epochs that all have, with its band."""
+    x = [n for n in runs[0] if all(n in points for points in runs)]
+    columns = [[points[n] for points in runs] for n in x]
+    mean = [statistics.fmean(column) for column in columns]
+    axis.plot(x, mean, color=color, linewidth=1.2, label=label)
+    if len(runs) > 1:
+        _band(axis, x, mean, [statistics.stdev(column) for column in columns], color)
 
 
 def cost(
     points: Mapping[str, Sequence[tuple[float, float]]], metric: str, path: Path
 ) -> list[Path]:
-    """Training time and test metric, a point for each run.
+    """Training time and test metric: a point for each run, and their mean with error bars.
+
+    An error bar is one standard deviation over the runs of a label to each side.
 
     Args:
         points (Mapping): label -> (seconds of training and validation, test metric) of each run.
@@ -171,11 +245,21 @@ def cost(
     Returns:
         list: the files.
     """
-    figure, axis = pyplot().subplots(figsize=(5, 3.6))
-    for label, runs in points.items():
-        axis.plot(*zip(*runs, strict=True), "o", markersize=4, label=label)
+    figure, axis = pyplot().subplots(figsize=(6.4, 3.6))
+    styles = zip(itertools.cycle(PALETTE), itertools.cycle(MARKERS))
+    for (label, runs), (color, marker) in zip(points.items(), styles, strict=False):
+        columns = list(zip(*runs, strict=True))
+        center = [statistics.fmean(column) for column in columns]
+        bars = [statistics.stdev(column) for column in columns] if len(runs) > 1 else [None, None]
+        if len(runs) > 1:
+            axis.plot(*columns, ".", color=color, markersize=3, alpha=0.5)
+        style = {"color": color, "markersize": 5, "capsize": 2, "linewidth": 1, "label": label}
+        axis.errorbar(*center, xerr=bars[0], yerr=bars[1], fmt=marker, **style)
+    several = any(len(runs) > 1 for runs in points.values())
     axis.set(xscale="log", xlabel="training, s", ylabel=f"test {metric}")
-    axis.legend(fontsize="small")
+    if several:
+        axis.set_title("mean ± standard deviation over seeds", fontsize="small", loc="left")
+    figure.legend(fontsize="small", loc="outside right upper")
     return save(figure, path)
 
 
@@ -202,9 +286,9 @@ def embeddings(tables: Mapping[str, Sequences], users: Sequence[str], path: Path
         tsne = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=0)
         points = tsne.fit_transform(vectors)
         start = 0
-        for color, items in enumerate(shown):
+        for color, items in zip(itertools.cycle(PALETTE), shown):
             part = points[start : start + len(items)]
-            axis.plot(part[:, 0], part[:, 1], "o", markersize=3, color=f"C{color % 10}")
+            axis.plot(part[:, 0], part[:, 1], "o", markersize=3, color=color)
             start += len(items)
         within, shuffled = sequences.similarity(), sequences.shuffled(seed=0).similarity()
         axis.set_title(

@@ -1,6 +1,6 @@
 """Tables and figures of an experiment, from its records and its runs' rankings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from recbole_simdiff.data.statistics import PrefixStatistics, Statistics, publis
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.protocols import KEPT, PROTOCOLS
 from recbole_simdiff.experiments import plots, tables
+from recbole_simdiff.experiments.collect import Collected
 from recbole_simdiff.experiments.embeddings import sequences
 from recbole_simdiff.experiments.execute import FAILED, Planned
 from recbole_simdiff.experiments.results import (
@@ -27,9 +28,9 @@ from recbole_simdiff.log import logger
 
 TABLE, LATEX, VALUES, SIGNIFICANCE = "table.md", "table.tex", "table.csv", "significance.csv"
 TESTS = {
-    compare: "Two-sided paired t-tests over users, metrics averaged over seeds, and over seeds; "
-    "p Holm-corrected over the rows; d: Cohen's d of the paired differences of users; bootstrap "
-    "interval over users.",
+    compare: "Two-sided Wilcoxon signed-rank tests and paired t-tests over users, metrics averaged "
+    "over seeds; paired t-tests over seeds; p Holm-corrected over the rows; d: Cohen's d of the "
+    "paired differences of users; bootstrap interval over users.",
     best_against_second: "The same tests, not corrected, of two rows chosen by these means.",
 }
 N_USERS = 8  # shown in a t-SNE
@@ -53,21 +54,10 @@ def report(
         str: the tables as Markdown, which is also the content of ``table.md``.
     """
     cells = measured(collected)
-    parts, latex, values, compared = [], [], [], []
-    for dataset in experiment.datasets:
-        configs: list[Any] = [p.config for p, _ in collected if p.spec.dataset == dataset]
-        for protocol in PROTOCOLS:
-            table_rows = tables.rows(experiment, cells, dataset, protocol)
-            if not any(row.seeds for row in table_rows):
-                continue
-            caption = tables.caption(experiment, dataset, protocol, configs)
-            digits = configs[0]["metric_decimal_place"]
-            parts.append(_table(table_rows, experiment.metrics, digits, caption))
-            latex.append(tables.latex(table_rows, experiment.metrics, digits, caption))
-            for comparisons, text in _comparisons(experiment, cells, dataset, protocol):
-                compared += comparisons
-                parts.append(text)
-        values += _values(cells, dataset)
+    configs: dict[str, list[Any]] = {}
+    for one, _ in collected:
+        configs.setdefault(one.spec.dataset, []).append(one.config)
+    parts = write_tables(experiment, cells, configs, folder)
     errors = [f"{p.spec}: {line['error']}" for p, line in collected if line["status"] == FAILED]
     failed = [f"- {tables.plain(text)}" for text in errors]
     if failed or len(collected) < planned:
@@ -75,29 +65,98 @@ def report(
         parts.append("\n".join([f"{len(failed)} runs failed, {missing} were not run.", *failed]))
     text = "\n\n".join(parts)
     files.write_text(folder / TABLE, text + "\n")
-    files.write_text(folder / LATEX, "\n\n".join(latex) + "\n")
-    files.write_text(folder / VALUES, tables.as_csv(values))
-    (folder / SIGNIFICANCE).unlink(missing_ok=True)
-    if compared:
-        files.write_text(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
     for path in figures(experiment, cells, folder):
         logger.info(f"{path}")
     return text
 
 
-def _table(rows: Sequence[tables.Row], metrics: Sequence[str], digits: int, caption: str) -> str:
+def write_tables(
+    experiment: Experiment,
+    cells: Mapping[Cell, Measured],
+    configs: Mapping[str, Sequence[Mapping[str, Any]]],
+    folder: Path,
+    tests: bool = True,
+) -> list[str]:
+    """Write the tables of finished runs as LaTeX and CSV.
+
+    Args:
+        experiment (Experiment): its title, rows and metrics.
+        cells (Mapping): its finished runs.
+        configs (Mapping): data set -> configurations of the runs there, which share a split.
+        folder (Path): folder of the files.
+        tests (bool): whether rows are compared, which needs the rankings of all runs.
+
+    Returns:
+        list: the same as Markdown, in parts.
+    """
+    parts, latex, values, compared = [], [], [], []
+    for dataset in experiment.datasets:
+        for protocol in PROTOCOLS:
+            rows = tables.rows(experiment, cells, dataset, protocol)
+            if not any(row.seeds for row in rows):
+                continue
+            caption = tables.caption(experiment, dataset, protocol, configs[dataset])
+            digits = configs[dataset][0]["metric_decimal_place"]
+            found = _comparisons(experiment, cells, dataset, protocol) if tests else {}
+            marks = tables.marks(found[compare][0]) if compare in found else None
+            shown = (marks, experiment.reference)
+            parts.append(_table(rows, experiment.metrics, digits, caption, *shown))
+            latex.append(tables.latex(rows, experiment.metrics, digits, caption, *shown))
+            for comparisons, text in found.values():
+                compared += comparisons
+                parts.append(text)
+        values += _values(cells, dataset)
+    files.write_text(folder / LATEX, "\n\n".join(latex) + "\n")
+    files.write_text(folder / VALUES, tables.as_csv(values))
+    (folder / SIGNIFICANCE).unlink(missing_ok=True)
+    if compared:
+        files.write_text(folder / SIGNIFICANCE, tables.as_csv([asdict(c) for c in compared]))
+    return parts
+
+
+def write_tables_of_runs(runs: Collected, folder: Path) -> str:
+    """Write the tables of single runs; without all rankings there are no tests of significance.
+
+    Args:
+        runs (Collected): what ``collect`` returned.
+        folder (Path): folder of the files.
+
+    Returns:
+        str: the tables as Markdown, which is also the content of ``table.md``.
+    """
+    tests = not runs.unranked
+    parts = write_tables(runs.experiment, runs.cells, runs.configs, folder, tests)
+    if not tests and len(runs.experiment.rows) > 1:
+        parts.append(
+            f"No tests of significance: {runs.unranked[0]} has no rankings; write them with "
+            f"evaluate --checkpoint={runs.unranked[0]} --save_rankings=True"
+        )
+    text = "\n\n".join(parts)
+    files.write_text(folder / TABLE, text + "\n")
+    return text
+
+
+def _table(
+    rows: Sequence[tables.Row],
+    metrics: Sequence[str],
+    digits: int,
+    caption: str,
+    marks: tables.Marks | None,
+    reference: str,
+) -> str:
     """One table as Markdown, with a list of arithmetically impossible rows."""
     faults = [f"- {tables.plain(row.label)}: {text}" for row in rows for text in row.faults]
     if faults:
         faults = [f"\n{tables.IMPOSSIBLE} arithmetically impossible:\n", *faults]
-    table = tables.markdown(rows, metrics, digits)
+    table = tables.markdown(rows, metrics, digits, marks, reference)
     return "\n".join([f"**{tables.plain(caption)}**\n", table, *faults])
 
 
 def _comparisons(
     experiment: Experiment, cells: Mapping[Cell, Measured], dataset: str, protocol: str
-) -> Iterator[tuple[list[Comparison], str]]:
-    """Comparisons of rows and their tables; a sweep has none."""
+) -> dict[Any, tuple[list[Comparison], str]]:
+    """Comparisons of rows and their tables, by what compared them; a sweep has none."""
+    found = {}
     titles = {
         compare: f"against {experiment.reference}",
         best_against_second: "best against second",
@@ -106,7 +165,8 @@ def _comparisons(
         if comparisons := method(experiment, cells, dataset, protocol):
             heading = tables.plain(f"{dataset}, {protocol}: {title}.")
             text = f"**{heading}** {TESTS[method]}\n\n{tables.comparisons(comparisons)}"
-            yield comparisons, text
+            found[method] = comparisons, text
+    return found
 
 
 def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path) -> list[Path]:

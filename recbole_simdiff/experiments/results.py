@@ -136,6 +136,8 @@ class Comparison:
         effect (float): Cohen's d of the paired differences of users.
         low, high (float): 95 % bootstrap interval of the difference, over users.
         seeds, users (int): number of those compared.
+        p_wilcoxon (float): p of a two-sided Wilcoxon signed-rank test over users. It asks nothing
+            of the distribution; a user's Hit differs by -1, 0 or 1.
     """
 
     row: str
@@ -152,6 +154,7 @@ class Comparison:
     high: float
     seeds: int
     users: int
+    p_wilcoxon: float
 
 
 def compare(
@@ -176,9 +179,10 @@ def compare(
         ]
         by_seed = holm([comparison.p_seeds for comparison in compared])
         by_user = holm([comparison.p_users for comparison in compared])
+        by_rank = holm([comparison.p_wilcoxon for comparison in compared])
         corrected += [
-            replace(comparison, p_seeds=s, p_users=u)
-            for comparison, s, u in zip(compared, by_seed, by_user, strict=True)
+            replace(comparison, p_seeds=s, p_users=u, p_wilcoxon=w)
+            for comparison, s, u, w in zip(compared, by_seed, by_user, by_rank, strict=True)
         ]
     return corrected
 
@@ -246,6 +250,7 @@ def _compare(
         high=high,
         seeds=len(seeds),
         users=len(differences),
+        p_wilcoxon=signed_rank_p(differences),
     )
 
 
@@ -263,6 +268,21 @@ def paired_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
     if np.ptp(values) <= 1e-12 * np.abs(values).max():
         return math.nan if values.any() else 1.0
     return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def signed_rank_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
+    """Two-sided p of a Wilcoxon signed-rank test, pairs without a difference left out.
+
+    1 if no pair differs; NaN for fewer than two pairs.
+
+    Args:
+        differences (Sequence): difference of each pair, [n].
+    """
+    # The mean over seeds leaves rounding errors, which would break ties.
+    values = np.round(np.asarray(differences, dtype=float), 12)
+    if len(values) < 2:
+        return math.nan
+    return float(stats.wilcoxon(values).pvalue) if values.any() else 1.0
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -4,13 +4,18 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.evaluation.protocols import KEPT
 from recbole_simdiff.experiments.results import Cell, Comparison, Measured, impossible
 from recbole_simdiff.experiments.spec import Experiment, label
 
 IMPOSSIBLE = "✗"
+# Greatest p of a mark -> its sign in Markdown and in LaTeX; the strictest first.
+SIGNIFICANT = {0.01: ("‡", r"$^{\ddagger}$"), 0.05: ("†", r"$^{\dagger}$")}
+Marks = Mapping[tuple[str, str], float]  # (row, metric) -> a key of SIGNIFICANT
 CITED_UNIT = 1e-4  # published numbers have four digits
 
 
@@ -72,7 +77,38 @@ def best_two(rows: Sequence[Row], metric: str) -> tuple[float, float]:
     return tuple([*values, math.nan, math.nan][:2])  # type: ignore[return-value]
 
 
-def markdown(rows: Sequence[Row], metrics: Sequence[str], digits: int) -> str:
+def marks(compared: Sequence[Comparison]) -> dict[tuple[str, str], float]:
+    """Which means differ from the reference's: (row, metric) -> a bound of its p.
+
+    Args:
+        compared (Sequence): comparisons of rows with the reference; their Wilcoxon tests count.
+    """
+    return {
+        (c.row, c.metric): next(bound for bound in SIGNIFICANT if c.p_wilcoxon < bound)
+        for c in compared
+        if c.p_wilcoxon < max(SIGNIFICANT)
+    }
+
+
+def _legend(reference: str, latex: bool) -> str:
+    """The line under a table that explains the marks."""
+    signs = ", ".join(
+        f"{sign[latex]} p < {bound:g}" for bound, sign in reversed(SIGNIFICANT.items())
+    )
+    reference = _escape(reference) if latex else plain(reference)
+    return (
+        f"{signs}: differs from {reference}, two-sided Wilcoxon signed-rank test over users, "
+        "Holm-corrected over the rows."
+    ).replace("p < ", "$p <$ " if latex else "p < ")
+
+
+def markdown(
+    rows: Sequence[Row],
+    metrics: Sequence[str],
+    digits: int,
+    marks: Marks | None = None,
+    reference: str = "",
+) -> str:
     """A table as Markdown.
 
     The best mean is bold, the second underlined; cited rows are in italics, impossible ones marked.
@@ -81,6 +117,8 @@ def markdown(rows: Sequence[Row], metrics: Sequence[str], digits: int) -> str:
         rows (Sequence): rows of the table.
         metrics (Sequence): columns.
         digits (int): decimal places.
+        marks (Mapping | None): see ``marks``; None if nothing was compared.
+        reference (str): the row that others were compared with.
     """
     best = {m: best_two(rows, m) for m in metrics}
     text = [["row", "seeds", *metrics]]
@@ -93,10 +131,15 @@ def markdown(rows: Sequence[Row], metrics: Sequence[str], digits: int) -> str:
                 cell = f"**{cell}**"
             elif row.seeds and row.means[metric] == best[metric][1]:
                 cell = f"<u>{cell}</u>"
-            text[-1].append(cell)
+            text[-1].append(f"{cell}{_mark(marks, row, metric, latex=False)}")
     if improved := _improved(best):
         text.append(["best over second", "-", *improved])
-    return grid(text)
+    return grid(text) if marks is None else f"{grid(text)}\n\n{_legend(reference, latex=False)}"
+
+
+def _mark(marks: Marks | None, row: Row, metric: str, latex: bool) -> str:
+    bound = (marks or {}).get((row.label, metric)) if row.seeds else None
+    return "" if bound is None else SIGNIFICANT[bound][latex]
 
 
 def plain(text: str) -> str:
@@ -118,7 +161,14 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
-def latex(rows: Sequence[Row], metrics: Sequence[str], digits: int, caption: str) -> str:
+def latex(
+    rows: Sequence[Row],
+    metrics: Sequence[str],
+    digits: int,
+    caption: str,
+    marks: Marks | None = None,
+    reference: str = "",
+) -> str:
     """A table as LaTeX with booktabs, marked as in ``markdown``.
 
     Args:
@@ -126,6 +176,7 @@ def latex(rows: Sequence[Row], metrics: Sequence[str], digits: int, caption: str
         metrics (Sequence): columns.
         digits (int): decimal places.
         caption (str): its caption, plain text.
+        marks (Mapping | None), reference (str): as for ``markdown``.
     """
     best = {m: best_two(rows, m) for m in metrics}
     text = [
@@ -147,11 +198,14 @@ def latex(rows: Sequence[Row], metrics: Sequence[str], digits: int, caption: str
                 cell = rf"\textbf{{{cell}}}"
             elif row.seeds and row.means[metric] == best[metric][1]:
                 cell = rf"\underline{{{cell}}}"
-            cells.append(cell)
+            cells.append(f"{cell}{_mark(marks, row, metric, latex=True)}")
         text.append(rf"{' & '.join(cells)} \\")
     if improved := _improved(best):
         text += [r"\midrule", rf"best over second & -- & {' & '.join(map(_escape, improved))} \\"]
-    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+    text += [r"\bottomrule", r"\end{tabular}"]
+    if marks is not None:
+        text += ["", r"\smallskip", rf"{{\footnotesize {_legend(reference, latex=True)}}}"]
+    return "\n".join([*text, r"\end{table}"])
 
 
 def _improved(best: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -187,12 +241,13 @@ def comparisons(compared: Sequence[Comparison]) -> str:
             f"{100 * c.relative:+.1f}",
             f"[{c.low:+.4f}, {c.high:+.4f}]",
             "-" if math.isnan(c.effect) else f"{c.effect:+.3f}",
+            _p(c.p_wilcoxon),
             _p(c.p_users),
             _p(c.p_seeds),
         ]
         for c in compared
     ]
-    return grid([[*names, "p, users", "p, seeds"], *body])
+    return grid([[*names, "p, Wilcoxon", "p, users", "p, seeds"], *body])
 
 
 def _p(p: float) -> str:
@@ -209,6 +264,11 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()
+
+
+def setting(key: str, value: Any) -> str:
+    """A setting in a caption or label; of a path only the last part."""
+    return f"{key}={PurePath(value).name if isinstance(value, str) and '/' in value else value}"
 
 
 def caption(
@@ -231,7 +291,9 @@ def caption(
     rule = "leave-one-out by time" if "LS" in split else f"split {split} by time"
     rule += "" if group == "user" else ", of all users together"
     primary = "RecBole's protocol" if protocol == KEPT else "earlier items out of the ranking"
-    changed = ", ".join(f"{k}={v}" for k, v in experiment.command.items())
+    changed = ", ".join(
+        setting(k, v) for k, v in experiment.command.items() if k not in NOT_IN_RESULT
+    )
     return (
         f"{experiment.title}. {dataset}, test, {rule}, all items ranked, {protocol} ({primary}); "
         f"best epoch by validation {metric}; {seeds}." + (f" With {changed}." if changed else "")

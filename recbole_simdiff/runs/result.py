@@ -53,6 +53,8 @@ class RunResult:
         processes (int): how many trained together.
         peak_gpu_memory_mb (float): most memory that tensors of this process took on a GPU, MiB; 0
             without one.
+        record (dict): command, code, data, seed and host, see ``record.describe_run``; empty for an
+            evaluation and for runs of earlier versions.
     """
 
     valid: dict[str, Metrics]
@@ -71,6 +73,7 @@ class RunResult:
     augmentation: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     peak_gpu_memory_mb: float = 0.0
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digits(self) -> int:
@@ -135,20 +138,32 @@ def read_result(run_dir: Path) -> RunResult:
     """
     path = run_dir / RESULT
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        # Where it is now, not where it was written.
+        values = {**json.loads(path.read_text()), "run_dir": str(run_dir)}
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not the result of a finished run: {error}") from None
+    return result_of(values, str(path))
+
+
+def result_of(values: Mapping[str, Any], place: str) -> RunResult:
+    """The result that stored fields describe; other fields are passed over.
+
+    Args:
+        values (Mapping): content of ``result.json``, or the record of an experiment's run.
+        place (str): where it was read, for the message.
+
+    Raises:
+        UserError: if fields are missing or no result's.
+    """
     known = {f.name for f in fields(RunResult)}
-    # Where it is now, not where it was written.
-    values = {k: v for k, v in values.items() if k in known} | {"run_dir": str(run_dir)}
     try:
-        result = RunResult(**values)
-    except TypeError as error:
-        raise UserError(f"{path} is not the result of a finished run: {error}") from None
-    modes = result.config["values"].get("eval_args", {}).get("mode", {})
-    for split, results in (("valid", result.valid), ("test", result.test)):
-        if KEPT in results:  # which earlier versions called drawn candidates, too
-            setattr(result, split, _named(results, modes.get(split, "full")))
+        result = RunResult(**{k: v for k, v in values.items() if k in known})
+        modes = result.config["values"].get("eval_args", {}).get("mode", {})
+        for split, results in (("valid", result.valid), ("test", result.test)):
+            if KEPT in results:  # which earlier versions called drawn candidates, too
+                setattr(result, split, _named(results, modes.get(split, "full")))
+    except (TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{place} is not the result of a finished run: {error}") from None
     return result
 
 

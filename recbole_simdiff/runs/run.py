@@ -21,6 +21,7 @@ from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import claimed, logged, new_folder
 from recbole_simdiff.runs.item_table import install_item_table
 from recbole_simdiff.runs.processes import join_processes
+from recbole_simdiff.runs.record import describe_run
 from recbole_simdiff.runs.restore import check_same_data, check_same_settings, evaluate
 from recbole_simdiff.runs.result import (
     RESULT,
@@ -36,6 +37,13 @@ from recbole_simdiff.runs.without_users import check_history_only, leave_out_use
 from recbole_simdiff.training import tracking
 from recbole_simdiff.training.progress import Listener, check_tensorboard
 from recbole_simdiff.training.trainer import PlanTrainer
+
+# Said once a run: models can learn from what happened after a test item.
+LEAK = (
+    "leave-one-out tests each user's newest item, so training has interactions of other users that "
+    "are newer than a test item. For a split by time, without this leak: "
+    "--eval_args='{split: {RS: [0.8, 0.1, 0.1]}, group_by: none}'"
+)
 
 
 def run_one(
@@ -118,14 +126,9 @@ def _run_one(
         run_dir = Path(distributed.broadcast_text(str(new_folder(config, run_dir))))
         held.enter_context(claimed(run_dir))
     held.enter_context(logged(config, run_dir))
-    logger.info(f"{config['dataset']}: {dataset.statistics}")
-    logger.info(
-        f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"{config['device']}, run folder {run_dir}"
-    )
-    for line in taken:
-        logger.info(line)
-    _say_epochs(config, phase_epochs)
+    _log_start(config, dataset, model, run_dir, taken, phase_epochs)
+    if not resume and config["benchmark_filename"] is None and "LS" in config["eval_args"]["split"]:
+        logger.info(LEAK)
     trainer = PlanTrainer(config, model, run_dir, payload, data, phase_epochs=phase_epochs)
     if resume:
         trainer.resume(resume)
@@ -134,6 +137,25 @@ def _run_one(
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     loaders = (train_data, valid_data, test_data if test else None)
     return _train_and_test(trainer, dataset, loaders, augmentation, listeners, test)
+
+
+def _log_start(
+    config: Config,
+    dataset: FlatDataset,
+    model: Any,
+    run_dir: Path,
+    taken: Sequence[str],
+    phase_epochs: Mapping[str, int],
+) -> None:
+    """Log data, model and folder of a run, and what is unusual about it."""
+    logger.info(f"{config['dataset']}: {dataset.statistics}")
+    logger.info(
+        f"{config.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{config['device']}, run folder {run_dir}"
+    )
+    for line in taken:
+        logger.info(line)
+    _say_epochs(config, phase_epochs)
 
 
 def _begun_from(config: Config, dataset: FlatDataset, train: FlatDataset, model: Any) -> list[str]:
@@ -165,6 +187,7 @@ def _train_and_test(
 ) -> RunResult:
     """The training, the evaluation of its best epoch, and what is written of both."""
     config, run_dir, (train_data, valid_data, test_data) = trainer.config, trainer.run_dir, loaders
+    record = describe_run(config, distributed.world_size()) if distributed.rank() == 0 else {}
     with tracking.tracked(config, run_dir) as tracked:
         all_listeners = (tracked, *listeners)
         tracked.send(trainer.progress.log)
@@ -173,6 +196,7 @@ def _train_and_test(
             trainer.load_weights(run_dir / BEST)
             metrics = evaluate_splits(trainer.evaluator, valid_data, test_data)
         result = build_result(config, dataset, metrics, progress, run_dir, augmentation, test)
+        result.record = record
         if distributed.rank() > 0:
             return result
         if metrics.rankings:

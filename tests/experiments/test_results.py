@@ -21,6 +21,7 @@ from recbole_simdiff.experiments.results import (
     metric_of_rank,
     paired_p,
     read_ranks,
+    signed_rank_p,
 )
 from recbole_simdiff.experiments.spec import Experiment
 
@@ -129,8 +130,9 @@ def test_comparison_against_scipy(tmp_path: Path) -> None:
         raw[row] = (
             stats.ttest_rel(per_user[row], per_user["A"]).pvalue,
             stats.ttest_rel(per_seed[row], per_seed["A"]).pvalue,
+            stats.wilcoxon(np.round(difference, 12)).pvalue,
         )
-    for place, name in enumerate(("p_users", "p_seeds")):
+    for place, name in enumerate(("p_users", "p_seeds", "p_wilcoxon")):
         small, large = sorted(raw, key=lambda row: raw[row][place])
         assert getattr(found[small], name) == pytest.approx(min(1, 2 * raw[small][place]))
         assert getattr(found[large], name) == pytest.approx(
@@ -199,6 +201,24 @@ def test_p_of_degenerate_pairs() -> None:
     assert paired_p([0.0, 0.0]) == 1.0
     assert math.isnan(paired_p([0.2, 0.2]))
     assert math.isnan(paired_p([0.1 + 0.2, 0.3]))  # they differ by a rounding error
+
+
+def test_signed_ranks_of_hits_are_a_sign_test() -> None:
+    """Differences of -1, 0 and 1 have one rank: 9 gains and 1 loss, p = 2 (1 + 10) / 2^10."""
+    hits = [1.0] * 9 + [-1.0] + [0.0] * 40
+    assert signed_rank_p(hits[:10]) == pytest.approx(22 / 1024)
+    assert 0.005 < signed_rank_p(hits) < 0.03
+    assert signed_rank_p([-d for d in hits]) == pytest.approx(signed_rank_p(hits))
+    third = np.array([0.1 + 0.2, -0.3, 0.3, 0.0])  # equal but for rounding
+    assert signed_rank_p(third) == pytest.approx(signed_rank_p([0.3, -0.3, 0.3, 0.0]))
+    assert signed_rank_p([0.0, 0.0]) == 1.0
+    assert math.isnan(signed_rank_p([1.0]))
+
+
+def test_signed_rank_p_is_uniform_without_an_effect() -> None:
+    rng = np.random.default_rng(0)
+    draws = [signed_rank_p(rng.integers(-1, 2, 300).astype(float)) for _ in range(400)]
+    assert 0.02 < np.mean(np.array(draws) < 0.05) < 0.08
 
 
 def test_interval_covers_the_mean_as_often_as_it_says() -> None:

@@ -106,12 +106,58 @@ def test_csv_keeps_every_digit() -> None:
 def test_comparisons_as_text() -> None:
     nan = float("nan")
     one = Comparison(
-        "B", "A", "toy", "hit@5", KEPT, 0.01, 0.1, nan, 0.0001, 0.2, 0.005, 0.015, 1, 9
+        "B", "A", "toy", "hit@5", KEPT, 0.01, 0.1, nan, 0.0001, 0.2, 0.005, 0.015, 1, 9, 0.04
     )
     assert rows_of(tables.comparisons([one]))[2] == [
-        *("B", "A", "hit@5", "+0.0100", "+10.0", "[+0.0050, +0.0150]", "+0.200", "< 0.001", "-")
+        *(
+            "B",
+            "A",
+            "hit@5",
+            "+0.0100",
+            "+10.0",
+            "[+0.0050, +0.0150]",
+            "+0.200",
+            "0.040",
+            "< 0.001",
+        ),
+        "-",
     ]
     assert rows_of(tables.comparisons([replace(one, effect=nan)]))[2][6] == "-"
+
+
+def test_marks_are_those_of_the_wilcoxon_tests(cells: Any) -> None:
+    nan = float("nan")
+    one = Comparison("B", "A", "toy", "hit@5", KEPT, 0.2, 0.1, nan, 0.9, 0.2, 0, 1, 1, 9, 0.004)
+    found = tables.marks([one, replace(one, row="C", p_wilcoxon=0.02)])
+    assert found == {("B", "hit@5"): 0.01, ("C", "hit@5"): 0.05}
+    assert tables.marks([replace(one, p_wilcoxon=p) for p in (0.05, 1.0, nan)]) == {}
+    own = experiment(metrics=("hit@5",), cited=(CITED,), reference="A_1")
+    rows = tables.rows(own, cells, "toy", KEPT)
+    text = tables.markdown(rows, own.metrics, 1, found, "A_1")
+    assert [row[2] for row in rows_of(text)[2:5]] == [
+        *("<u>0.8 ± 0.4</u>", "**1.0 ± 0.0**‡", "0.0†")
+    ]
+    assert "† p < 0.05, ‡ p < 0.01: differs from A_1, two-sided Wilcoxon" in text
+    source = tables.latex(rows, own.metrics, 1, "T", found, "A_1")
+    assert r"B & 2 & \textbf{1.0 $\pm$ 0.0}$^{\ddagger}$ \\" in source
+    assert r"C & 1 & 0.0$^{\dagger}$ \\" in source
+    assert r"differs from A\_1, two-sided" in source
+    assert source.index(r"\end{tabular}") < source.index("footnotesize")
+    assert source.endswith(r"\end{table}")
+    cited = next(line for line in source.splitlines() if "B [paper" in line)
+    assert "dagger" not in cited
+    assert "Wilcoxon" not in tables.latex(rows, own.metrics, 1, "T")
+
+
+def test_a_caption_names_no_folder_of_this_machine() -> None:
+    command = {"data_path": "/home/me/data", "checkpoint_dir": "/tmp/x", "epochs": 3}
+    command |= {"item_table": "/home/me/saved/SASRecCE-toy"}
+    values = {"eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user"}}
+    text = tables.caption(
+        experiment(command=command), "toy", KEPT, [values | {"valid_metric": "NDCG@10"}]
+    )
+    assert text.endswith("With epochs=3, item_table=SASRecCE-toy.")
+    assert "/" not in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,173 @@
+"""Memory and seconds of a run before it starts, from a few of its steps."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_simdiff.checkpoint import LAST
+from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.loaders import BucketLoader
+from recbole_simdiff.errors import UserError, explained_out_of_memory
+from recbole_simdiff.evaluation.protocols import KEPT
+from recbole_simdiff.modules.plan import Phase
+from recbole_simdiff.runs.build import build_run
+from recbole_simdiff.runs.item_table import install_item_table
+from recbole_simdiff.runs.result import peak_memory_mb
+from recbole_simdiff.training.trainer import PlanTrainer
+
+STEPS = 20  # timed of each phase
+WARM_UP = 3  # steps that are not timed: the first ones allocate
+
+MakeBatch = Callable[[], Interaction]
+
+
+class PhaseEstimate(NamedTuple):
+    """What one phase of the training costs.
+
+    Attributes:
+        name (str): of the phase.
+        epochs (int): at most this many.
+        steps (int): batches of an epoch; 1 for a model that is computed at once.
+        step_seconds (float): of a batch of average size.
+        validations (float): number of them in an epoch; 0 for a phase without validation.
+    """
+
+    name: str
+    epochs: int
+    steps: int
+    step_seconds: float
+    validations: float
+
+
+class Estimate(NamedTuple):
+    """What a run will cost on this machine, as busy as it is now.
+
+    Attributes:
+        parameters (int): of the model.
+        data_seconds (float): reading and filtering the data, building the model.
+        validation_seconds (float): of one validation; 0 without validation data.
+        save_seconds (float): of writing the state after an epoch.
+        phases (list): in order.
+        memory_mb (float): largest resident set of the process, MiB.
+        gpu_memory_mb (float): most memory that tensors take on a GPU, MiB; 0 without one.
+    """
+
+    parameters: int
+    data_seconds: float
+    validation_seconds: float
+    save_seconds: float
+    phases: list[PhaseEstimate]
+    memory_mb: float
+    gpu_memory_mb: float
+
+    def epoch_seconds(self, phase: PhaseEstimate) -> float:
+        """Training and validation of one epoch of a phase."""
+        return phase.steps * phase.step_seconds + phase.validations * self.validation_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Training and validation of all epochs; less where training stops early.
+
+        What ``RunResult.seconds`` counts.
+        """
+        return sum(phase.epochs * self.epoch_seconds(phase) for phase in self.phases)
+
+
+def estimate(config: Config, steps: int = STEPS) -> Estimate:
+    """Build the run, take a few steps of each phase, validate once and save once; keep nothing.
+
+    Args:
+        config (Config): resolved configuration.
+        steps (int): steps of each phase that are timed, of batches of all sizes.
+
+    Returns:
+        Estimate: its memory is that of this process so far, so call it in a fresh one.
+
+    Raises:
+        UserError: if data or settings cannot be used, or the method trains in several runs.
+        OutOfMemory: if the run would need more memory than there is.
+    """
+    if config.wraps:
+        raise UserError(
+            f"model={config.name} trains in several runs; estimate its backbone, "
+            f"--model={config.model_class.__name__}"
+        )
+    if steps < 1:
+        raise UserError(f"steps={steps} must be at least 1")
+    with tempfile.TemporaryDirectory() as folder, explained_out_of_memory(config):
+        started = time.perf_counter()
+        dataset, train_data, valid_data, _, model = build_run(config)
+        install_item_table(config, dataset, model)
+        data_seconds = time.perf_counter() - started
+        trainer = PlanTrainer(config, model, Path(folder), data=dataset.histories())
+        trainer.evaluator.data_collect(train_data)
+        phases = [
+            _phase(trainer, number, phase, train_data, valid_data, steps)
+            for number, phase in enumerate(model.training_plan())
+        ]
+        validation = _seconds(lambda: trainer.evaluator.evaluate(valid_data, (KEPT,)), valid_data)
+        saving = _seconds(lambda: trainer.save_state(LAST))
+    gpu = torch.cuda.max_memory_allocated() / 2**20
+    parameters = sum(p.numel() for p in model.parameters())
+    return Estimate(parameters, data_seconds, validation, saving, phases, peak_memory_mb(), gpu)
+
+
+def _phase(
+    trainer: PlanTrainer, number: int, phase: Phase, train_data: Any, valid_data: Any, steps: int
+) -> PhaseEstimate:
+    """Time some steps of a phase, with optimisers of its own."""
+    config, model = trainer.config, trainer.model
+    validated = phase.evaluate and valid_data
+    validations = 1 / config["eval_step"] if validated else 0.0
+    trainer.progress.phase = number
+    trainer._build_optimizers()
+    model.begin_epoch(phase.name, 0)
+    if phase.fit is not None:
+        fit = phase.fit
+        seconds = _seconds(lambda: fit(train_data._dataset))
+        return PhaseEstimate(phase.name, phase.epochs, 1, seconds, validations)
+    if config["train_neg_sample_args"].get("dynamic"):
+        train_data.get_model(model)
+    model.train()
+    updates = trainer._updates()
+    warm_up, batches = _sample(train_data, steps)
+    for make in warm_up:
+        trainer._step(make(), updates)
+    seconds = _seconds(lambda: [trainer._step(make(), updates) for make in batches])
+    n_batches = len(train_data)
+    return PhaseEstimate(phase.name, phase.epochs, n_batches, seconds / len(batches), validations)
+
+
+def _sample(train_data: Any, n: int) -> tuple[list[MakeBatch], list[MakeBatch]]:
+    """What makes the batches that are not timed, the largest among them, and those that are."""
+    if not isinstance(train_data, BucketLoader):  # RecBole's loader pads all batches to one size
+        endless = itertools.chain.from_iterable(itertools.repeat(train_data))
+        n = min(n, len(train_data))
+        return [lambda: next(endless)] * WARM_UP, [lambda: next(endless)] * n
+    order = sorted(train_data.batches(), key=lambda rows: int(train_data._lengths[rows].sum()))
+    n = min(n, len(order))
+    places = [(2 * i + 1) * len(order) // (2 * n) for i in range(n)]  # all sizes, evenly
+
+    def makers(indices: list[Tensor]) -> list[MakeBatch]:
+        return [partial(train_data.collate, rows) for rows in indices]
+
+    return makers(order[-1:] * WARM_UP), makers([order[place] for place in places])
+
+
+def _seconds(work: Callable[[], Any], needed: Any = True) -> float:
+    """Seconds that ``work`` takes, computations on a GPU included; 0 if it is not needed."""
+    if not needed:
+        return 0.0
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,60 @@
+"""What a training will cost, before it starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_simdiff.cli.main import main
+from recbole_simdiff.runs.estimate import Estimate, PhaseEstimate, estimate
+from recbole_simdiff.runs.run import run_one
+
+
+def arguments(data_path: Path, tmp_path: Path) -> list[str]:
+    places = [f"--data_path={data_path}", f"--checkpoint_dir={tmp_path / 'saved'}"]
+    return ["--dataset=toy", "--use_gpu=False", "--topk=[1,5]", "--valid_metric=NDCG@5", *places]
+
+
+@pytest.mark.parametrize("model", ["SASRecCE", "GRU4Rec", "DreamRec", "Pop", "MCLRec"])
+def test_an_estimate_has_the_steps_and_epochs_of_the_run(make_config: Any, model: str) -> None:
+    config = make_config(model, eval_step=2) if model != "Pop" else make_config(model)
+    found = estimate(config, steps=2)
+    result = run_one(config)
+    n_epochs = sum(phase.epochs for phase in found.phases)
+    assert n_epochs >= result.epochs
+    assert all(phase.step_seconds > 0 for phase in found.phases)
+    if model == "Pop":
+        assert found.phases[0].steps == 1
+    else:
+        assert found.phases[0].validations == 0.5
+    assert found.memory_mb > 10
+    assert found.gpu_memory_mb == 0
+
+
+def test_nothing_is_kept(make_config: Any, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    estimate(make_config("SASRecCE"), steps=1)
+    written = {path for path in set(tmp_path.rglob("*")) - set(before) if path.is_file()}
+    assert not [path for path in written if "log_tensorboard" not in path.parts]
+
+
+def test_the_sum_by_hand() -> None:
+    phases = [PhaseEstimate("a", 3, 10, 0.5, 0.0), PhaseEstimate("b", 2, 4, 1.0, 0.5)]
+    found = Estimate(1, 0.0, 6.0, 0.0, phases, 1.0, 0.0)
+    assert found.epoch_seconds(phases[0]) == 5.0
+    assert found.epoch_seconds(phases[1]) == 7.0
+    assert found.seconds == 3 * 5.0 + 2 * 7.0
+
+
+def test_the_command(data_path: Path, tmp_path: Path, capsys: Any) -> None:
+    given = arguments(data_path, tmp_path)
+    assert main(["estimate", "--model=SASRecCE", "--epochs=7", "--steps=2", *given]) == 0
+    out = capsys.readouterr().out
+    assert "SASRecCE on toy:" in out
+    assert "at most 7 epochs" in out
+    assert "peak memory:" in out
+    assert not (tmp_path / "saved").exists()
+    assert main(["estimate", "--model=SASRecCE", "--steps=0", *given]) == 2
+    assert "steps=0 must be at least 1" in capsys.readouterr().err
+    assert main(["estimate", "--model=DiffuASR", "--backbone=GRU4Rec", *given]) == 2
+    assert "estimate its backbone, --model=GRU4Rec" in capsys.readouterr().err
