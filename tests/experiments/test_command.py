@@ -293,7 +293,7 @@ def test_files_of_other_runs_have_other_names(tmp_path: Path) -> None:
         (["analyze"], "analyze needs the name of an experiment, or --models or --runs"),
         (
             ["benchmark", "--models=SASRec", "--nproc=2"],
-            "overrides: nproc cannot be a setting of experiments",
+            "line: nproc cannot be a setting of experiments",
         ),
         (["benchmark", "--models=SASRec", "--topk=1.5"], "topk"),
         (["benchmark", "--models=SASRec", "--topk=[7]"], "valid_metric=NDCG@10"),
@@ -306,7 +306,7 @@ def test_files_of_other_runs_have_other_names(tmp_path: Path) -> None:
         (["plot", "table3", "--figures=pie"], "--figures: 'pie' is not one of"),
         (
             ["ablate", "table3", "--seed=3"],
-            "overrides: seed cannot be a setting of",
+            "the command line: seed cannot be a setting of",
         ),
         (
             ["benchmark", "temporal", "--model=SASRec"],
