@@ -115,6 +115,7 @@ def test_ranks_order_a_list_and_other_users_are_missed(score: Any, tmp_path: Pat
     [
         ("user,item\na,i1\n", "it needs user, item, and rank or score"),
         ("user,item,rank\nnobody,i1,1\n", "user 'nobody' is not in the data set toy"),
+        ("user,item,rank\na,17,1\na,18,2\n", "none of its items is in the data set toy; ids"),
         ("user,item,rank\na,i1,1\na,i1,2\n", "user 'a' has item 'i1' twice"),
         ("user,item,score\na,i1,nan\n", "score 'nan' is not a number"),
         ("user,item,score\na,i1,x\n", "score 'x' is not a number"),

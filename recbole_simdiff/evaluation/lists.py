@@ -120,7 +120,8 @@ def read_lists(path: Path, dataset: FlatDataset) -> Tensor:
         LongTensor: items of each user, best first, 0 after the last one, [users, K].
 
     Raises:
-        UserError: if the file cannot be read, has an unknown user, or an item twice in a list.
+        UserError: if the file cannot be read, has an unknown user or no known item, or an item
+            twice in a list.
     """
     table = _table(path)
     order = _order(path, table)
@@ -134,6 +135,11 @@ def read_lists(path: Path, dataset: FlatDataset) -> Tensor:
         logger.warning(
             f"{path}: {unknown:,} of {len(table):,} lines name items that are not in the data set; "
             "they are left out"
+        )
+    if listed.empty:
+        raise UserError(
+            f"{path}: none of its items is in the data set {dataset.dataset_name}; ids there are "
+            f"such as {', '.join(dataset.item_ids[1:4])}"
         )
     if listed.duplicated(["user", "item"]).any():
         first = listed[listed.duplicated(["user", "item"])].iloc[0]

@@ -179,6 +179,8 @@ class Service:
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self._read_filters, self._watched = read_filters, watched
+        checkpoint.resolve(place, BEST)  # a missing checkpoint is an error only at the start
+        self._signature: list[tuple[int, int, int] | None] = []
         self._signature = self._files()
         self.model = self._load(0)
 

@@ -45,6 +45,19 @@ def test_nothing_of_users_and_of_the_machine_is_left(run_dir: Path, stripped: Pa
         load(stripped, use_gpu=False).history("a")
 
 
+def test_no_path_of_what_it_was_trained_with_is_left(run_dir: Path, tmp_path: Path) -> None:
+    table = tmp_path / "SASRecCE"
+    table.symlink_to(run_dir)
+    given = {"item_table": str(table), "hidden_size": 8, "diffusion_steps": 20}
+    before = train(tmp_path, "DreamRec", **given)
+    strip(before, tmp_path / "model.safetensors")
+    assert str(tmp_path) not in (tmp_path / "model.safetensors").read_bytes().decode("latin-1")
+    found, wanted = (
+        load(p, use_gpu=False).recommend([["i1"]]) for p in (tmp_path / "model.safetensors", before)
+    )
+    assert found == wanted
+
+
 def test_stripped_twice_is_the_same(stripped: Path, tmp_path: Path) -> None:
     strip(stripped, tmp_path / "again.safetensors")
     # Bytes may differ: safetensors writes its header in any order.
