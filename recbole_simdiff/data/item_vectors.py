@@ -27,7 +27,7 @@ from recbole_simdiff.log import logger
 
 _KEYS = ("item_vectors", "item_vectors_mode")
 
-_SUFFIXES = (".npz", ".parquet")
+SUFFIXES = (".npz", ".parquet")
 
 
 def apply_item_vectors(config: Any, dataset: FlatDataset, model: Any) -> None:
@@ -83,7 +83,7 @@ def vectors_checksum(config: Any) -> dict[str, str]:
     if given is None or config.is_stored("item_vectors"):
         return {}
     path = Path(config["data_path"]) / f"{config['dataset']}.item"
-    path = Path(given) if Path(given).suffix in _SUFFIXES else path
+    path = Path(given) if Path(given).suffix in SUFFIXES else path
     return {"item_vectors": sha256(path)} if path.is_file() else {}
 
 
@@ -102,7 +102,7 @@ def read_item_vectors(config: Any, dataset: FlatDataset) -> Tensor:
     """
     given = config["item_vectors"]
     suffix = Path(given).suffix
-    if suffix in _SUFFIXES:
+    if suffix in SUFFIXES:
         path = Path(given)
         if reason := obstacle(path):
             raise UserError(f"item_vectors={given!r} {reason}", keys=_KEYS[:1])

@@ -38,9 +38,23 @@ def fingerprint(config: Config, data: str) -> str:
         data (str): checksum of the data.
     """
     named = config.identity() | {"data": data, "code": source_checksum()}
-    named |= {"own_model": config.own.checksum} if config.own else {}
+    return digest_of(named | contents(config))
+
+
+def contents(config: Config) -> dict[str, Any]:
+    """What a result depends on besides settings, data and package, by name.
+
+    That is the code of an own model, and the content of files and runs that settings name.
+
+    Args:
+        config (Config): resolved configuration.
+
+    Raises:
+        UserError: if a run that is named cannot be used.
+    """
+    code = {"own_model": config.own.checksum} if config.own else {}
     read = table_checksum(config) | start_checksum(config) | epoch_scores(config)
-    return digest_of(named | read | vectors_checksum(config))
+    return code | read | vectors_checksum(config)
 
 
 @cache
