@@ -191,7 +191,7 @@ def _train_and_test(
     with tracking.tracked(config, run_dir) as tracked:
         all_listeners = (tracked, *listeners)
         tracked.send(trainer.progress.log)
-        with trainer.stoppable(), explained_out_of_memory(config, run_dir / LAST):
+        with trainer.stop.listen(), explained_out_of_memory(config, run_dir / LAST):
             progress = trainer.fit(train_data, valid_data, config["show_progress"], all_listeners)
             trainer.load_weights(run_dir / BEST)
             metrics = evaluate_splits(trainer.evaluator, valid_data, test_data)

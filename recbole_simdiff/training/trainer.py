@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -117,7 +116,7 @@ class PlanTrainer(Trainer):
             listed = ", ".join(f"{p.name} (at most {p.epochs} epochs)" for p in phases)
             logger.info(f"phases: {listed}")
         all_listeners = (*self._listeners, *listeners)
-        with self.stoppable():
+        with self.stop.listen():
             if distributed.all_reduce_max(not (self.run_dir / LAST).is_file()):
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
             for number in range(self.progress.phase, len(phases)):
@@ -324,9 +323,3 @@ class PlanTrainer(Trainer):
         self._build_optimizers()
         stored.load_optimizers(self.optimizers)
         self._resume_rng = stored.random_states()
-
-    # ------------------------------------------------------------------ signals and random states
-
-    def stoppable(self) -> AbstractContextManager[None]:
-        """See ``StopRequest.listen``."""
-        return self.stop.listen()
