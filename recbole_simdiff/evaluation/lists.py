@@ -155,6 +155,23 @@ def read_lists(path: Path, dataset: FlatDataset) -> Tensor:
     return items
 
 
+def unseen_lengths(items: Tensor, dataset: FlatDataset, rows: Any) -> Tensor:
+    """How many items of a row's list are left when those of its user's history are removed, [B].
+
+    Args:
+        items (LongTensor): each user's list, see ``read_lists``.
+        dataset (FlatDataset): all interactions.
+        rows (Interaction): test rows, at most one a user.
+    """
+    user, target = rows[dataset.uid_field], rows[dataset.iid_field].unsqueeze(1)
+    listed, n_items = items[user], dataset.item_num
+    if not dataset.list_fields:  # ready-made prefixes
+        return (listed > 0).sum(1)
+    pairs = dataset.flat[dataset.uid_field].long() * n_items + dataset.flat[dataset.iid_field]
+    seen = torch.isin(user.unsqueeze(1) * n_items + listed, pairs) & (listed != target)
+    return ((listed > 0) & ~seen).sum(1)
+
+
 def _table(path: Path) -> pd.DataFrame:
     """The file's columns as text."""
     name = path.name.removesuffix(".gz")

@@ -128,6 +128,14 @@ def test_a_search_strips_only_what_is_tested(tmp_path: Path) -> None:
     assert not (folder / LAST).exists()
 
 
+def test_a_run_that_was_stopped_before_it_was_stripped(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_one(config_of(tmp_path), run_dir=folder)
+    run_once(config_of(tmp_path, without_users=True), folder)
+    assert not (folder / LAST).exists()
+    assert checkpoint.load(folder / BEST)[1]["users"] == ["[PAD]"]
+
+
 def test_a_model_that_reads_users_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"without_users=True: model=SHAN reads 'user_id' besides"):
         train(tmp_path, "SHAN", embedding_size=8, without_users=True)
