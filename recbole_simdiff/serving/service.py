@@ -256,7 +256,7 @@ class Service:
         found: list[tuple[int, int, int] | None] = []
         try:
             paths = [checkpoint.resolve(self.place, BEST), *map(Path, self._watched)]
-        except UserError:  # gone for the moment, or for good
+        except (OSError, UserError):  # gone for the moment, or for good
             return self._signature
         for path in paths:
             try:
