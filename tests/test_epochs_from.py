@@ -124,7 +124,9 @@ def test_a_resumed_run_needs_no_source(make_config: Any, source: Path) -> None:
     config = make_config("SASRecCE", eval_args=EVERYTHING, epochs_from=str(source))
     last = Path(run(config).run_dir) / LAST
     shutil.rmtree(source)
-    assert run(resumed_config(last, {"epochs": 9}), resume=last).epochs == 3
+    assert run(resumed_config(last, {}), resume=last).epochs == 3
+    with pytest.raises(UserError, match="epochs=9 has no effect here: epochs_from="):
+        resumed_config(last, {"epochs": 9})
 
 
 def test_its_scores_name_the_result(make_config: Any, source: Path) -> None:

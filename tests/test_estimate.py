@@ -31,6 +31,14 @@ def test_an_estimate_has_the_steps_and_epochs_of_the_run(make_config: Any, model
     assert found.gpu_memory_mb == 0
 
 
+def test_epochs_of_a_former_run_count(make_config: Any) -> None:
+    source = run_one(make_config("SASRecCE", epochs=2)).run_dir
+    given = {"eval_args": {"split": {"LS": "test_only"}}, "epochs_from": source, "epochs": 50}
+    config = make_config("SASRecCE", **given)
+    (phase,) = estimate(config, steps=1).phases
+    assert phase.epochs == run_one(config).epochs
+
+
 def test_nothing_is_kept(make_config: Any, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     estimate(make_config("SASRecCE"), steps=1)

@@ -110,11 +110,22 @@ def test_ranks_order_a_list_and_other_users_are_missed(score: Any, tmp_path: Pat
     assert f"({n_users - 1} have none)" in err
 
 
+def test_lists_that_are_short_without_the_history_are_named(score: Any, tmp_path: Path) -> None:
+    """Of the 12 items listed, user a has seen all but the target and some others."""
+    lines = [f"a,i{n},{n}" for n in range(1, 13)]
+    path = perfect(tmp_path / "lists.csv", "user,item,rank", lines)
+    _, _, err = score(path)
+    assert "without the items of their histories 1 of 5 lists have fewer than 12 items" in err
+    _, _, err = score(path, "--topk=[1]", "--valid_metric=NDCG@1")
+    assert "without the items of their histories" not in err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("user,item\na,i1\n", "it needs user, item, and rank or score"),
         ("user,item,rank\nnobody,i1,1\n", "user 'nobody' is not in the data set toy"),
+        ("user,item,rank\na,17,1\na,18,2\n", "none of its items is in the data set toy; ids"),
         ("user,item,rank\na,i1,1\na,i1,2\n", "user 'a' has item 'i1' twice"),
         ("user,item,score\na,i1,nan\n", "score 'nan' is not a number"),
         ("user,item,score\na,i1,x\n", "score 'x' is not a number"),

@@ -31,6 +31,8 @@ from recbole_simdiff.models import own
 from recbole_simdiff.models.recbole import RecBoleModel, TwoStageModel
 from recbole_simdiff.models.registry import available_models, get_model
 from recbole_simdiff.modules.base import SequentialModel
+from recbole_simdiff.serving.card import card
+from recbole_simdiff.serving.strip import strip
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.contract import check_item_table, check_sampling, check_training, check_views
 
@@ -320,6 +322,21 @@ def test_other_code_is_warned_of(
     mine.write_text(mine.read_text().replace("self.item_embedding", "self.table"))
     with pytest.raises(UserError, match="does not fit the model"):
         recbole_simdiff.load(run_dir, model=str(mine))
+
+
+def test_a_checkpoint_without_users_names_its_class(
+    mine: Path, values: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = recbole_simdiff.run(f"{mine}:MyRec", "toy", **values).run_dir
+    path = mine.with_name("model.safetensors")
+    strip(run_dir, path)
+    forget()
+    with pytest.raises(UserError, match=r"Name it: --model_file=mine.py"):
+        recbole_simdiff.load(path)
+    assert "# MyRec on toy" in card(path)
+    mine.write_text(mine.read_text().replace("@ self.item", "@ -self.item"))
+    recbole_simdiff.load(path, model=mine)
+    assert "is not the code that the checkpoint was trained with" in caplog.text
 
 
 def test_it_is_the_backbone_of_diffuasr(mine: Path, values: dict[str, Any]) -> None:

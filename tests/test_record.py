@@ -204,6 +204,16 @@ def test_replay_reads_the_item_table_again(make_config: Any, finished: Path) -> 
     assert all(figure.equal for figure in figures(before, after))
 
 
+def test_replay_begins_as_the_run_did(make_config: Any) -> None:
+    """With the weights, or for the epochs, of another run."""
+    first = run_one(make_config("SASRecCE", epochs=3, seed=1)).run_dir
+    args = {"split": {"LS": "test_only"}}
+    for given in ({"init_from": first, "epochs": 1}, {"epochs_from": first, "eval_args": args}):
+        before = run_one(make_config("SASRecCE", **{"epochs": 9} | given))
+        after = run_one(repeated_config(before, {}))
+        assert all(figure.equal for figure in figures(before, after)), given
+
+
 def test_replay_refuses_what_would_be_another_run(finished: Path, capsys: Any) -> None:
     assert main(["replay", str(finished), "--epochs=3"]) == 2
     assert "epochs cannot be changed here" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.evaluation.evaluator import Evaluator
-from recbole_simdiff.evaluation.lists import ListedItems, read_lists
+from recbole_simdiff.evaluation.lists import ListedItems, read_lists, unseen_lengths
 from recbole_simdiff.evaluation.protocols import Metrics
 from recbole_simdiff.log import logger
 from recbole_simdiff.runs.restore import evaluate
@@ -86,6 +86,13 @@ def _evaluate_lists(path: Path, config: Config) -> dict[str, Metrics]:
         logger.warning(
             f"{path}: {short:,} of {len(users):,} tested users have fewer than {longest} items "
             f"({int((lengths == 0).sum()):,} have none); what is not listed is not found"
+        )
+    left = unseen_lengths(items, dataset, test_data._dataset.inter_feat)
+    if cut := int(((left < longest) & (lengths >= longest)).sum()):
+        logger.warning(
+            f"{path}: without the items of their histories {cut:,} of {len(users):,} lists have "
+            f"fewer than {longest} items, so figures with the history removed are too low; give "
+            "longer lists"
         )
     model = ListedItems(items, dataset.item_num, dataset.uid_field)
     evaluator = Evaluator(config, model, torch.device("cpu"))

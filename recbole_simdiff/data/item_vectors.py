@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from recbole_simdiff.data.atomic_files import AtomicFile, obstacle
 from recbole_simdiff.data.dataset import FlatDataset
+from recbole_simdiff.data.manifest import sha256
 from recbole_simdiff.data.parquet import open_parquet, parquet_rows
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.log import logger
 
 _KEYS = ("item_vectors", "item_vectors_mode")
+
+SUFFIXES = (".npz", ".parquet")
 
 
 def apply_item_vectors(config: Any, dataset: FlatDataset, model: Any) -> None:
@@ -67,6 +70,23 @@ def apply_item_vectors(config: Any, dataset: FlatDataset, model: Any) -> None:
         _freeze(config, weight, dataset.item_num)
 
 
+def vectors_checksum(config: Any) -> dict[str, str]:
+    """What the vectors add to the name of a result: a checksum of their file, or nothing.
+
+    Nothing, too, where the file is missing, which ``read_item_vectors`` reports, or where a
+    checkpoint gave the setting, which holds the table.
+
+    Args:
+        config (Config): resolved configuration.
+    """
+    given = config["item_vectors"]
+    if given is None or config.is_stored("item_vectors"):
+        return {}
+    path = Path(config["data_path"]) / f"{config['dataset']}.item"
+    path = Path(given) if Path(given).suffix in SUFFIXES else path
+    return {"item_vectors": sha256(path)} if path.is_file() else {}
+
+
 def read_item_vectors(config: Any, dataset: FlatDataset) -> Tensor:
     """The vector of each item in the order of their numbers, [n_items - 1, width].
 
@@ -82,7 +102,7 @@ def read_item_vectors(config: Any, dataset: FlatDataset) -> Tensor:
     """
     given = config["item_vectors"]
     suffix = Path(given).suffix
-    if suffix in (".npz", ".parquet"):
+    if suffix in SUFFIXES:
         path = Path(given)
         if reason := obstacle(path):
             raise UserError(f"item_vectors={given!r} {reason}", keys=_KEYS[:1])

@@ -120,7 +120,8 @@ def read_lists(path: Path, dataset: FlatDataset) -> Tensor:
         LongTensor: items of each user, best first, 0 after the last one, [users, K].
 
     Raises:
-        UserError: if the file cannot be read, has an unknown user, or an item twice in a list.
+        UserError: if the file cannot be read, has an unknown user or no known item, or an item
+            twice in a list.
     """
     table = _table(path)
     order = _order(path, table)
@@ -135,6 +136,11 @@ def read_lists(path: Path, dataset: FlatDataset) -> Tensor:
             f"{path}: {unknown:,} of {len(table):,} lines name items that are not in the data set; "
             "they are left out"
         )
+    if listed.empty:
+        raise UserError(
+            f"{path}: none of its items is in the data set {dataset.dataset_name}; ids there are "
+            f"such as {', '.join(dataset.item_ids[1:4])}"
+        )
     if listed.duplicated(["user", "item"]).any():
         first = listed[listed.duplicated(["user", "item"])].iloc[0]
         raise UserError(
@@ -147,6 +153,23 @@ def read_lists(path: Path, dataset: FlatDataset) -> Tensor:
     columns = (torch.from_numpy(v.to_numpy().copy()) for v in (listed["user"], place))
     items[tuple(columns)] = torch.from_numpy(listed["item"].to_numpy().copy()).long()
     return items
+
+
+def unseen_lengths(items: Tensor, dataset: FlatDataset, rows: Any) -> Tensor:
+    """How many items of a row's list are left when those of its user's history are removed, [B].
+
+    Args:
+        items (LongTensor): each user's list, see ``read_lists``.
+        dataset (FlatDataset): all interactions.
+        rows (Interaction): test rows, at most one a user.
+    """
+    user, target = rows[dataset.uid_field], rows[dataset.iid_field].unsqueeze(1)
+    listed, n_items = items[user], dataset.item_num
+    if not dataset.list_fields:  # ready-made prefixes
+        return (listed > 0).sum(1)
+    pairs = dataset.flat[dataset.uid_field].long() * n_items + dataset.flat[dataset.iid_field]
+    seen = torch.isin(user.unsqueeze(1) * n_items + listed, pairs) & (listed != target)
+    return ((listed > 0) & ~seen).sum(1)
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -17,7 +17,8 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.loaders import BucketLoader
 from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.protocols import KEPT
-from recbole_simdiff.modules.plan import Phase
+from recbole_simdiff.modules.plan import Phase, with_epochs
+from recbole_simdiff.runs.best_epochs import best_epochs
 from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.item_table import install_item_table
 from recbole_simdiff.runs.result import peak_memory_mb
@@ -109,9 +110,10 @@ def estimate(config: Config, steps: int = STEPS) -> Estimate:
         data_seconds = time.perf_counter() - started
         trainer = PlanTrainer(config, model, Path(folder), data=dataset.histories())
         trainer.evaluator.data_collect(train_data)
+        plan = model.training_plan()
         phases = [
             _phase(trainer, number, phase, train_data, valid_data, steps)
-            for number, phase in enumerate(model.training_plan())
+            for number, phase in enumerate(with_epochs(plan, best_epochs(config, plan)))
         ]
         validation = _seconds(lambda: trainer.evaluator.evaluate(valid_data, (KEPT,)), valid_data)
         saving = _seconds(lambda: trainer.save_state(LAST))

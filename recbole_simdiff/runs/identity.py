@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_simdiff.config.config import Config
+from recbole_simdiff.data.item_vectors import vectors_checksum
 from recbole_simdiff.files import outline
 from recbole_simdiff.runs.best_epochs import epoch_scores
 from recbole_simdiff.runs.item_table import table_checksum
@@ -30,16 +31,30 @@ UNHASHED = (  # of results
 def fingerprint(config: Config, data: str) -> str:
     """A short name of a run's result: of all settings that shape it, the data and the code.
 
-    The content of other runs that it begins with counts, too.
+    The content of files and other runs that it begins with counts, too.
 
     Args:
         config (Config): resolved configuration.
         data (str): checksum of the data.
     """
     named = config.identity() | {"data": data, "code": source_checksum()}
-    named |= {"own_model": config.own.checksum} if config.own else {}
+    return digest_of(named | contents(config))
+
+
+def contents(config: Config) -> dict[str, Any]:
+    """What a result depends on besides settings, data and package, by name.
+
+    That is the code of an own model, and the content of files and runs that settings name.
+
+    Args:
+        config (Config): resolved configuration.
+
+    Raises:
+        UserError: if a run that is named cannot be used.
+    """
+    code = {"own_model": config.own.checksum} if config.own else {}
     read = table_checksum(config) | start_checksum(config) | epoch_scores(config)
-    return digest_of(named | read)
+    return code | read | vectors_checksum(config)
 
 
 @cache

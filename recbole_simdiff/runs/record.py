@@ -21,8 +21,8 @@ from recbole_simdiff.runs.restore import stored_config
 from recbole_simdiff.runs.result import RunResult
 
 PACKAGE = Path(__file__).parents[1]
-# Keys with the path of a file that a repetition must read again.
-FILES = ("item_table", "item_vectors")
+# Keys with the path of a file or run that a repetition must read again.
+FILES = ("item_table", "item_vectors", "init_from", "epochs_from")
 # Of a repetition: nothing is reported to a tracking server.
 UNTRACKED = {"log_wandb": False, "log_mlflow": False}
 

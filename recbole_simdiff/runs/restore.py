@@ -167,6 +167,11 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVE
     content = load_run(resume, resumable=True)[1]
     check_own_model(content, same=True)
     values = content["config"]["values"]
+    if "epochs" in overrides and content.get("phase_epochs"):
+        raise UserError(
+            f"epochs={overrides['epochs']} has no effect here: epochs_from="
+            f"{values.get('epochs_from')} decided for how long the run is trained; leave epochs out"
+        )
     for key in ("log_wandb", "log_mlflow"):
         if values.get(key) and not (resume.parent / tracking.IDENTITY).is_file():
             values[key] = False

@@ -238,6 +238,8 @@ def run_once(
             result = read_result(run_dir)
             if result.tested or not test:
                 logger.info(f"finished before: {run_dir}")
+                if result.tested and last and config["without_users"]:
+                    leave_out_users(run_dir)  # it was stopped before it had done so
                 if test and config["save_rankings"] and not (run_dir / RANKS).is_file():
                     here = {k: config[k] for k in ("use_gpu", "show_progress", "save_rankings")}
                     evaluate(run_dir, here | {"data_path": config.data_root})

@@ -17,9 +17,21 @@ from recbole_simdiff.runs.histories import history_scores
 from recbole_simdiff.runs.stored import load_run
 
 # What is kept of the JSON content; of the configuration, not where things were on the machine.
-_KEPT = ("config", "versions", "statistics", "items", "titles", "ready_rows", "progress")
+_KEPT = (
+    "config",
+    "versions",
+    "statistics",
+    "items",
+    "titles",
+    "ready_rows",
+    "progress",
+    "own_model",
+)
 
-_PLACES = ("data_path", "checkpoint_dir", "init_from", "epochs_from")
+_PLACES = ("data_path", "checkpoint_dir", "init_from", "epochs_from", "augmentation_cache")
+
+# The model is built otherwise where these are given: their last part is kept.
+_NAMED = ("baseline_checkpoint", "item_table", "item_vectors")
 
 
 def check_history_only(config: Config, model: Any) -> None:
@@ -62,6 +74,7 @@ def users_left_out(
         items = tensors["data.history_items"].long()
         kept["data.item_counts"] = torch.bincount(items, minlength=len(content["items"]))
     values = {k: v for k, v in content["config"]["values"].items() if k not in _PLACES}
+    values |= {k: Path(values[k]).name for k in _NAMED if values.get(k) is not None}
     left = {key: content[key] for key in _KEPT if key in content}
     left["config"] = {**content["config"], "values": values}
     left["users"] = content["users"][:1]  # [PAD]

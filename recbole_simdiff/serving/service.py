@@ -179,6 +179,8 @@ class Service:
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self._read_filters, self._watched = read_filters, watched
+        checkpoint.resolve(place, BEST)  # a missing checkpoint is an error only at the start
+        self._signature: list[tuple[int, int, int] | None] = []
         self._signature = self._files()
         self.model = self._load(0)
 
@@ -254,7 +256,7 @@ class Service:
         found: list[tuple[int, int, int] | None] = []
         try:
             paths = [checkpoint.resolve(self.place, BEST), *map(Path, self._watched)]
-        except UserError:  # gone for the moment, or for good
+        except (OSError, UserError):  # gone for the moment, or for good
             return self._signature
         for path in paths:
             try:

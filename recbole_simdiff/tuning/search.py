@@ -18,6 +18,7 @@ from recbole_simdiff.config.keys import NOT_IN_RESULT
 from recbole_simdiff.config.layers import read_yaml
 from recbole_simdiff.config.lookup import portable
 from recbole_simdiff.data.dataset import create_dataset
+from recbole_simdiff.data.item_vectors import SUFFIXES
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.evaluation.protocols import KEPT, protocol_name
@@ -131,6 +132,8 @@ def _absolute_paths(config: Config) -> dict[str, str]:
         "epochs_from",
     )
     paths |= {key: config[key] for key in optional if key in config}
+    if str(config["item_vectors"]).endswith(SUFFIXES):  # else it names a column
+        paths["item_vectors"] = config["item_vectors"]
     return {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
 
 

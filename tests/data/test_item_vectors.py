@@ -14,6 +14,7 @@ from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.item_vectors import read_item_vectors
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.runs.build import build_run
+from recbole_simdiff.runs.identity import fingerprint
 from recbole_simdiff.runs.restore import evaluate, resumed_config
 from recbole_simdiff.runs.run import run_one
 from tests.conftest import SEQUENCES
@@ -127,6 +128,18 @@ def test_a_checkpoint_needs_no_file(make_config: Any, tmp_path: Path) -> None:
     ids = load(result.run_dir).item_ids
     vectors = torch.tensor(np.array([VECTORS[item] for item in ids[1:]]))
     assert torch.equal(table[1 : len(ids)], vectors)
+
+
+@pytest.mark.parametrize("kind", ["npz", "item file"])
+def test_other_vectors_are_another_result(
+    make_config: Any, data_path: Path, tmp_path: Path, kind: str
+) -> None:
+    given = write_npz(tmp_path / "v.npz") if kind == "npz" else write_item_file(data_path)
+    config = make_config("SASRecCE", item_vectors=given)
+    before = fingerprint(config, "data")
+    path = tmp_path / "v.npz" if kind == "npz" else data_path / "toy" / "toy.item"
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert fingerprint(config, "data") != before
 
 
 def test_the_log_says_what_was_read(

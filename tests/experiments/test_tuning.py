@@ -492,6 +492,21 @@ def test_other_data_are_another_search(prepare: Any, data_path: Path) -> None:
         tuning.tune(prepare(RATES))
 
 
+def test_another_file_of_vectors_is_another_search(
+    prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path is absolute, since workers may be in other folders."""
+    monkeypatch.chdir(tmp_path)
+    vectors = tmp_path / "v.npz"
+    vectors.write_bytes(b"1")
+    search = prepare(RATES, item_vectors="v.npz")
+    assert search.settings["item_vectors"] == str(vectors)
+    begin(search).ask()
+    vectors.write_bytes(b"2")
+    with pytest.raises(UserError, match="was made with content of item_vectors="):
+        tuning.tune(prepare(RATES, item_vectors="v.npz"))
+
+
 def test_other_code_is_another_search(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for single runs: what trains may have changed, and old scores with it."""
     first = tuning.tune(prepare(RATES, options={"trials": 1}))

@@ -84,6 +84,11 @@ def test_options_of_recommend(server: Running, recommender: Recommender) -> None
     assert mixed[1]["items"]
 
 
+def test_a_missing_checkpoint_is_named(tmp_path: Path, capsys: Any) -> None:
+    assert main(["serve", f"--checkpoint={tmp_path / 'gone'}", "--port=0"]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -45,6 +45,19 @@ def test_nothing_of_users_and_of_the_machine_is_left(run_dir: Path, stripped: Pa
         load(stripped, use_gpu=False).history("a")
 
 
+def test_no_path_of_what_it_was_trained_with_is_left(run_dir: Path, tmp_path: Path) -> None:
+    table = tmp_path / "SASRecCE"
+    table.symlink_to(run_dir)
+    given = {"item_table": str(table), "hidden_size": 8, "diffusion_steps": 20}
+    before = train(tmp_path, "DreamRec", **given)
+    strip(before, tmp_path / "model.safetensors")
+    assert str(tmp_path) not in (tmp_path / "model.safetensors").read_bytes().decode("latin-1")
+    found, wanted = (
+        load(p, use_gpu=False).recommend([["i1"]]) for p in (tmp_path / "model.safetensors", before)
+    )
+    assert found == wanted
+
+
 def test_stripped_twice_is_the_same(stripped: Path, tmp_path: Path) -> None:
     strip(stripped, tmp_path / "again.safetensors")
     # Bytes may differ: safetensors writes its header in any order.
@@ -113,6 +126,14 @@ def test_a_search_strips_only_what_is_tested(tmp_path: Path) -> None:
     assert (folder / LAST).exists()
     run_once(config, folder)
     assert not (folder / LAST).exists()
+
+
+def test_a_run_that_was_stopped_before_it_was_stripped(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_one(config_of(tmp_path), run_dir=folder)
+    run_once(config_of(tmp_path, without_users=True), folder)
+    assert not (folder / LAST).exists()
+    assert checkpoint.load(folder / BEST)[1]["users"] == ["[PAD]"]
 
 
 def test_a_model_that_reads_users_is_refused_before_it_is_trained(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from recbole_simdiff import files
 from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.evaluation.protocols import kept
 from recbole_simdiff.log import logger, terminal
-from recbole_simdiff.runs.identity import source_checksum
+from recbole_simdiff.runs.identity import contents, source_checksum
 from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.training.progress import Progress
 from recbole_simdiff.tuning.screen import Screen
@@ -123,10 +123,12 @@ def _check_same_search(search: Search, study: Any) -> None:
 
 def _identity(search: Search) -> dict[str, Any]:
     """Everything that all trials of a study share, in the form in which JSON stores it."""
-    values = search.config({}).identity()["values"]
+    config = search.config({})
+    values = config.identity()["values"]
     searched = {dimension.key: f"search over {dimension}" for dimension in search.space}
     shared = {k: v for k, v in values.items() if k not in searched}
     shared |= searched | {"data": search.data, "code of recbole_simdiff": source_checksum()}
+    shared |= {f"content of {name}": found for name, found in contents(config).items()}
     identity: dict[str, Any] = json.loads(json.dumps(shared, default=str))
     return identity
 
