@@ -62,10 +62,10 @@ def test_the_callers_handlers_and_the_runs_file_get_the_same(make_config: Any, k
     place = Path(run(make_config("SASRec", epochs=2)).run_dir)
     lines = (place / f"{place.name}.log").read_text().splitlines()
     assert kept.messages == lines
-    assert [line.split()[:3] for line in lines[2:]] == [["train", "epoch", n] for n in "01"]
+    assert [line.split()[:3] for line in lines[3:]] == [["train", "epoch", n] for n in "01"]
     other = Path(run(make_config("SASRec", epochs=1)).run_dir)  # goes to its own file alone
     assert (place / f"{place.name}.log").read_text().splitlines() == lines
-    assert len((other / f"{other.name}.log").read_text().splitlines()) == 3
+    assert len((other / f"{other.name}.log").read_text().splitlines()) == 4
 
 
 def test_the_level_is_that_of_the_configuration(make_config: Any, kept: Kept) -> None:
