@@ -241,6 +241,20 @@ def both(pair: Path, name: str) -> Any:
     return first
 
 
+def test_two_processes_may_make_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RecBole fails where a folder appears between its look and its making: it is there before."""
+    write_inter(tmp_path / "dataset", "toy", SEQUENCES)
+    config = make(tmp_path, "SimDiffRec")
+    network, seen = build_run(config)[-1], []
+    monkeypatch.setattr(
+        "recbole.trainer.trainer.ensure_dir", lambda path: seen.append(Path(path).is_dir())
+    )
+    PlanTrainer(config, network, tmp_path / "new" / "run")
+    assert seen == [True]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one_does(pair: Path, tmp_path: Path, case: str) -> None:
     """Weights and losses up to rounding, validation metrics exactly."""

@@ -68,6 +68,8 @@ class PlanTrainer(Trainer):
         quiet = copy.copy(config)
         own = {"log_wandb": False, "checkpoint_dir": str(run_dir)}
         quiet.final_config_dict = config.final_config_dict | own
+        # RecBole looks first and makes the folder then, where a second process may come between.
+        run_dir.mkdir(parents=True, exist_ok=True)
         super().__init__(quiet, model)
         self.config, self.settings = config, settings
         self.run_dir, self.payload, self.data = run_dir, payload or {}, data or {}
