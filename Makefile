@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # here needs ray, and everything else that RecBole imports is a dependency of this package.
 RECBOLE := --no-deps -c constraints.txt recbole
 
-.PHONY: run test test-slow test-no-ray lint bench clean
+.PHONY: run test test-slow test-no-ray lint bench docs clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run_recbole_simdiff.py --model=SimDiffRec --dataset=ml-100k --epochs=40 --show_users=3
@@ -34,6 +34,14 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks --data_path=$(DATA_PATH)
+
+# The site, in build/site; open build/site/index.html. A broken link or anchor is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[docs]'
+	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python"; exit 1; }

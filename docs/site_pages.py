@@ -1,0 +1,55 @@
+"""Hook of mkdocs: pages that are made when the site is built.
+
+The front page is README.md, and CHANGELOG.md and CONTRIBUTING.md are pages as well; the notebook
+becomes a page of text and code (it has no outputs, so that no kernel or converter is needed); what
+is under ``reference/`` is made by ``reference.py``. Links are written for the repository, and are
+moved here to where the pages are in the site.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import reference
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+# Page of the site -> file at the root of the repository.
+ROOT_PAGES = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md"}
+NOTEBOOK = "tour.ipynb"
+
+
+def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
+    """Add the pages that are no files under ``docs/``."""
+    for name, content in pages().items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def pages() -> dict[str, str]:
+    """Path of each made page -> its Markdown."""
+    made = {page: (ROOT / name).read_text() for page, name in ROOT_PAGES.items()}
+    made["tour.md"] = notebook((ROOT / "docs" / NOTEBOOK).read_text())
+    return made | reference.pages()
+
+
+def notebook(text: str) -> str:
+    """A notebook's cells as Markdown."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    title, *rest = parts
+    return "\n\n".join([title, f"This page is a notebook: [{NOTEBOOK}]({NOTEBOOK}).", *rest]) + "\n"
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links between files of the repository as links between pages."""
+    for name in ROOT_PAGES:
+        markdown = markdown.replace(f"](../{ROOT_PAGES[name]}", f"]({name}")
+    if page.file.src_uri in ROOT_PAGES:
+        markdown = markdown.replace("](docs/", "](")
+    if page.file.src_uri == "tour.md":
+        return markdown
+    return markdown.replace(f"]({NOTEBOOK})", "](tour.md)")
