@@ -103,7 +103,8 @@ def value_of(action: argparse.Action) -> str:
 
 def help_of(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     """Help of an option with its placeholders filled, and whether it must be given."""
-    text = (action.help or "") % {**vars(action), "prog": parser.prog}
+    text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help)
+    text %= {**vars(action), "prog": parser.prog}
     return escaped("; ".join(filter(None, [text, "required" * action.required])))
 
 

@@ -41,8 +41,9 @@ def test_the_reference_has_every_option_of_the_help(command: str) -> None:
     lines = re.findall(r"^  (-.*?)(?:  |$)", parser.format_help(), re.MULTILINE)
     shown = set(re.findall(r"--\w+", " ".join(lines))) - {"--help"}
     rows = REFERENCE.options_of(parser)
+    hidden = {"--action"} if command == "checkpoint" else set()  # its first argument
     assert shown
-    assert shown == set(re.findall(r"--\w+", " ".join(names for names, _ in rows)))
+    assert shown | hidden == set(re.findall(r"--\w+", " ".join(names for names, _ in rows)))
 
 
 def test_there_are_files_of_settings() -> None:
