@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # here needs ray, and everything else that RecBole imports is a dependency of this package.
 RECBOLE := --no-deps -c constraints.txt recbole
 
-.PHONY: run test test-slow test-no-ray lint bench docs clean
+.PHONY: run test test-slow test-no-ray lint bench docs release-check clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run_recbole_simdiff.py --model=SimDiffRec --dataset=ml-100k --epochs=40 --show_users=3
@@ -38,6 +38,11 @@ bench: $(VENV)/.installed
 # The site, in build/site; open build/site/index.html. A broken link or anchor is an error.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Wheel and sdist in a fresh environment of each Python that is there.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+release-check: $(VENV)/.installed
+	$(BIN)/python -m tests.release_check $(PYTHONS)
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[docs]'

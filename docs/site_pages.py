@@ -7,6 +7,7 @@ moved here to where the pages are in the site.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 # Page of the site -> file at the root of the repository.
-ROOT_PAGES = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md"}
+ROOT_PAGES = {
+    "index.md": "README.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+}
 NOTEBOOK = "tour.ipynb"
 
 
@@ -45,11 +50,14 @@ def notebook(text: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links between files of the repository as links between pages."""
-    for name in ROOT_PAGES:
-        markdown = markdown.replace(f"](../{ROOT_PAGES[name]}", f"]({name}")
+    """Links between files of the repository as links between pages.
+
+    Code in a cell of a table has a bare bar in the site, where files have an escaped one.
+    """
+    for name, file in ROOT_PAGES.items():
+        markdown = markdown.replace(f"](../{file}", f"]({name}")
     if page.file.src_uri in ROOT_PAGES:
         markdown = markdown.replace("](docs/", "](")
-    if page.file.src_uri == "tour.md":
-        return markdown
-    return markdown.replace(f"]({NOTEBOOK})", "](tour.md)")
+    if page.file.src_uri != "tour.md":
+        markdown = markdown.replace(f"]({NOTEBOOK})", "](tour.md)")
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+import recbole_simdiff
 from recbole_simdiff.cli.parser import COMMANDS, build_parser, parse, split
 
 ROOT = Path(__file__).parents[1]
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RENDER = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "results" / "render.py"))
 PAGES: dict[Path, dict[str, str]] = RENDER["pages"]()
 
@@ -77,3 +79,18 @@ def test_commands_parse(page: Path) -> None:
 
 def test_the_readme_has_commands() -> None:
     assert len(list(commands_of((ROOT / "README.md").read_text()))) >= 9
+
+
+def test_examples_of_style_are_in_the_code() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    examples = re.findall(r"\(`(\S+\.py)`\):\n\n```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 3
+    for file, code in examples:
+        assert code in (ROOT / "recbole_simdiff" / file).read_text(), file
+
+
+def test_the_citation_has_what_its_format_requires() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["cff-version"] == "1.2.0"
+    assert {"title", "message", "authors"} <= set(cited)
+    assert cited["version"] == recbole_simdiff.__version__

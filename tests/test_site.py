@@ -84,7 +84,12 @@ def test_every_page_is_in_the_navigation() -> None:
     made = {name for name in nav if name not in written}
     assert written <= set(nav)
     assert {name for name in made if name.startswith("reference/")} == set(REFERENCE.pages())
-    assert {n for n in made if "/" not in n} == {"index.md", "tour.md", "CHANGELOG.md"}
+    assert {n for n in made if "/" not in n} == {
+        "index.md",
+        "tour.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    }
 
 
 @pytest.mark.slow
