@@ -1,10 +1,11 @@
-"""Write the tables of README.md and docs/results.md from the files of this folder.
+"""Write the tables of README.md and of the pages in docs/ from the files of this folder.
 
     python docs/results/render.py
 
 ``runs/`` holds the records of runs that ``keep.py`` took over, ``amazon-beauty.csv`` the metrics
 of older ones, ``rows.txt`` the order of the rows, and ``speed.txt`` what ``python -m
-tests.benchmarks`` printed. What is published is read from ``properties/experiment/table2.yaml``.
+tests.benchmarks`` printed. What is published is read from ``properties/experiment/table2.yaml``
+and, of other papers, from ``published.yaml``.
 """
 
 import csv
@@ -14,6 +15,8 @@ from pathlib import Path
 from textwrap import indent
 
 import yaml
+
+from recbole_simdiff.experiments.results import impossible
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -41,6 +44,7 @@ def pages() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": {"overview": table(overview_rows(lines)), "fast": fast()},
         ROOT / "docs" / "results.md": details | {"commands": commands(lines)},
         ROOT / "docs" / "measured.md": {"speed": speed},
+        ROOT / "docs" / "impossible.md": {"impossible": checked()},
     }
 
 
@@ -140,11 +144,32 @@ def cited() -> dict[str, dict[str, str]]:
     }
 
 
-def table(rows: Iterator[Sequence[str]]) -> str:
-    """Markdown of a heading and rows."""
+def checked() -> str:
+    """How many published rows contradict themselves, and which, with the reason."""
+    table2 = ROOT / "properties" / "experiment" / "table2.yaml"
+    sources = yaml.safe_load(table2.read_text())["cited"]
+    sources += yaml.safe_load((HERE / "published.yaml").read_text())
+    counts, found = [], []
+    for source in sources:
+        faults = [
+            (source["source"], dataset, row, fault)
+            for dataset, values in source["values"].items()
+            for row, numbers in values.items()
+            for fault in impossible(dict(zip(source["metrics"], numbers, strict=True)), 1e-4)
+        ]
+        rows = sum(map(len, source["values"].values()))
+        counts.append((source["source"], str(rows), str(len({fault[1:3] for fault in faults}))))
+        found += faults
+    first = table(iter((("source", "rows checked", "impossible"), *counts)))
+    second = table(iter((("source", "data set", "row", "contradiction"), *found)), "---")
+    return f"\n{first}\n{second}\n"
+
+
+def table(rows: Iterator[Sequence[str]], rule: str = "---:") -> str:
+    """Markdown of a heading and rows; the rule aligns all columns but the first."""
     head, *body = rows
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *body))
+    rules = ["---"] + [rule] * (len(head) - 1)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rules, *body))
 
 
 def is_of(line: dict[str, str], split: str, protocol: str) -> bool:
