@@ -59,8 +59,10 @@ def check(python: str, version: str, packages: Sequence[Path], folder: Path) -> 
             run([*pip, *reinstalled, "-c", str(ROOT / "constraints.txt"), str(package)], ROOT)
             run([*pip, "--no-deps", "recbole==1.2.1"], ROOT)
             printed = run([str(folder / "bin" / "recbole-simdiff"), *TRAINING], folder / "work")
-            (line,) = (line for line in printed.splitlines() if line.startswith("test  history k"))
-            print(f"Python {version}, {package.name}: {line}", flush=True)
+            lines = [line for line in printed.splitlines() if line.split()[:1] == ["test"]]
+            print(f"Python {version}, {package.name}:", *lines, sep="\n    ", flush=True)
+            if not lines:
+                return False
     except subprocess.CalledProcessError as error:
         print(f"Python {version}: failed: {error}\n{error.stdout}{error.stderr}", flush=True)
         return False

@@ -94,3 +94,12 @@ def test_the_citation_has_what_its_format_requires() -> None:
     assert cited["cff-version"] == "1.2.0"
     assert {"title", "message", "authors"} <= set(cited)
     assert cited["version"] == recbole_simdiff.__version__
+
+
+def test_figures_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "docs" / "figures"
+    monkeypatch.syspath_prepend(str(folder))
+    figures = runpy.run_path(str(folder / "draw.py"))["figures"]()
+    assert set(figures) == {path.name for path in folder.glob("*.svg")}
+    for name, content in figures.items():
+        assert (folder / name).read_text() == content, f"run docs/figures/draw.py: {name}"

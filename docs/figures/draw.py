@@ -7,9 +7,10 @@
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
-from svg import Drawing
+from svg import COLOURS, Drawing
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "results" / "runs"
@@ -56,7 +57,7 @@ def method() -> Drawing:
     d.cells(444, 198, ["a", "b'", "c", "d'", "e"], (1, 3))
     d.text(666, 188, "hard negative s-: k-th choice", "ink bold")
     d.cells(666, 198, ["a", 'b"', "c", 'd"', "e"], (1, 3))
-    d.arrow((860, 87), (860, 160), (764, 160), (764, 174))
+    d.arrow((874, 87), (874, 160), (764, 160), (764, 174))
     d.arrow((764, 160), (534, 160), (534, 174))
     d.box(20, 262, 860, ["encoder: causal Transformer, the same for all three"], 36)
     for x, y in ((100, 72), (524, 224), (746, 224)):
@@ -87,7 +88,7 @@ def method() -> Drawing:
 
 def data_flow() -> Drawing:
     """From a file of interactions to recommendations."""
-    d = Drawing(900, 330, "From a file of interactions to training, evaluation and recommendations")
+    d = Drawing(900, 340, "From a file of interactions to training, evaluation and recommendations")
     rows = (
         (
             "train",
@@ -121,59 +122,59 @@ def data_flow() -> Drawing:
         for x, lines in zip(xs, boxes, strict=True):
             if lines:
                 d.box(x, y, width, lines, 72)
-        for left, right in zip(xs, xs[1:], strict=False):
+        for left, right in pairwise(xs):
             if number == 0 or (number == 1 and left > 68):
                 d.arrow((left + width, y + 36), (right, y + 36))
     d.arrow((309, 92), (309, 126))
     d.arrow((807, 92), (807, 126))
     d.arrow((807, 198), (807, 232))
-    d.arrow((732, 268), (716, 268))
-    for x in (143, 309, 475):
-        d.text(x, 318, "", "soft")
+    for x in (143, 309, 475, 641):
+        d.arrow((807, 304), (807, 320), (x, 320), (x, 304))
     return d
 
 
 def curves() -> Drawing:
     """Validation NDCG@10 by epoch of every recorded run that has a curve."""
-    d = Drawing(900, 400, "Validation NDCG@10 by epoch, history kept, amazon-beauty")
-    d.text(20, 28, "Validation NDCG@10 by epoch (history kept, amazon-beauty)", "ink bold")
     series = recorded()
+    d = Drawing(900, max(400, 90 + 56 * len(series)), "Validation NDCG@10 by epoch")
+    d.text(20, 28, "Validation NDCG@10 by epoch (history kept, amazon-beauty)", "ink bold")
     last = max(len(values) for values in series.values())
     top = max(max(values) for values in series.values()) * 1.08
-    left, right, low, high = 70, 620, 350, 50
+    left, right, low, high = 70, 610, 350, 50
 
     def point(epoch: int, value: float) -> tuple[float, float]:
         return left + (right - left) * epoch / last, low - (low - high) * value / top
 
-    for number in range(6):
-        value = number / 100
-        if value <= top:
-            _, y = point(0, value)
-            d.line([(left, y), (right, y)], "grid")
-            d.text(left - 8, y + 4, f"{value:.2f}", "soft small", "end")
+    for hundredths in range(int(top * 100) + 1):
+        _, y = point(0, hundredths / 100)
+        d.line([(left, y), (right, y)], "grid")
+        d.text(left - 8, y + 4, f"{hundredths / 100:.2f}", "soft small", "end")
     for epoch in range(0, last + 1, 20):
         d.text(point(epoch, 0)[0], low + 18, str(epoch), "soft small", "middle")
     d.text((left + right) / 2, low + 38, "epoch", "soft", "middle")
     for number, (name, values) in enumerate(series.items()):
-        d.line([point(*pair) for pair in enumerate(values)], f"s{number}", DASHES[number])
+        colour, dashes = number % COLOURS, DASHES[number % len(DASHES)]
+        d.line([point(*pair) for pair in enumerate(values)], f"s{colour}", dashes)
         best = max(range(len(values)), key=values.__getitem__)
-        label = 90 + 56 * number
-        d.line([(640, label - 4), (668, label - 4)], f"s{number}", DASHES[number])
-        d.text(676, label, name.partition(", ")[0], f"t{number} bold")
-        d.text(676, label + 17, name.partition(", ")[2] or "", "soft small")
-        d.text(676, label + 33, f"best {values[best]:.4f}, epoch {best}", "soft small")
+        model, _, variant = name.partition(", ")
+        y = 72 + 56 * number
+        d.line([(630, y - 4), (658, y - 4)], f"s{colour}", dashes)
+        d.text(666, y, model, f"t{colour} bold")
+        d.text(666, y + 17, variant, "soft small")
+        d.text(666, y + 33, f"best {values[best]:.4f}, epoch {best}", "soft small")
     return d
 
 
 def recorded() -> dict[str, list[float]]:
-    """Row of each recorded run with a curve -> its validation metric by epoch."""
+    """Row of each recorded run with a curve -> its validation metric by epoch, in table order."""
     found = {}
-    for path in sorted(RUNS.glob("*.json")):
+    for path in RUNS.glob("*.json"):
         record = json.loads(path.read_text())
         values = [epoch["valid"][METRIC] for epoch in record["log"] if epoch["valid"]]
         if len(values) >= EPOCHS:
-            found[record["row"].replace("`", "")] = values
-    return found
+            found[record["row"]] = values
+    order = (RUNS.parent / "rows.txt").read_text().splitlines()
+    return {row.replace("`", ""): found[row] for row in order if row in found}
 
 
 if __name__ == "__main__":

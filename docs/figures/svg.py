@@ -1,4 +1,4 @@
-"""SVG drawings with a background of their own: legible in print, on a light and on a dark screen."""
+"""SVG drawings with their own background: legible in print, on a light and on a dark screen."""
 
 from collections.abc import Sequence
 from html import escape
@@ -8,7 +8,9 @@ STYLE = """
   .mark { fill: #f7d9b8; stroke: #a8580a; } .ink { fill: #1a2330; } .soft { fill: #4a5768; }
   .edge { stroke: #5b6b80; fill: none; } .head { fill: #5b6b80; } .grid { stroke: #d5dbe3; }
   .s0 { stroke: #0072b2; } .s1 { stroke: #c24e00; } .s2 { stroke: #00805c; }
+  .s3 { stroke: #9b4f96; } .s4 { stroke: #86690a; } .s5 { stroke: #505a66; }
   .t0 { fill: #0072b2; } .t1 { fill: #c24e00; } .t2 { fill: #00805c; }
+  .t3 { fill: #9b4f96; } .t4 { fill: #86690a; } .t5 { fill: #505a66; }
   text { font-family: Helvetica, Arial, sans-serif; font-size: 13px; }
   .small { font-size: 11.5px; } .bold { font-weight: bold; }
   @media (prefers-color-scheme: dark) {
@@ -16,9 +18,12 @@ STYLE = """
     .mark { fill: #5a3a17; stroke: #e8a456; } .ink { fill: #eef2f7; } .soft { fill: #b6c2d0; }
     .edge { stroke: #8fa1b8; } .head { fill: #8fa1b8; } .grid { stroke: #3a4553; }
     .s0 { stroke: #56b4e9; } .s1 { stroke: #f0954a; } .s2 { stroke: #3ecf9f; }
+    .s3 { stroke: #d99bd0; } .s4 { stroke: #e3c44a; } .s5 { stroke: #c3ccd6; }
     .t0 { fill: #56b4e9; } .t1 { fill: #f0954a; } .t2 { fill: #3ecf9f; }
+    .t3 { fill: #d99bd0; } .t4 { fill: #e3c44a; } .t5 { fill: #c3ccd6; }
   }
 """
+COLOURS = 6  # of series: classes s0 ... of lines, t0 ... of texts
 LINE = 17  # height of a line of text
 
 
