@@ -1,9 +1,11 @@
 """Tables of the documentation are what records say; links lead somewhere, commands parse."""
 
+import ast
 import importlib
 import re
 import runpy
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +64,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def commands_of(text: str) -> Iterator[str]:
     """Complete command lines; those with a shell's variable or an ellipsis are left out."""
-    start = r"^ +(?:.*\| *)?python run_recbole_simdiff\.py (.*)$"
+    start = r"^ *(?:.*\| *)?python run_recbole_simdiff\.py (.*)$"
     for line in re.findall(start, text.replace("\\\n", " "), re.MULTILINE):
         if "..." not in line and "$" not in line:
             yield line.partition(" > ")[0].partition("   #")[0]
@@ -75,6 +77,27 @@ def test_commands_parse(page: Path) -> None:
         command = importlib.import_module(f"recbole_simdiff.cli.{COMMANDS[arguments[0]].module}")
         _, rest = parse(build_parser(arguments[0], command.add_arguments), arguments)
         assert all(re.match(r"--\w+(=|$)", option) for option in rest), rest
+
+
+def python_blocks(text: str) -> Iterator[str]:
+    """Fenced blocks of Python, and indented ones that import the package."""
+    yield from re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE):
+        if re.search(r"^    (from|import) ", block, re.MULTILINE):
+            yield textwrap.dedent(block)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_python_parses_and_its_imports_exist(page: Path) -> None:
+    for block in python_blocks(page.read_text()):
+        for node in ast.walk(ast.parse(textwrap.dedent(block))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("recbole_simdiff"):
+                module = importlib.import_module(str(node.module))
+                assert {alias.name for alias in node.names} <= set(dir(module)), page.name
+
+
+def test_the_pages_have_python() -> None:
+    assert sum(len(list(python_blocks(page.read_text()))) for page in TEXTS) >= 8
 
 
 def test_the_readme_has_commands() -> None:
