@@ -62,6 +62,38 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file.read_text()), target
 
 
+def clicks() -> dict[Path, int]:
+    """Page -> how many links lead to it from README.md, at least."""
+    found, reached = {ROOT / "README.md": 0}, [ROOT / "README.md"]
+    for page in reached:
+        for target in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text()):
+            linked = (page.parent / target).resolve()
+            if linked not in found:
+                found[linked] = found[page] + 1
+                reached.append(linked)
+    return found
+
+
+# Questions of a newcomer -> the page that answers.
+QUESTIONS = {
+    "how do I train on my CSV": "your-data.md",
+    "which model should I use, and why": "which-model.md",
+    "how do I reproduce the table": "results.md",
+    "how do I serve": "serving.md",
+    "how do I add a model": "your-model.md",
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_questions_are_answered_within_two_clicks(question: str) -> None:
+    assert clicks()[ROOT / "docs" / QUESTIONS[question]] <= 2
+
+
+def test_every_page_is_within_three_clicks() -> None:
+    found = clicks()
+    assert {page for page in TEXTS if found.get(page, 9) > 3} == set()
+
+
 def commands_of(text: str) -> Iterator[str]:
     """Complete command lines; those with a shell's variable or an ellipsis are left out."""
     start = r"^ *(?:.*\| *)?python run_recbole_simdiff\.py (.*)$"
