@@ -22,6 +22,7 @@ ROOT_PAGES = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
 }
+COPIED = ("LICENSE", "CITATION.cff")  # README.md may link to them
 NOTEBOOK = "tour.ipynb"
 
 
@@ -35,6 +36,7 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 def pages() -> dict[str, str]:
     """Path of each made page -> its Markdown."""
     made = {page: (ROOT / name).read_text() for page, name in ROOT_PAGES.items()}
+    made |= {name: (ROOT / name).read_text() for name in COPIED}
     made["tour.md"] = notebook((ROOT / "docs" / NOTEBOOK).read_text())
     return made | reference.pages()
 
