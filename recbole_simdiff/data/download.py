@@ -69,13 +69,12 @@ def download(name: str, url: str, folder: Path) -> None:
         expected = terms.get("sha256") or _read(record).get("sha256") or checksum
         if checksum != expected:
             _forget(part)
-            accept = f"to accept it, remove {record}"
-            if "sha256" in terms:  # comes with this package, whatever was downloaded before
-                accept = f"to use it all the same, fetch it by hand and unpack it in {folder}"
+            source = f"that of the former download in {record}, which may be removed"
+            if "sha256" in terms:
+                source = "that of this package's list of downloads"
             raise UserError(
-                f"{url}: received {size:,} bytes with SHA-256 {checksum}, expected SHA-256 "
-                f"{expected}. The transfer was damaged, or the provider changed the file, and it "
-                f"was removed. Start again; if the same is received again, {accept}"
+                f"received {size:,} bytes with SHA-256 {checksum}, expected {expected}, {source}. "
+                "The transfer was damaged, or the provider changed the file. Start again"
             )
         content = {"url": url, "sha256": checksum, "bytes": size, **terms}
         _unpack(part, name, PurePosixPath(url).stem, content, record)

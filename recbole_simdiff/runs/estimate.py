@@ -128,7 +128,7 @@ def _phase(
     """Time some steps of a phase, with optimisers of its own."""
     config, model = trainer.config, trainer.model
     validated = phase.evaluate and valid_data
-    validations = 1 / config["eval_step"] if validated else 0.0
+    validations = 1 / trainer.eval_step if validated else 0.0
     trainer.progress.phase = number
     trainer._build_optimizers()
     model.begin_epoch(phase.name, 0)

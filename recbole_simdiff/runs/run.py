@@ -16,7 +16,7 @@ from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
-from recbole_simdiff.runs.best_epochs import best_epochs
+from recbole_simdiff.runs.best_epochs import best_epochs, check_validated
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.folder import claimed, logged, new_folder
 from recbole_simdiff.runs.item_table import install_item_table
@@ -112,6 +112,8 @@ def _run_one(
         join_processes(config, dataset, (train_data, valid_data, test_data), model)
     if resume:
         check_same_data(resume, *stored, dataset)
+    if valid_data:
+        check_validated(config, model.training_plan())
     taken, phase_epochs = [], stored[1].get("phase_epochs", {})
     if not resume:
         taken = _begun_from(config, dataset, train_data._dataset, model)

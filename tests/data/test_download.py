@@ -201,7 +201,7 @@ def test_a_later_download_must_have_the_recorded_checksum(
     assert inter.read_bytes() == before
     inter.unlink()
     server.content = packed(tmp_path, b"another version")
-    with pytest.raises(UserError, match=r"to accept it, remove .*download\.json"):
+    with pytest.raises(UserError, match=r"former download in .*json, which may be removed"):
         create_dataset(config)
     assert names(folder) == FILES - {inter.name}
     (folder / f"{NAME}.download.json").unlink()
@@ -217,8 +217,9 @@ def test_a_shipped_checksum_is_compared(
         create_dataset(config)
     message, received = str(caught.value), hashlib.sha256(server.content).hexdigest()
     assert f"received {len(server.content):,} bytes with SHA-256 {received}" in message
-    assert f"expected SHA-256 {'0' * 64}" in message
-    assert f"fetch it by hand and unpack it in {folder}" in message
+    assert f"expected {'0' * 64}, that of this package's list of downloads" in message
+    assert "Start again" in message
+    assert "Fetch it by hand, unpack it there" in message
     assert "download.json" not in message  # there is none
     assert not (folder / f"{NAME}.inter").exists()
 
