@@ -186,7 +186,7 @@ class PlanTrainer(Trainer):
                 if phase.fit:
                     phase.fit(train_data._dataset)
                 else:
-                    self._train_epoch(train_data, progress.epoch, show_progress)
+                    self._train_epoch(train_data, progress.epoch, show_progress, listeners)
             entry, better = progress.entry(phase.name), validate is None
             if validate and (progress.epoch + 1) % self.eval_step == 0:
                 with progress.timed():
@@ -204,6 +204,7 @@ class PlanTrainer(Trainer):
         train_data: Any,
         epoch_idx: int,
         show_progress: bool = False,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         """Train on the batches of an epoch that are still to come."""
         self.model.train()
@@ -219,6 +220,8 @@ class PlanTrainer(Trainer):
         for batch in bar:
             parts, monitor = self._step(batch, updates)
             progress.add_step(parts, monitor)
+            for listener in listeners:
+                listener.on_step(progress)
             if progress.step % 10 == 0:
                 bar.set_postfix_str(
                     " ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False
