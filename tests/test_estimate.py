@@ -8,7 +8,13 @@ import pytest
 from recbole_simdiff.cli.main import main
 from recbole_simdiff.modules.plan import Phase
 from recbole_simdiff.runs import estimate as module
-from recbole_simdiff.runs.estimate import Estimate, FirstEstimate, PhaseEstimate, estimate
+from recbole_simdiff.runs.estimate import (
+    Estimate,
+    FirstEstimate,
+    PhaseEstimate,
+    estimate,
+    step_seconds,
+)
 from recbole_simdiff.runs.run import run_one
 from recbole_simdiff.training.progress import Progress
 
@@ -47,6 +53,11 @@ def test_nothing_is_kept(make_config: Any, tmp_path: Path) -> None:
     estimate(make_config("SASRecCE"), steps=1)
     written = {path for path in set(tmp_path.rglob("*")) - set(before) if path.is_file()}
     assert not [path for path in written if "log_tensorboard" not in path.parts]
+
+
+def test_a_step_that_was_held_up_does_not_count() -> None:
+    """Medians of (1, 2, 90), (4, 5, 6) and (8,)."""
+    assert step_seconds([1.0, 2.0, 90.0, 4.0, 6.0, 5.0, 8.0]) == 5.0
 
 
 def test_the_sum_by_hand() -> None:

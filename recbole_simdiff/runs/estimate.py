@@ -1,6 +1,7 @@
 """Memory and seconds of a run before it starts, from a few of its steps."""
 
 import itertools
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,9 @@ from recbole_simdiff.runs.result import peak_memory_mb
 from recbole_simdiff.training.progress import Listener, Progress
 from recbole_simdiff.training.trainer import PlanTrainer
 
-STEPS = 20  # timed of each phase
+STEPS = 21  # timed of each phase
 WARM_UP = 3  # steps that are not timed: the first ones allocate
+GROUP = 3  # steps of similar size, of whose times the median counts
 
 SOON = 1.0  # seconds of a run's own steps after which it is told what an epoch will cost
 WORTH_TELLING = 10.0  # seconds of a whole training
@@ -148,9 +150,22 @@ def _phase(
     warm_up, batches = _sample(train_data, steps)
     for make in warm_up:
         trainer._step(make(), updates)
-    seconds = _seconds(lambda: [trainer._step(make(), updates) for make in batches])
-    n_batches = len(train_data)
-    return PhaseEstimate(phase.name, phase.epochs, n_batches, seconds / len(batches), validations)
+    times = [_seconds(lambda m=make: trainer._step(m(), updates)) for make in batches]
+    return PhaseEstimate(
+        phase.name, phase.epochs, len(train_data), step_seconds(times), validations
+    )
+
+
+def step_seconds(times: Sequence[float]) -> float:
+    """Seconds of a step of average size: the mean over groups of their medians.
+
+    A step that the machine held up does not count so.
+
+    Args:
+        times (Sequence): of steps on batches of all sizes, the smallest first.
+    """
+    groups = (times[i : i + GROUP] for i in range(0, len(times), GROUP))
+    return statistics.fmean(statistics.median(group) for group in groups)
 
 
 def _sample(train_data: Any, n: int) -> tuple[list[MakeBatch], list[MakeBatch]]:
