@@ -148,9 +148,13 @@ def _phase(
     model.train()
     updates = trainer._updates()
     warm_up, batches = _sample(train_data, steps)
-    for make in warm_up:
+
+    def take(make: MakeBatch) -> None:
         trainer._step(make(), updates)
-    times = [_seconds(lambda m=make: trainer._step(m(), updates)) for make in batches]
+
+    for make in warm_up:
+        take(make)
+    times = [_seconds(partial(take, make)) for make in batches]
     return PhaseEstimate(
         phase.name, phase.epochs, len(train_data), step_seconds(times), validations
     )

@@ -12,7 +12,7 @@ SEARCHES = ("exact", "approximate")
 
 # Lists of the index that a search reads. More find more of the best items, and take longer;
 # docs/serving.md has figures.
-N_PROBE = 64
+N_PROBE = 192
 
 # A search for more than this share of all items would read most of them: they are scored instead.
 LARGEST_SHARE = 0.1
