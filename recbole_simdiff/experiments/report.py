@@ -181,9 +181,10 @@ def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path
         list: the files.
     """
     written = []
-    if experiment.sweep:
+    of_kind = {"sweep": plots.sweep, "ablation": plots.ablation}
+    if draw := of_kind.get(experiment.kind):
         for protocol in PROTOCOLS:
-            written += plots.sweep(experiment, cells, protocol, folder)
+            written += draw(experiment, cells, protocol, folder)
     for dataset in experiment.datasets:
         by_label = {
             label(cell.row, cell.swept): runs
