@@ -144,19 +144,24 @@ def warm_start(config: Config, dataset: FlatDataset, train: FlatDataset, model: 
                 why = f"{name} depends on the number of items or users, but has no row for each"
             raise _misfit(path, content, config, why)
     model.load_state_dict(here)
-    new = f"{n_from_company:,} from the items they occur with"
-    new += f", {items.n_new - n_from_company:,} fresh"
-    if vectors is not None:
-        new = f"from item_vectors, mode {vectors}"
-    carried = f"{items.counts('items')} ({new})"
-    if vectors == "frozen":
-        carried = "the item table is item_vectors, mode frozen"
+    carried = _carried(items, n_from_company, vectors)
     carried += f"; {users.counts('users')} (fresh)" if "users" in rows_of.values() else ""
     source = f"init_from: {content['config']['model']} in {path}"
     return [
         f"{source}: {carried}; {n_whole:,} other tensors carried over",
         *_leak(path, content, config),
     ]
+
+
+def _carried(items: _Ids, n_from_company: int, vectors: str | None) -> str:
+    """How many items were carried over, and where new ones come from."""
+    if vectors == "frozen":
+        return "the item table is item_vectors, mode frozen"
+    new = f"{n_from_company:,} from the items they occur with"
+    new += f", {items.n_new - n_from_company:,} fresh"
+    if vectors is not None:
+        new = f"from item_vectors, mode {vectors}"
+    return f"{items.counts('items')} ({new})"
 
 
 def _rows_of(config: Config, train: FlatDataset, here: Mapping[str, Tensor]) -> dict[str, str]:

@@ -200,11 +200,7 @@ class PlanTrainer(Trainer):
                 listener.on_epoch(entry, progress)
 
     def _train_epoch(
-        self,
-        train_data: Any,
-        epoch_idx: int,
-        show_progress: bool = False,
-        listeners: Sequence[Listener] = (),
+        self, train_data: Any, epoch_idx: int, show_progress: bool, listeners: Sequence[Listener]
     ) -> None:
         """Train on the batches of an epoch that are still to come."""
         self.model.train()

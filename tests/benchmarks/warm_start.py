@@ -1,12 +1,13 @@
 """Epochs that ``init_from`` saves after some days of new data, as a table.
 
-    python -m tests.benchmarks.warm_start --data_path=DIR [--days=1,7] [--model=SASRecCE]
+    python -m tests.benchmarks.warm_start [--data_path=DIR] [--days=1,7] [--model=SASRecCE]
 
-DIR holds ml-100k/ml-100k.inter, whose times are dates. A source is trained to the end on all
-interactions but those of the last days. Then all interactions are there: a training from zero, to
-its end, gives the score to reach, its best validation NDCG@10; a second one begins with the source.
-Both splits are leave-one-out, so the source has trained on nothing that is held out later. Epochs
-are those until the score is reached, with the same settings and the same patience.
+DIR holds ml-100k/ml-100k.inter, whose times are dates; by default it is RecBole's example. A source
+is trained to the end on all interactions but those of the last days. Then all interactions are
+there: a training from zero, to its end, gives the score to reach, its best validation NDCG@10; a
+second one begins with the source. Both splits are leave-one-out, so the source has trained on
+nothing that is held out later. The encoder is small (see ``SETTINGS``), and all trainings have the
+same settings and stop after five epochs without a better score.
 """
 
 import argparse
@@ -16,12 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import recbole
 
 from recbole_simdiff import run
 from recbole_simdiff.experiments.tables import grid
 from recbole_simdiff.runs.result import RESULT
 
 DATASET, DAY, METRIC = "ml-100k", 24 * 3600, "ndcg@10"
+EXAMPLE = Path(recbole.__file__).parent / "dataset_example"
+SETTINGS: dict[str, Any] = {
+    "hidden_size": 32,
+    "n_layers": 1,
+    "learning_rate": 0.003,
+    "train_batch_size": 64,
+    "epochs": 60,
+    "stopping_step": 5,
+    "stopping_updates": 1,
+}
 HEAD = ("days", "new interactions", "training", "epochs", "best epoch", f"valid {METRIC}")
 LAST_COLUMNS = ("epochs to the score from zero", "share", f"test {METRIC}")
 
@@ -29,13 +41,13 @@ LAST_COLUMNS = ("epochs to the score from zero", "share", f"test {METRIC}")
 def main() -> None:
     """Print three rows for each number of days."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_path", default="dataset")
+    parser.add_argument("--data_path", default=str(EXAMPLE))
     parser.add_argument("--days", default="1,7")
     parser.add_argument("--model", default="SASRecCE")
     parser.add_argument("--seed", type=int, default=2020)
     given = parser.parse_args()
     table = pd.read_csv(Path(given.data_path) / DATASET / f"{DATASET}.inter", sep="\t")
-    rows = [[*HEAD, *LAST_COLUMNS]]
+    print(grid([[*HEAD, *LAST_COLUMNS]]), flush=True)
     with tempfile.TemporaryDirectory() as name:
         whole = trained(given, Path(name), table, "zero")
         for days in map(int, given.days.split(",")):
@@ -45,8 +57,8 @@ def main() -> None:
             warm = trained(given, Path(name), table, f"{days}-warm", source["run_dir"])
             new = f"{len(table) - len(older):,}"
             for label, result in (("source", source), ("from zero", whole), ("warm", warm)):
-                rows.append([str(days), new, label, *figures(result, whole)])
-    print(grid(rows))
+                cells = [str(days), new, label, *figures(result, whole)]
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def trained(
@@ -58,7 +70,7 @@ def trained(
     table.to_csv(path, sep="\t", index=False)
     values = {"data_path": str(folder / "data"), "checkpoint_dir": str(folder / "saved")}
     values |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
-    values |= {"seed": given.seed, "use_gpu": False, "show_progress": False}
+    values |= SETTINGS | {"seed": given.seed, "use_gpu": False, "show_progress": False}
     found = run(given.model, name, init_from=init_from, **values)
     content: dict[str, Any] = json.loads((Path(found.run_dir) / RESULT).read_text())
     return content
