@@ -1,13 +1,14 @@
 """Epochs that ``init_from`` saves after some days of new data, as a table.
 
-    python -m tests.benchmarks.warm_start [--data_path=DIR] [--days=1,7] [--model=SASRecCE]
+    python -m tests.benchmarks.warm_start [--data_path=DIR] [--days=1,7] [--users=N]
 
 DIR holds ml-100k/ml-100k.inter, whose times are dates; by default it is RecBole's example. A source
 is trained to the end on all interactions but those of the last days. Then all interactions are
 there: a training from zero, to its end, gives the score to reach, its best validation NDCG@10; a
 second one begins with the source. Both splits are leave-one-out, so the source has trained on
 nothing that is held out later. The encoder is small (see ``SETTINGS``), and all trainings have the
-same settings and stop after five epochs without a better score.
+same settings and stop after five epochs without a better score. With --users, that many users are
+drawn first.
 """
 
 import argparse
@@ -44,9 +45,15 @@ def main() -> None:
     parser.add_argument("--data_path", default=str(EXAMPLE))
     parser.add_argument("--days", default="1,7")
     parser.add_argument("--model", default="SASRecCE")
+    parser.add_argument("--users", type=int, help="all by default")
     parser.add_argument("--seed", type=int, default=2020)
     given = parser.parse_args()
     table = pd.read_csv(Path(given.data_path) / DATASET / f"{DATASET}.inter", sep="\t")
+    if given.users:
+        users = (
+            table["user_id:token"].drop_duplicates().sample(given.users, random_state=given.seed)
+        )
+        table = table[table["user_id:token"].isin(users)]
     print(grid([[*HEAD, *LAST_COLUMNS]]), flush=True)
     with tempfile.TemporaryDirectory() as name:
         whole = trained(given, Path(name), table, "zero")
