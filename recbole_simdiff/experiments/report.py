@@ -182,9 +182,11 @@ def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path
     """
     written = []
     of_kind = {"sweep": plots.sweep, "ablation": plots.ablation}
-    if draw := of_kind.get(experiment.kind):
-        for protocol in PROTOCOLS:
-            written += draw(experiment, cells, protocol, folder)
+    for protocol in PROTOCOLS if experiment.kind in of_kind else ():
+        try:
+            written += of_kind[experiment.kind](experiment, cells, protocol, folder)
+        except UserError as error:  # without matplotlib an ablation has its tables
+            logger.warning(f"{folder}: {error}")
     for dataset in experiment.datasets:
         by_label = {
             label(cell.row, cell.swept): runs
