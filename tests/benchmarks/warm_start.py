@@ -92,9 +92,12 @@ def figures(result: dict[str, Any], whole: dict[str, Any]) -> list[str]:
     reached = next((n for n, score in enumerate(scores, 1) if score >= max(wanted)), None)
     needed = wanted.index(max(wanted)) + 1
     share = "-" if reached is None else f"{reached / needed:.2f}"
+    text = "never" if reached is None else str(reached)
+    if result["statistics"] != whole["statistics"]:  # the source has another split
+        text = share = "-"
     return [
         *(str(len(scores)), str(scores.index(max(scores)) + 1), f"{max(scores):.4f}"),
-        *("never" if reached is None else str(reached), share),
+        *(text, share),
         f"{next(iter(result['test'].values()))[METRIC]:.4f}",
     ]
 
