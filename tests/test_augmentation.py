@@ -33,6 +33,7 @@ from recbole_simdiff.pipelines import generation, pairs, report
 from recbole_simdiff.pipelines.diffuasr import augment, export, run_stages
 from recbole_simdiff.pipelines.report import quality
 from recbole_simdiff.runs.build import build_run
+from recbole_simdiff.runs.identity import fingerprint
 from recbole_simdiff.runs.restore import stored_config
 from recbole_simdiff.runs.result import RESULT, read_result
 from recbole_simdiff.runs.run import run_one as run
@@ -914,6 +915,25 @@ def test_a_given_baseline_is_used(configure: Configure, trained: list[str]) -> N
         assert found.notes["pseudo"] == own.notes["pseudo"]
         assert found.notes["baseline"] == own.notes["baseline"] | {"run_dir": baseline.run_dir}
     assert trained == []
+
+
+def test_the_content_of_a_given_baseline_names_the_result(configure: Configure) -> None:
+    """Another checkpoint under the same path gives another result."""
+    place = Path(run(configure().backbone()).run_dir)
+    config = configure(baseline_checkpoint=str(place))
+    names = {fingerprint(config, "data")}
+    assert names == {fingerprint(config, "data")}
+    tensors, content = checkpoint.load(place / BEST)
+    name = next(n for n in tensors if n.startswith("model."))
+    checkpoint.save(place / BEST, tensors | {name: tensors[name] + 1}, content)
+    names.add(fingerprint(config, "data"))
+    content["config"]["values"]["dropout_prob"] = 0.125
+    checkpoint.save(place / BEST, tensors, content)
+    names.add(fingerprint(config, "data"))
+    assert len(names) == 3
+    (place / BEST).unlink()
+    with pytest.raises(UserError, match="no checkpoint at"):
+        fingerprint(config, "data")
 
 
 def test_a_given_baseline_may_be_another_model(configure: Configure) -> None:

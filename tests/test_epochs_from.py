@@ -10,7 +10,7 @@ import pytest
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.plan import Phase
-from recbole_simdiff.runs.best_epochs import best_epochs
+from recbole_simdiff.runs.best_epochs import best_epochs, check_validated
 from recbole_simdiff.runs.identity import fingerprint
 from recbole_simdiff.runs.restore import resumed_config
 from recbole_simdiff.runs.run import run_one as run
@@ -104,6 +104,51 @@ def test_each_phase_has_its_epochs(
     with_scores(source, log, valid_metric_bigger=bigger)
     config = make_config("SASRecCE", eval_args=EVERYTHING, epochs_from=str(source))
     assert best_epochs(config, phases) == expected
+
+
+@pytest.mark.parametrize(
+    ("phases", "log", "name"),
+    [
+        (REFINED, [("first", None), ("first", None), ("second", 0.2)], "first"),
+        (ANEW, [("first", 0.1), ("first", 0.2), ("second", None)], "second"),
+    ],
+)
+def test_a_phase_that_was_never_validated_has_no_best_epoch(
+    make_config: Any,
+    source: Path,
+    phases: list[Phase],
+    log: list[tuple[str, float | None]],
+    name: str,
+) -> None:
+    with_scores(source, log, eval_step=5)
+    config = make_config("SASRecCE", eval_args=EVERYTHING, epochs_from=str(source))
+    n_epochs = sum(phase == name for phase, _ in log)
+    expected = rf"phase {name} was never validated \(epochs={n_epochs}, eval_step=5\)"
+    with pytest.raises(UserError, match=expected):
+        best_epochs(config, phases)
+
+
+def test_a_refining_phase_that_was_never_validated_is_left_out(
+    make_config: Any, source: Path
+) -> None:
+    """Its source's result are the best weights of the phase before."""
+    with_scores(source, [("first", 0.3), ("first", 0.2), ("second", None)])
+    config = make_config("SASRecCE", eval_args=EVERYTHING, epochs_from=str(source))
+    assert best_epochs(config, REFINED) == {"first": 1, "second": 0}
+
+
+def test_a_plan_that_is_validated_too_late_is_refused(make_config: Any) -> None:
+    short = [Phase("first", 2), Phase("second", 9, refine=True)]
+    config = make_config("SASRecCE", epochs=9, eval_step=3)
+    for phases in (short, short[:1], [Phase("pre", 9), *short[:1]]):
+        with pytest.raises(
+            UserError, match=r"phase first .* has 2 epochs and would never .*step=2"
+        ):
+            check_validated(config, phases)
+    check_validated(config, [short[0], Phase("second", 9)])  # its last weights go on
+    check_validated(config, [Phase("first", 9), Phase("second", 2, refine=True)])
+    check_validated(config, [short[0]._replace(evaluate=False), short[1]])
+    check_validated(make_config("SASRecCE", epochs=9, eval_step=2), short)
 
 
 def test_a_model_of_two_phases(make_config: Any) -> None:

@@ -6,8 +6,17 @@ from typing import Any
 import pytest
 
 from recbole_simdiff.cli.main import main
-from recbole_simdiff.runs.estimate import Estimate, PhaseEstimate, estimate
+from recbole_simdiff.modules.plan import Phase
+from recbole_simdiff.runs import estimate as module
+from recbole_simdiff.runs.estimate import (
+    Estimate,
+    FirstEstimate,
+    PhaseEstimate,
+    estimate,
+    step_seconds,
+)
 from recbole_simdiff.runs.run import run_one
+from recbole_simdiff.training.progress import Progress
 
 
 def arguments(data_path: Path, tmp_path: Path) -> list[str]:
@@ -46,12 +55,62 @@ def test_nothing_is_kept(make_config: Any, tmp_path: Path) -> None:
     assert not [path for path in written if "log_tensorboard" not in path.parts]
 
 
+def test_a_step_that_was_held_up_does_not_count() -> None:
+    """Medians of (1, 2, 90), (4, 5, 6) and (8,)."""
+    assert step_seconds([1.0, 2.0, 90.0, 4.0, 6.0, 5.0, 8.0]) == 5.0
+
+
 def test_the_sum_by_hand() -> None:
     phases = [PhaseEstimate("a", 3, 10, 0.5, 0.0), PhaseEstimate("b", 2, 4, 1.0, 0.5)]
     found = Estimate(1, 0.0, 6.0, 0.0, phases, 1.0, 0.0)
     assert found.epoch_seconds(phases[0]) == 5.0
     assert found.epoch_seconds(phases[1]) == 7.0
     assert found.seconds == 3 * 5.0 + 2 * 7.0
+
+
+def told(run_dir: str) -> list[str]:
+    """The estimates in the log of a run."""
+    (path,) = Path(run_dir).glob("*.log")
+    return [line for line in path.read_text().splitlines() if line.startswith("estimate: ")]
+
+
+def test_the_first_run_on_a_data_set_tells_its_cost(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its own steps: what is trained is the same."""
+    monkeypatch.setattr(module, "WORTH_TELLING", 0.0)
+    monkeypatch.setattr(module, "SOON", 0.0)
+    small = {"epochs": 3, "train_batch_size": 1}
+    first, second = (run_one(make_config("SASRecCE", **small)) for _ in range(2))
+    by_steps, by_epoch = told(first.run_dir)
+    assert " an epoch without validation: 7 steps of " in by_steps
+    assert " an epoch and its validation; peak memory " in by_epoch
+    assert "at most 3 epochs, " in by_epoch
+    assert told(second.run_dir) == []
+    assert (first.valid, first.test) == (second.valid, second.test)
+    assert told(run_one(make_config("Pop")).run_dir) == []  # nothing is left to come
+
+
+def test_short_trainings_tell_nothing(make_config: Any) -> None:
+    assert told(run_one(make_config("SASRecCE")).run_dir) == []
+
+
+def test_the_first_steps_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three of 100 s, then half a second each: 200 steps are 100 s, 10 epochs 1000 s."""
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    listener, progress = FirstEstimate([Phase("a", 10), Phase("b", 9)], 200), Progress()
+    with caplog.at_level("INFO"):
+        for seconds in (100.0, 100.0, 100.0, 0.5, 0.5, 0.5):
+            now, progress.step = now + seconds, progress.step + 1
+            listener.on_step(progress)
+    (line,) = caplog.messages
+    assert line.startswith(
+        "estimate: 100.0 s an epoch without validation: 200 steps of 0.500 s; at most 10 epochs of "
+        "phase a, 16.7 min; "
+    )
 
 
 def test_the_command(data_path: Path, tmp_path: Path, capsys: Any) -> None:

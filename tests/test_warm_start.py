@@ -18,7 +18,7 @@ from recbole_simdiff.runs.restore import resumed_config
 from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.runs.warm_start import warm_start
 from recbole_simdiff.serving.strip import strip
-from tests.conftest import write_inter
+from tests.conftest import SEQUENCES, write_inter
 
 # The next day: user f is gone, g is new; i3 is gone, n1 and n2 are new; others go on. The ids come
 # in another order, so that numbers differ.
@@ -120,6 +120,42 @@ def test_rows_of_users_go_by_id_too(make_config: Any, data_path: Path) -> None:
         if user in old_ids:
             assert torch.equal(here[name][number], there[old_ids.index(user)]), user
     assert "4 users carried over, 2 gone, 2 new (fresh)" in line
+
+
+@pytest.mark.parametrize("length", [13, 14])
+def test_positions_are_no_items_though_there_are_as_many(
+    make_config: Any, data_path: Path, length: int
+) -> None:
+    """13 with padding, here and there; the ids come in another order."""
+    turned = {user: items[::-1] for user, items in reversed(SEQUENCES.items())}
+    write_inter(data_path, "turned", turned)
+    source = run(make_config("SASRecCE", MAX_ITEM_LIST_LENGTH=length)).run_dir
+    config = make_config("SASRecCE", "turned", MAX_ITEM_LIST_LENGTH=length, init_from=source)
+    dataset, here, (line,) = started(config)
+    there, old_ids = weights(source), checkpoint.load(Path(source) / BEST)[1]["items"]
+    assert (len(old_ids), dataset.item_num) == (13, 13)
+    assert torch.equal(here["position_embedding.weight"], there["position_embedding.weight"])
+    numbers = [old_ids.index(item) for item in dataset.item_ids]
+    assert numbers != list(range(13))
+    assert torch.equal(here[TABLE], there[TABLE][numbers])
+    assert "12 items carried over, 0 gone, 0 new" in line
+
+
+def test_users_are_no_items_though_there_are_as_many(make_config: Any, data_path: Path) -> None:
+    write_inter(data_path, "square", {f"u{i}": ["i1", "i2", f"i{1 + i % 6}"] for i in range(6)})
+    write_inter(data_path, "other", {f"u{5 - i}": [f"i{6 - i}", "i3", "i1"] for i in range(6)})
+    small = {"embedding_size": 8, "topk": [1, 5]}
+    source = run(make_config("HGN", "square", **small)).run_dir
+    dataset, here, _ = started(make_config("HGN", "other", init_from=source, **small))
+    content = checkpoint.load(Path(source) / BEST)[1]
+    assert len(content["items"]) == len(content["users"]) == dataset.user_num == dataset.item_num
+    for name, ids, old in (
+        ("user_embedding.weight", dataset.user_ids, content["users"]),
+        (TABLE, dataset.item_ids, content["items"]),
+    ):
+        numbers = [old.index(raw) for raw in ids]
+        assert numbers != sorted(numbers)
+        assert torch.equal(here[name], weights(source)[name][numbers]), name
 
 
 @pytest.mark.parametrize("model", ["BERT4Rec", "GRU4Rec", "SimDiffRec", "CaDiRec", "MCLRec"])

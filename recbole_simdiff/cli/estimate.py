@@ -5,7 +5,7 @@ from typing import Any
 
 from recbole_simdiff.cli.parser import add_model_arguments
 from recbole_simdiff.cli.settings import command_config
-from recbole_simdiff.runs.estimate import STEPS, Estimate, estimate
+from recbole_simdiff.runs.estimate import STEPS, Estimate, duration, estimate
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
@@ -48,18 +48,10 @@ def as_text(title: str, found: Estimate) -> str:
         )
     lines += [
         f"saving:  {found.save_seconds:.1f} s after each epoch",
-        f"training and validation:  at most {_duration(found.seconds)}; early stopping may end it "
+        f"training and validation:  at most {duration(found.seconds)}; early stopping may end it "
         "sooner",
         f"peak memory:  {found.memory_mb / 1024:.2f} GiB",
     ]
     if found.gpu_memory_mb:
         lines.append(f"peak memory on the GPU:  {found.gpu_memory_mb / 1024:.2f} GiB")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

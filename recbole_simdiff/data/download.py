@@ -65,15 +65,18 @@ def download(name: str, url: str, folder: Path) -> None:
         logger.info(f"{name}: downloading {url}")
         logger.info(f"{name}: licence: {terms.get('licence', 'not known here; ask the provider')}")
         _fetch(url, part)
-        former = terms.get("sha256") or _read(record).get("sha256")
-        checksum = sha256(part)
-        if former not in (None, checksum):
+        checksum, size = sha256(part), part.stat().st_size
+        expected = terms.get("sha256") or _read(record).get("sha256") or checksum
+        if checksum != expected:
             _forget(part)
+            source = f"that of the former download in {record}, which may be removed"
+            if "sha256" in terms:
+                source = "that of this package's list of downloads"
             raise UserError(
-                f"{url} has SHA-256 {checksum}, but {record} has {former}: the provider's file "
-                f"changed, or the transfer was damaged. Remove {record} to accept another file"
+                f"received {size:,} bytes with SHA-256 {checksum}, expected {expected}, {source}. "
+                "The transfer was damaged, or the provider changed the file. Start again"
             )
-        content = {"url": url, "sha256": checksum, "bytes": part.stat().st_size, **terms}
+        content = {"url": url, "sha256": checksum, "bytes": size, **terms}
         _unpack(part, name, PurePosixPath(url).stem, content, record)
         _forget(part)
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,77 @@ def sweep(
         if len(experiment.rows) > 1:
             handles, labels = axes[0][0].get_legend_handles_labels()
             figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=3)
-        n = len(experiment.seeds)
-        seeds = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
-        figure.suptitle(f"{dataset}, test, {protocol}, {seeds}", fontsize="medium")
-        name = f"{experiment.name}-{dataset}-{protocol.replace(' ', '-')}"
-        written += save(figure, folder / name)
+        written += _save_titled(figure, experiment, dataset, protocol, folder)
     return written
+
+
+def _save_titled(
+    figure: Any, experiment: Experiment, dataset: str, protocol: str, folder: Path
+) -> list[Path]:
+    """Write a figure of means over seeds, which its title says, under the experiment's name."""
+    n = len(experiment.seeds)
+    seeds = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
+    figure.suptitle(f"{dataset}, test, {protocol}, {seeds}", fontsize="medium")
+    name = f"{experiment.name}-{dataset}-{protocol.replace(' ', '-')}"
+    return save(figure, folder / name)
+
+
+def ablation(
+    experiment: Experiment, cells: Mapping[Cell, Measured], protocol: str, folder: Path
+) -> list[Path]:
+    """One figure for each data set: a panel for each metric, a bar for each row.
+
+    A bar is the mean over the seeds, its line one standard deviation to each side; the dashed line
+    is the mean of the row that others are compared with.
+
+    Args:
+        experiment (Experiment): of kind ablation.
+        cells (Mapping): its finished runs.
+        protocol (str): one of ``PROTOCOLS``.
+        folder (Path): folder of the files.
+
+    Returns:
+        list: the files.
+    """
+    plt, metrics = pyplot(), experiment.metrics
+    written = []
+    for dataset in experiment.datasets:
+        found = {row: cells.get(Cell(row, dataset, None)) for row in experiment.rows}
+        runs = {row: one for row, one in found.items() if one and one.values(metrics[0], protocol)}
+        if not runs:
+            continue
+        labels = [textwrap.fill(row, 28) for row in runs]
+        height = 0.9 + 0.2 * sum(1 + text.count("\n") for text in labels) + 0.1 * len(labels)
+        size = (2.2 + 2.1 * len(metrics), height)
+        figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False)
+        for axis, metric in zip(axes[0], metrics, strict=True):
+            _bars(axis, experiment.reference, runs, metric, protocol)
+        axes[0][0].set_yticks(range(len(runs)), labels, fontsize="small")
+        axes[0][0].invert_yaxis()  # the first row is above
+        written += _save_titled(figure, experiment, dataset, protocol, folder)
+    return written
+
+
+def _bars(
+    axis: Any, reference: str, runs: Mapping[str, Measured], metric: str, protocol: str
+) -> None:
+    """A bar for each row, with its number behind the line of its spread."""
+    means = [row.mean(metric, protocol) for row in runs.values()]
+    spreads = [row.deviation(metric, protocol) for row in runs.values()]
+    spreads = [0.0 if math.isnan(spread) else spread for spread in spreads]
+    colors = [PALETTE[row == reference] for row in runs]
+    style = {"ecolor": "black", "error_kw": {"capsize": 2, "linewidth": 1}}
+    axis.barh(range(len(runs)), means, xerr=spreads, color=colors, height=0.65, **style)
+    for place, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
+        where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(f"{mean:.4f}", (mean + spread, place), fontsize="x-small", **where)
+    if reference in runs:
+        line = runs[reference].mean(metric, protocol)
+        axis.axvline(line, color=PALETTE[1], linewidth=0.8, linestyle="--", zorder=0)
+    axis.set_xlim(0, 1.3 * max(m + s for m, s in zip(means, spreads, strict=True)) or 1)
+    axis.locator_params(axis="x", nbins=4)
+    axis.tick_params(axis="x", labelsize="x-small")
+    axis.set_xlabel(metric, fontsize="small")
 
 
 def _curves(

@@ -181,9 +181,12 @@ def figures(experiment: Experiment, cells: Mapping[Cell, Measured], folder: Path
         list: the files.
     """
     written = []
-    if experiment.sweep:
-        for protocol in PROTOCOLS:
-            written += plots.sweep(experiment, cells, protocol, folder)
+    of_kind = {"sweep": plots.sweep, "ablation": plots.ablation}
+    for protocol in PROTOCOLS if experiment.kind in of_kind else ():
+        try:
+            written += of_kind[experiment.kind](experiment, cells, protocol, folder)
+        except UserError as error:  # without matplotlib an ablation has its tables
+            logger.warning(f"{folder}: {error}")
     for dataset in experiment.datasets:
         by_label = {
             label(cell.row, cell.swept): runs

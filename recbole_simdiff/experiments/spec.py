@@ -13,7 +13,7 @@ An experiment is a YAML file under ``properties/experiment/`` or anywhere else:
     sweep: {k_noise: [5, 30]}    # of kind sweep: one key is varied at a time
     reference: SASRec            # the row that others are compared with; the first by default
     metrics: [ndcg@10]           # columns
-    figures: [curves]            # besides those of a sweep: curves | cost | embeddings
+    figures: [curves]            # besides a sweep's and an ablation's: curves | cost | embeddings
     cited:                       # published numbers, shown in the same table
       - source: the paper, Table 2
         protocol: history kept

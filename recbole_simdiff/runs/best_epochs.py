@@ -38,7 +38,8 @@ def best_epochs(config: Config, phases: Sequence[Phase]) -> dict[str, int]:
         phases (Sequence): of its model.
 
     Raises:
-        UserError: if the run cannot be used.
+        UserError: if the run cannot be used, or a phase whose best weights went on was never
+            validated.
     """
     if not asks_for_epochs(config):
         return {}
@@ -59,8 +60,37 @@ def best_epochs(config: Config, phases: Sequence[Phase]) -> dict[str, int]:
             if score is not None and (to_beat is None or (gain if bigger else -gain) > 0):
                 to_beat, n_best = score, epoch
         best_went_on = phase.evaluate and (following is None or following.refine)
+        if best_went_on and to_beat is None:
+            raise _unusable(
+                config,
+                f"its phase {phase.name} was never validated (epochs={len(scores[phase.name])}, "
+                f"eval_step={result.config['values'].get('eval_step')}), so none of its epochs was "
+                "found best",
+            )
         found[phase.name] = n_best if best_went_on else len(scores[phase.name])
     return found
+
+
+def check_validated(config: Config, phases: Sequence[Phase]) -> None:
+    """Refuse a plan whose best weights would be asked for before a validation has chosen them.
+
+    Args:
+        config (Config): resolved configuration of a run with a validation part.
+        phases (Sequence): of its model.
+
+    Raises:
+        UserError: if a phase ends before its first validation.
+    """
+    every, chosen = min(config["eval_step"], config["epochs"]), False
+    for phase, following in zip(phases, [*phases[1:], None], strict=True):
+        chosen = (chosen and phase.refine) or not phase.evaluate or phase.epochs >= every
+        if not chosen and (following is None or following.refine):
+            raise UserError(
+                f"eval_step={config['eval_step']}: phase {phase.name} of model={config.name} has "
+                f"{phase.epochs} epochs and would never be validated, but its best epoch is to go "
+                f"on; give eval_step={phase.epochs} or less",
+                keys=("eval_step",),
+            )
 
 
 def _validated(config: Config) -> tuple[RunResult, Scores]:

@@ -1,9 +1,10 @@
 """Memory and seconds of a run before it starts, from a few of its steps."""
 
 import itertools
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +18,21 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.loaders import BucketLoader
 from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.protocols import KEPT
+from recbole_simdiff.log import logger
 from recbole_simdiff.modules.plan import Phase, with_epochs
 from recbole_simdiff.runs.best_epochs import best_epochs
 from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.item_table import install_item_table
 from recbole_simdiff.runs.result import peak_memory_mb
+from recbole_simdiff.training.progress import Listener, Progress
 from recbole_simdiff.training.trainer import PlanTrainer
 
-STEPS = 20  # timed of each phase
+STEPS = 21  # timed of each phase
 WARM_UP = 3  # steps that are not timed: the first ones allocate
+GROUP = 3  # steps of similar size, of whose times the median counts
+
+SOON = 1.0  # seconds of a run's own steps after which it is told what an epoch will cost
+WORTH_TELLING = 10.0  # seconds of a whole training
 
 MakeBatch = Callable[[], Interaction]
 
@@ -128,7 +135,7 @@ def _phase(
     """Time some steps of a phase, with optimisers of its own."""
     config, model = trainer.config, trainer.model
     validated = phase.evaluate and valid_data
-    validations = 1 / config["eval_step"] if validated else 0.0
+    validations = 1 / trainer.eval_step if validated else 0.0
     trainer.progress.phase = number
     trainer._build_optimizers()
     model.begin_epoch(phase.name, 0)
@@ -141,11 +148,28 @@ def _phase(
     model.train()
     updates = trainer._updates()
     warm_up, batches = _sample(train_data, steps)
-    for make in warm_up:
+
+    def take(make: MakeBatch) -> None:
         trainer._step(make(), updates)
-    seconds = _seconds(lambda: [trainer._step(make(), updates) for make in batches])
-    n_batches = len(train_data)
-    return PhaseEstimate(phase.name, phase.epochs, n_batches, seconds / len(batches), validations)
+
+    for make in warm_up:
+        take(make)
+    times = [_seconds(partial(take, make)) for make in batches]
+    return PhaseEstimate(
+        phase.name, phase.epochs, len(train_data), step_seconds(times), validations
+    )
+
+
+def step_seconds(times: Sequence[float]) -> float:
+    """Seconds of a step of average size: the mean over groups of their medians.
+
+    A step that the machine held up does not count so.
+
+    Args:
+        times (Sequence): of steps on batches of all sizes, the smallest first.
+    """
+    groups = (times[i : i + GROUP] for i in range(0, len(times), GROUP))
+    return statistics.fmean(statistics.median(group) for group in groups)
 
 
 def _sample(train_data: Any, n: int) -> tuple[list[MakeBatch], list[MakeBatch]]:
@@ -162,6 +186,65 @@ def _sample(train_data: Any, n: int) -> tuple[list[MakeBatch], list[MakeBatch]]:
         return [partial(train_data.collate, rows) for rows in indices]
 
     return makers(order[-1:] * WARM_UP), makers([order[place] for place in places])
+
+
+class FirstEstimate(Listener):
+    """Logs what a training will cost, from its own first steps and epoch, so that it costs nothing.
+
+    Args:
+        phases (Sequence): of the training; the first one is estimated.
+        n_batches (int): of an epoch.
+    """
+
+    def __init__(self, phases: Sequence[Phase], n_batches: int) -> None:
+        self._phase, self._n_batches = phases[0], n_batches
+        self._name = f" of phase {phases[0].name}" if len(phases) > 1 else ""
+        self._began = time.monotonic()
+        self._waits = True
+
+    @staticmethod
+    def is_due(config: Config, run_dir: Path) -> bool:
+        """Whether there is no other run of this model on this data set beside the folder."""
+        start = f"{config.name}-{config['dataset']}-"
+        return not any(p.name.startswith(start) for p in run_dir.parent.iterdir() if p != run_dir)
+
+    def on_step(self, progress: Progress) -> None:
+        """See ``Listener``; the first steps only start the clock."""
+        if not self._waits or progress.step <= WARM_UP:
+            self._began = time.monotonic()
+            return
+        seconds, steps = time.monotonic() - self._began, progress.step - WARM_UP
+        if seconds >= SOON:
+            self._waits = False
+            step = seconds / steps
+            self._tell(
+                step * self._n_batches,
+                f" without validation: {self._n_batches:,} steps of {step:.3f} s",
+            )
+
+    def on_epoch(self, entry: Mapping[str, Any], progress: Progress) -> None:
+        """See ``Listener``; what is left to come is known best after the first epoch."""
+        if len(progress.log) == 1 < self._phase.epochs and self._phase.fit is None:
+            with_validation = " and its validation" if "valid" in entry else ""
+            memory = f"; peak memory {peak_memory_mb() / 1024:.2f} GiB"
+            self._tell(progress.seconds, f"{with_validation}{memory}")
+        self._waits = False
+
+    def _tell(self, epoch: float, what: str) -> None:
+        whole = epoch * self._phase.epochs
+        if whole >= WORTH_TELLING:
+            logger.info(
+                f"estimate: {duration(epoch)} an epoch{what}; at most {self._phase.epochs:,} "
+                f"epochs{self._name}, {duration(whole)}; early stopping may end it sooner"
+            )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _seconds(work: Callable[[], Any], needed: Any = True) -> float:

@@ -8,11 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recbole_simdiff import checkpoint, files
+from recbole_simdiff.checkpoint import BEST
 from recbole_simdiff.config.config import Config
+from recbole_simdiff.config.keys import naming
 from recbole_simdiff.data.item_vectors import vectors_checksum
 from recbole_simdiff.files import outline
 from recbole_simdiff.runs.best_epochs import epoch_scores
 from recbole_simdiff.runs.item_table import table_checksum
+from recbole_simdiff.runs.stored import load_run
 from recbole_simdiff.runs.warm_start import start_checksum
 
 UNHASHED = (  # of results
@@ -54,7 +58,21 @@ def contents(config: Config) -> dict[str, Any]:
     """
     code = {"own_model": config.own.checksum} if config.own else {}
     read = table_checksum(config) | start_checksum(config) | epoch_scores(config)
-    return code | read | vectors_checksum(config)
+    return code | read | vectors_checksum(config) | _baseline_checksum(config)
+
+
+def _baseline_checksum(config: Config) -> dict[str, str]:
+    """What ``baseline_checkpoint`` adds: a checksum of its settings, items and weights, or nothing.
+
+    Raises:
+        UserError: if there is no usable checkpoint.
+    """
+    if "baseline_checkpoint" not in config or config["baseline_checkpoint"] is None:
+        return {}
+    tensors, content = load_run(checkpoint.resolve(config["baseline_checkpoint"], BEST))
+    read = {"config": naming(content["config"]), "items": content["items"]}
+    weights = files.digest(checkpoint.subset(tensors, "model"))
+    return {"baseline_checkpoint": digest_of(read | {"weights": weights})}
 
 
 @cache

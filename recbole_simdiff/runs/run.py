@@ -16,8 +16,10 @@ from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError, explained_out_of_memory
 from recbole_simdiff.evaluation.rankings import RANKS, save_rankings
 from recbole_simdiff.log import logger
-from recbole_simdiff.runs.best_epochs import best_epochs
+from recbole_simdiff.modules.plan import with_epochs
+from recbole_simdiff.runs.best_epochs import best_epochs, check_validated
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
+from recbole_simdiff.runs.estimate import FirstEstimate
 from recbole_simdiff.runs.folder import claimed, logged, new_folder
 from recbole_simdiff.runs.item_table import install_item_table
 from recbole_simdiff.runs.processes import join_processes
@@ -112,6 +114,8 @@ def _run_one(
         join_processes(config, dataset, (train_data, valid_data, test_data), model)
     if resume:
         check_same_data(resume, *stored, dataset)
+    if valid_data:
+        check_validated(config, model.training_plan())
     taken, phase_epochs = [], stored[1].get("phase_epochs", {})
     if not resume:
         taken = _begun_from(config, dataset, train_data._dataset, model)
@@ -135,6 +139,9 @@ def _run_one(
         if trainer.progress.step > len(train_data):
             raise checkpoint.foreign(resume, f"its progress.step is {trainer.progress.step}")
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
+    elif FirstEstimate.is_due(config, run_dir):
+        phases = with_epochs(model.training_plan(), phase_epochs)
+        listeners = (*listeners, FirstEstimate(phases, len(train_data)))
     loaders = (train_data, valid_data, test_data if test else None)
     return _train_and_test(trainer, dataset, loaders, augmentation, listeners, test)
 

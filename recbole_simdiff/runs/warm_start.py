@@ -1,18 +1,19 @@
 """The weights of a former run as the start of a new one on other users and items (``init_from``).
 
-A tensor with a row for each item or each user is told by its number of rows, there and here; if
-both numbers are the same, it must also be an embedding, or belong to no submodule. Its rows are
-carried over by raw id. All other tensors are carried over whole. A new item starts as the
-mean of the known items that its users have in their training parts; or, with ``item_vectors``, as
-its vector. Rows for which there is neither stay as they were drawn.
+A tensor has a row for each item or each user if a model of more items or users has more rows in
+it; its rows are carried over by raw id. All other tensors are carried over whole. A new item starts
+as the mean of the known items that its users have in their training parts; or, with
+``item_vectors``, as its vector. Rows for which there is neither stay as they were drawn.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_simdiff import checkpoint, files
 from recbole_simdiff.checkpoint import BEST
@@ -20,11 +21,13 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.keys import KEYS
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.errors import UserError
-from recbole_simdiff.models.registry import WRAPPERS
+from recbole_simdiff.models.registry import WRAPPERS, build_model
+from recbole_simdiff.modules.random_state import preserved_rng
 from recbole_simdiff.runs.stored import load_run
 
 _TABLE = "item_embedding.weight"  # where ``item_vectors`` go
-_MAX_EXTRA = 2  # rows of a table after those of the items, such as a mask
+_MORE = {"items": 1, "users": 2}  # in the larger model that tells which tensors have their rows
+_NEITHER = "neither"  # has such rows, but the tensor grows in another way
 
 
 class _Ids(NamedTuple):
@@ -32,20 +35,18 @@ class _Ids(NamedTuple):
 
     Attributes:
         n_there, n_here (int): how many, padding included.
-        max_extra (int): rows that a table may have after those of the ids.
         source (LongTensor): number there of each id here, -1 for a new one, [n_here].
     """
 
     n_there: int
     n_here: int
-    max_extra: int
     source: Tensor
 
     @staticmethod
-    def of(there: Sequence[str], here: Sequence[str], max_extra: int, n_there: int = 0) -> "_Ids":
+    def of(there: Sequence[str], here: Sequence[str], n_there: int = 0) -> "_Ids":
         number = {raw: i for i, raw in enumerate(there)}
         source = torch.tensor([number.get(raw, -1) for raw in here])
-        return _Ids(n_there or len(there), len(here), max_extra, source)
+        return _Ids(n_there or len(there), len(here), source)
 
     @property
     def known(self) -> Tensor:
@@ -57,12 +58,10 @@ class _Ids(NamedTuple):
         """How many were not there."""
         return int((~self.known).sum())
 
-    def has_rows_in(self, there: Tensor, here: Tensor) -> bool:
-        """Whether two tensors of one name have a row for each id, and equal further ones."""
-        if there.dim() == 0 or there.shape[1:] != here.shape[1:]:
-            return False
+    def fit(self, there: Tensor, here: Tensor) -> bool:
+        """Whether two tensors with a row for each id have as many further rows, and equal ones."""
         extra = len(here) - self.n_here
-        return 0 <= extra <= self.max_extra and len(there) - self.n_there == extra
+        return there.shape == (self.n_there + extra, *here.shape[1:])
 
     def carried(self, there: Tensor, here: Tensor) -> Tensor:
         """``here`` with the rows of known ids, and those after all ids, from ``there``."""
@@ -119,38 +118,34 @@ def warm_start(config: Config, dataset: FlatDataset, train: FlatDataset, model: 
     tensors, content = load_run(path)
     _check_model(path, content, config, model)
     there, here = checkpoint.subset(tensors, "model"), model.state_dict()
-    items = _Ids.of(content["items"], dataset.item_ids, _MAX_EXTRA)
-    users = _Ids.of(content["users"], dataset.user_ids, 0, content.get("n_users", 0))
+    items = _Ids.of(content["items"], dataset.item_ids)
+    users = _Ids.of(content["users"], dataset.user_ids, content.get("n_users", 0))
     vectors = config["item_vectors_mode"] if config["item_vectors"] is not None else None
-    tables, n_from_company, n_whole, has_users = _tables(model), 0, 0, False
+    rows_of = _rows_of(config, train, here)
+    n_from_company, n_whole = 0, 0
     for name in here.keys() | there.keys():
         if name not in here or name not in there:
             lacks = "lacks" if name in here else "has, unlike the new model,"
             raise _misfit(path, content, config, f"it {lacks} {name}")
-        old, new = there[name], here[name]
-        may_be_table = old.shape != new.shape or name in tables
-        if may_be_table and items.has_rows_in(old, new):
+        old, new, owner = there[name], here[name], rows_of.get(name)
+        if owner == "items" and items.fit(old, new):
             if name == _TABLE and vectors == "frozen":
                 continue
             here[name] = rows = items.carried(old, new)
             if name != _TABLE or vectors is None:
                 n_from_company = _fill_from_company(rows, items, train)
-        elif may_be_table and users.has_rows_in(old, new):
-            here[name], has_users = users.carried(old, new), True
-        elif old.shape == new.shape:
+        elif owner == "users" and users.fit(old, new):
+            here[name] = users.carried(old, new)
+        elif owner is None and old.shape == new.shape:
             here[name], n_whole = old, n_whole + 1
         else:
-            shapes = f"{name} has shape {tuple(old.shape)} there, {tuple(new.shape)} here"
-            raise _misfit(path, content, config, shapes)
+            why = f"{name} has shape {tuple(old.shape)} there, {tuple(new.shape)} here"
+            if owner == _NEITHER:
+                why = f"{name} depends on the number of items or users, but has no row for each"
+            raise _misfit(path, content, config, why)
     model.load_state_dict(here)
-    new = f"{n_from_company:,} from the items they occur with"
-    new += f", {items.n_new - n_from_company:,} fresh"
-    if vectors is not None:
-        new = f"from item_vectors, mode {vectors}"
-    carried = f"{items.counts('items')} ({new})"
-    if vectors == "frozen":
-        carried = "the item table is item_vectors, mode frozen"
-    carried += f"; {users.counts('users')} (fresh)" if has_users else ""
+    carried = _carried(items, n_from_company, vectors)
+    carried += f"; {users.counts('users')} (fresh)" if "users" in rows_of.values() else ""
     source = f"init_from: {content['config']['model']} in {path}"
     return [
         f"{source}: {carried}; {n_whole:,} other tensors carried over",
@@ -158,11 +153,38 @@ def warm_start(config: Config, dataset: FlatDataset, train: FlatDataset, model: 
     ]
 
 
-def _tables(model: nn.Module) -> set[str]:
-    """Names of the tensors that are embeddings, or belong to the model itself."""
-    embeddings = (k for k, module in model.named_modules() if isinstance(module, nn.Embedding))
-    own = (name for name, _ in model.named_parameters(recurse=False))
-    return {*(f"{name}.weight" for name in embeddings), *own}
+def _carried(items: _Ids, n_from_company: int, vectors: str | None) -> str:
+    """How many items were carried over, and where new ones come from."""
+    if vectors == "frozen":
+        return "the item table is item_vectors, mode frozen"
+    new = f"{n_from_company:,} from the items they occur with"
+    new += f", {items.n_new - n_from_company:,} fresh"
+    if vectors is not None:
+        new = f"from item_vectors, mode {vectors}"
+    return f"{items.counts('items')} ({new})"
+
+
+def _rows_of(config: Config, train: FlatDataset, here: Mapping[str, Tensor]) -> dict[str, str]:
+    """Which tensors have a row for each of what: name -> items, users or neither.
+
+    The same model is built for data with more items and users. A position table with as many rows
+    as there are items does not grow with them.
+    """
+    larger, tokens = copy.copy(train), dict(train.field2id_token)
+    for owner, field in (("items", train.iid_field), ("users", train.uid_field)):
+        tokens[field] = np.append(tokens[field], [f"another {i}" for i in range(_MORE[owner])])
+    larger.field2id_token = tokens
+    with preserved_rng():
+        grown = build_model(config, larger).state_dict()
+    found = {}
+    for name, tensor in here.items():
+        shape = tuple(tensor.shape)
+        if tuple(grown[name].shape) == shape:
+            continue
+        shapes = {owner: (shape[0] + more, *shape[1:]) for owner, more in _MORE.items()}
+        owners = (owner for owner in shapes if tuple(grown[name].shape) == shapes[owner])
+        found[name] = next(owners, _NEITHER)
+    return found
 
 
 def _fill_from_company(rows: Tensor, items: _Ids, train: FlatDataset) -> int:

@@ -12,13 +12,14 @@ SEARCHES = ("exact", "approximate")
 
 # Lists of the index that a search reads. More find more of the best items, and take longer;
 # docs/serving.md has figures.
-N_PROBE = 64
+N_PROBE = 192
 
 # A search for more than this share of all items would read most of them: they are scored instead.
 LARGEST_SHARE = 0.1
 
-# Items to a list when the lists are made; faiss warns below 39.
-_LEAST_TO_A_LIST = 39
+# Items to a list when the lists are made (faiss warns below 39), the most of them that are looked
+# at, and how often. More of the last two take longer and find no more.
+_LEAST_TO_A_LIST, _MOST_TO_A_LIST, _ROUNDS = 39, 64, 10
 
 
 def best(score: Tensor, ruled_out: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -37,6 +38,10 @@ def best(score: Tensor, ruled_out: Tensor, k: int) -> tuple[Tensor, Tensor]:
 class ApproximateIndex:
     """The table of items in lists of similar ones (faiss' IVF), of which a search reads a few.
 
+    Lists are made by distance. So that the nearest item is the one with the largest product, each
+    vector x gets one more number, sqrt(m - |x|^2) with m the largest |x|^2, and a user's vector
+    a 0: their squared distance is then |user|^2 + m - 2 user . x.
+
     Args:
         table (Tensor): vectors of padding and all items, [n_items, H], on the CPU.
 
@@ -54,10 +59,10 @@ class ApproximateIndex:
         self._table = table.contiguous()
         n_items, width = table.shape
         lists = max(1, min(round(4 * math.sqrt(n_items)), n_items // _LEAST_TO_A_LIST))
-        index: Any = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT
-        )
-        values = self._table.numpy()
+        index: Any = faiss.IndexIVFFlat(faiss.IndexFlatL2(width + 1), width + 1, lists)
+        index.cp.max_points_per_centroid, index.cp.niter = _MOST_TO_A_LIST, _ROUNDS
+        square = self._table.square().sum(1, keepdim=True)
+        values = torch.cat([self._table, (square.max() - square).sqrt()], 1).numpy()
         index.train(values)
         index.add(values)
         index.nprobe = N_PROBE
@@ -75,10 +80,11 @@ class ApproximateIndex:
         """
         n_found = k + int(ruled_out.sum())
         if n_found <= LARGEST_SHARE * len(self._table):
-            values, numbers = self._index.search(vector.view(1, -1).numpy(), n_found)
-            items, scores = torch.from_numpy(numbers[0]), torch.from_numpy(values[0])
-            fit = items >= 0  # -1 where it found fewer
-            fit &= ~ruled_out[items.clamp(min=0)]
-            if int(fit.sum()) >= k:
-                return items[fit][:k], scores[fit][:k]
+            point = torch.cat([vector, vector.new_zeros(1)]).view(1, -1)
+            items = torch.from_numpy(self._index.search(point.numpy(), n_found)[1][0])
+            items = items[items >= 0]  # -1 where it found fewer
+            items = items[~ruled_out[items]][:k]
+            if len(items) == k:
+                scores = (self._table[items] @ vector).sort(descending=True, stable=True)
+                return items[scores.indices], scores.values
         return best(self._table @ vector, ruled_out, k)

@@ -5,7 +5,6 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import uvicorn
@@ -16,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from recbole_simdiff.errors import OutOfMemory, UserError
 from recbole_simdiff.serving.guard import Guard
+from recbole_simdiff.serving.queue import Queue
 from recbole_simdiff.serving.service import Answer, Answers, Body, Service
 from recbole_simdiff.version import __version__
 
@@ -30,15 +30,13 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
         token (str | None): the bearer token that every path but ``/health`` needs.
     """
     app = FastAPI(title="recbole_simdiff", version=__version__, docs_url=None, redoc_url=None)
-    # One at a time: a model's own threads use the cores.
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recommend")
+    queue = Queue(service.answer_all)
 
     @app.post("/recommend")
     async def recommend(body: Body) -> Answer | Answers:
         """The best next items for one history or user, or for several as ``requests``."""
-        work = asyncio.get_running_loop().run_in_executor(pool, service.answer, body)
         try:
-            answers = await asyncio.wait_for(work, service.limits.seconds)
+            answers = await asyncio.wait_for(queue.answer(body), service.limits.seconds)
         except TimeoutError:
             text = f"no answer within {service.limits.seconds:g} seconds; the server is busy"
             raise HTTPException(503, text) from None

@@ -1,8 +1,9 @@
 """What a server answers with: the current model, its replacement by a newer one, the numbers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -184,41 +185,81 @@ class Service:
         self._signature = self._files()
         self.model = self._load(0)
 
-    def answer(self, body: Body) -> list[Answer]:
-        """An answer to each query.
+    def answer_all(self, bodies: Sequence[Body]) -> list[list[Answer] | Exception]:
+        """What each of several requests gets: an answer to each of its queries, or its error.
 
-        Raises:
-            UserError: if the query asks for what there is not, or no history has a known item and
-                there is no fallback.
-            TrainingDiverged: if a score is NaN.
-            OutOfMemory: if memory runs out.
+        Those with the same options share the model's work. The errors are ``UserError`` for a
+        request that asks for what there is not, or no history of which has a known item where
+        there is no fallback; ``TrainingDiverged`` if a score is NaN; ``OutOfMemory``.
+
+        Args:
+            bodies (Sequence): the requests.
         """
-        model, limits = self.model, self.limits
+        model, found = self.model, dict[int, list[Answer] | Exception]()
+        alike: dict[tuple[int, str, str | None], dict[int, list[Request]]] = {}
+        for number, body in enumerate(bodies):
+            fallback = body.fallback if body.fallback is not None else self.fallback
+            try:
+                requests = self._requests(body, model)
+            except UserError as error:
+                found[number] = error
+            else:
+                alike.setdefault((body.k, body.seen, fallback), {})[number] = requests
+        for options, group in alike.items():
+            found |= self._answer_alike(model, group, *options)
+        return [found[number] for number in range(len(bodies))]
+
+    def _requests(self, body: Body, model: Model) -> list[Request]:
+        """The queries of a request, within the limits, with the filters beside them."""
         queries = body.requests or [Query(items=body.items, user=body.user)]
-        if len(queries) > limits.histories:
-            raise UserError(f"{len(queries)} requests at once; at most {limits.histories}")
-        if body.k > limits.k:
-            raise UserError(f"k={body.k} must be at most {limits.k}")
-        requests = [_request(query, model.recommender) for query in queries]
-        fallback = body.fallback if body.fallback is not None else self.fallback
-        found = model.recommender.recommend(
-            requests,
-            body.k,
-            body.seen == "drop",
-            [*model.exclude, *map(str, body.exclude)],
-            _both(model.allowed, body.allowed),
-            fallback,
-        )
+        if len(queries) > self.limits.histories:
+            raise UserError(f"{len(queries)} requests at once; at most {self.limits.histories}")
+        if body.k > self.limits.k:
+            raise UserError(f"k={body.k} must be at most {self.limits.k}")
+        return [_request(query, body, model.recommender) for query in queries]
+
+    def _answer_alike(
+        self,
+        model: Model,
+        group: Mapping[int, list[Request]],
+        k: int,
+        seen: str,
+        fallback: str | None,
+    ) -> dict[int, list[Answer] | Exception]:
+        """Number of each request -> its answers, or its error."""
+        requests = [request for part in group.values() for request in part]
+        try:
+            ranked = iter(
+                model.recommender.recommend(
+                    requests, k, seen == "drop", model.exclude, model.allowed, fallback
+                )
+            )
+        except Exception as error:
+            if len(group) == 1:
+                return dict.fromkeys(group, error)
+            found: dict[int, list[Answer] | Exception] = {}
+            for number, part in group.items():  # what one of them caused is not told to all
+                found |= self._answer_alike(model, {number: part}, k, seen, fallback)
+            return found
+        return {
+            number: self._answers(part, list(islice(ranked, len(part))), fallback)
+            for number, part in group.items()
+        }
+
+    def _answers(
+        self, requests: list[Request], ranked: list[Recommendation], fallback: str | None
+    ) -> list[Answer] | UserError:
+        """The answers to one request."""
         without = [
             len(one.unknown) == len(request.items)
-            for one, request in zip(found, requests, strict=True)
+            for one, request in zip(ranked, requests, strict=True)
         ]
         if all(without) and fallback is None:
-            raise UserError(
+            return UserError(
                 "no history has an item of the training data; give other items, or "
                 "fallback='popular'"
             )
-        return [self._answer(*pair, fallback) for pair in zip(found, without, strict=True)]
+        return [self._answer(*pair, fallback) for pair in zip(ranked, without, strict=True)]
 
     def reload_if_changed(self) -> bool:
         """Take a newer checkpoint, or newer filters, if there are any; keep the old ones if not.
@@ -273,21 +314,13 @@ class Service:
         return Answer(items=one.items, scores=one.scores, unknown=one.unknown, fallback=fallen)
 
 
-def _request(query: Query, recommender: Recommender) -> Request:
-    user, allowed = query.user, query.allowed
+def _request(query: Query, body: Body, recommender: Recommender) -> Request:
+    """A query as the recommender takes it, with its filters and those beside all queries."""
+    user = query.user
     items = (
         recommender.history(str(user)) if user is not None else list(map(str, query.items or ()))
     )
-    return Request(
-        items,
-        list(map(str, query.exclude)),
-        None if allowed is None else list(map(str, allowed)),
-    )
-
-
-def _both(first: list[str] | None, second: list[Id] | None) -> list[str] | None:
-    """Ids that both lists allow; None allows all."""
-    if second is None:
-        return first
-    ids = set(map(str, second))
-    return sorted(ids if first is None else ids.intersection(first))
+    lists = [set(map(str, ids)) for ids in (query.allowed, body.allowed) if ids is not None]
+    allowed = set.intersection(*lists) if lists else None
+    exclude = [*query.exclude, *body.exclude]
+    return Request(items, list(map(str, exclude)), allowed)

@@ -110,6 +110,13 @@ class Progress:
 class Listener:
     """Is told how a training goes. This one does nothing; a listener overrides what it needs."""
 
+    def on_step(self, progress: Progress) -> None:
+        """Called after the updates of every batch; it must be fast.
+
+        Args:
+            progress (Progress): where training stands; ``step`` counts this batch.
+        """
+
     def on_epoch(self, entry: Mapping[str, Any], progress: Progress) -> None:
         """Called after every epoch, once its state is saved; what it raises ends the training.
 

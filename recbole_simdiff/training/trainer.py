@@ -83,6 +83,7 @@ class PlanTrainer(Trainer):
         if distributed.rank() == 0:
             log = LogLine(config, settings.log_every if settings else 1)
             self._listeners = (log, TensorBoard(self.tensorboard, self.valid_metric))
+        self._told: tuple[Listener, ...] = self._listeners  # with those of ``fit``
         self._build_optimizers()
 
     # ------------------------------------------------------------------ fitting
@@ -117,7 +118,7 @@ class PlanTrainer(Trainer):
         if len(phases) > 1:
             listed = ", ".join(f"{p.name} (at most {p.epochs} epochs)" for p in phases)
             logger.info(f"phases: {listed}")
-        all_listeners = (*self._listeners, *listeners)
+        self._told = (*self._listeners, *listeners)
         with self.stop.listen():
             if distributed.all_reduce_max(not (self.run_dir / LAST).is_file()):
                 self.save_state(LAST)  # so that a run killed in its first epoch can be resumed
@@ -125,9 +126,7 @@ class PlanTrainer(Trainer):
                 if number > self.progress.phase:
                     self._begin_phase(number, phases[number])
                 try:
-                    self._fit_phase(
-                        phases[number], train_data, validate, show_progress, all_listeners
-                    )
+                    self._fit_phase(phases[number], train_data, validate, show_progress)
                 except Interrupted:
                     self.save_state(LAST)
                     raise
@@ -173,7 +172,6 @@ class PlanTrainer(Trainer):
         train_data: Any,
         validate: Callable[[Metrics], Metrics] | None,
         show_progress: bool,
-        listeners: Sequence[Listener],
     ) -> None:
         progress, patience = self.progress, self.config["stopping_updates"]
         validate = validate if phase.evaluate else None
@@ -196,7 +194,7 @@ class PlanTrainer(Trainer):
             if better:
                 self.save_state(BEST)
             self.save_state(LAST)
-            for listener in listeners:
+            for listener in self._told:
                 listener.on_epoch(entry, progress)
 
     def _train_epoch(
@@ -219,6 +217,8 @@ class PlanTrainer(Trainer):
         for batch in bar:
             parts, monitor = self._step(batch, updates)
             progress.add_step(parts, monitor)
+            for listener in self._told:
+                listener.on_step(progress)
             if progress.step % 10 == 0:
                 bar.set_postfix_str(
                     " ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False

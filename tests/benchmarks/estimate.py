@@ -26,7 +26,7 @@ from recbole_simdiff.runs.run import run_one
 
 MODELS = ("SASRecCE", "DreamRec", "CL4SRec", "CaDiRec", "GRU4Rec")
 SMALL, USERS = "ml-1m-200", 200
-EPOCHS = {SMALL: 1, "amazon-beauty": 1}
+EPOCHS = {SMALL: 5, "amazon-beauty": 1}
 
 
 def main() -> None:

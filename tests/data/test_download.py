@@ -1,5 +1,6 @@
 """Downloads from a server on this machine: resumed, checked, whole or not there at all."""
 
+import hashlib
 import http.server
 import io
 import json
@@ -200,7 +201,7 @@ def test_a_later_download_must_have_the_recorded_checksum(
     assert inter.read_bytes() == before
     inter.unlink()
     server.content = packed(tmp_path, b"another version")
-    with pytest.raises(UserError, match=r"changed, or the transfer was damaged\. Remove .*down"):
+    with pytest.raises(UserError, match=r"former download in .*json, which may be removed"):
         create_dataset(config)
     assert names(folder) == FILES - {inter.name}
     (folder / f"{NAME}.download.json").unlink()
@@ -212,8 +213,14 @@ def test_a_shipped_checksum_is_compared(
     server: Server, config: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "read_yaml", lambda _: {NAME: {"sha256": "0" * 64}})
-    with pytest.raises(UserError, match=f"has {'0' * 64}: the provider's file changed"):
+    with pytest.raises(UserError) as caught:
         create_dataset(config)
+    message, received = str(caught.value), hashlib.sha256(server.content).hexdigest()
+    assert f"received {len(server.content):,} bytes with SHA-256 {received}" in message
+    assert f"expected {'0' * 64}, that of this package's list of downloads" in message
+    assert "Start again" in message
+    assert "Fetch it by hand, unpack it there" in message
+    assert "download.json" not in message  # there is none
     assert not (folder / f"{NAME}.inter").exists()
 
 

@@ -89,7 +89,7 @@ def test_an_ablation(main: Any, write: Any, files: Path) -> None:
     compared = list(csv.DictReader((files / "significance.csv").open()))
     assert {r["metric"] for r in compared} == {"hit@5", "ndcg@5"}
     assert {r["users"] for r in compared} == {"5"}
-    for name in ("curves", "cost", "embeddings"):
+    for name in ("history-kept", "history-removed", "curves", "cost", "embeddings"):
         drawn(files, f"parts-toy-{name}")
 
 
@@ -185,7 +185,11 @@ def test_figures_and_analyses_of_what_is_there(
     assert main("ablate", path, models=())[0] == 0
     code, out, _ = main("plot", path, "--figures=curves", models=())
     assert code == 0
-    assert out.split() == [str(files / f"parts-toy-curves.{suffix}") for suffix in FORMATS]
+    assert out.split() == [
+        str(files / f"parts-toy-{name}.{suffix}")
+        for name in ("history-kept", "history-removed", "curves")
+        for suffix in FORMATS
+    ]
     figures = out
     code, out, _ = main("analyze", path, "--by=length,train_count,views", models=())
     assert code == 0

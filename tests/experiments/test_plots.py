@@ -1,5 +1,6 @@
 """What figures show: bands, legends, ticks, error bars."""
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,46 @@ def test_a_sweep_has_bands_and_a_scale_that_fits(drawn: list[Any], tmp_path: Pat
     colors = [to_hex(line.get_color()).upper() for line in linear.lines]
     assert colors == list(plots.PALETTE[:2])
     assert {line.get_marker() for line in linear.lines} == {"o", "s"}
+
+
+def test_an_ablation_has_a_bar_a_row_with_its_spread(drawn: list[Any], tmp_path: Path) -> None:
+    rows = ("Full", "w/o contrast", "squared error with a target that is detached from the table")
+    values = {row: (0.1 + 0.02 * i, 0.12 + 0.02 * i) for i, row in enumerate(rows)}
+    experiment = Experiment(
+        "a",
+        "ablation",
+        "A",
+        ("toy",),
+        (1, 2),
+        {row: {} for row in (*rows, "failed")},
+        reference="Full",
+        metrics=("hit@5", "ndcg@5"),
+    )
+    cells = {
+        Cell(row, "toy", None): Measured(
+            {s: {"test": {KEPT: {"hit@5": v, "ndcg@5": v / 2}}} for s, v in enumerate(pair)}, {}
+        )
+        for row, pair in values.items()
+    }
+    plots.ablation(experiment, cells, KEPT, tmp_path)
+    (figure,) = drawn
+    first, second = figure.axes
+    assert [bar.get_width() for bar in first.patches] == pytest.approx([0.11, 0.13, 0.15])
+    assert [bar.get_width() for bar in second.patches] == pytest.approx([0.055, 0.065, 0.075])
+    (spread,) = first.containers[0].lines[2]
+    deviation = 0.02 / 2**0.5
+    assert spread.get_segments()[1][:, 0] == pytest.approx([0.13 - deviation, 0.13 + deviation])
+    colors = [to_hex(bar.get_facecolor()).upper() for bar in first.patches]
+    assert colors == [plots.PALETTE[1], plots.PALETTE[0], plots.PALETTE[0]]
+    assert [text.get_text() for text in first.texts] == ["0.1100", "0.1300", "0.1500"]
+    assert all(axis.get_xlim()[0] == 0 for axis in figure.axes)  # a bar cut off would deceive
+    labels = [label.get_window_extent() for label in first.get_yticklabels()]
+    assert len(labels) == len(rows)
+    texts_of = [[text.get_window_extent() for text in axis.texts] for axis in figure.axes]
+    for boxes in (labels, *texts_of):
+        assert all(a.y0 >= b.y1 for a, b in itertools.pairwise(boxes))  # none on another
+    for axis, boxes in zip(figure.axes, texts_of, strict=True):
+        assert all(box.x1 <= axis.get_window_extent().x1 for box in boxes)
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,10 @@ def test_end_to_end(
     assert len(labels) == len(expected) == len(set(expected))
     assert all(0 <= float(r["value"]) <= 1 for r in rows)
     assert r"\bottomrule" in (folder / LATEX).read_text()
-    if experiment.sweep:
+    if experiment.kind in ("sweep", "ablation"):
         for protocol in PROTOCOLS:
             assert drawn(folder, f"{name}-ml-100k-{protocol.replace(' ', '-')}")
-    else:
+    if not experiment.sweep:
         compared = list(csv.DictReader((folder / SIGNIFICANCE).open()))
         rivals = {row for row in experiment.rows if row != experiment.reference}
         assert {r["row"] for r in compared if r["against"] == experiment.reference} >= rivals
