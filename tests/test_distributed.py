@@ -4,12 +4,16 @@ This file is also the program of the two processes: torchrun starts it once, bot
 found, and the tests read it and compare it with what one process finds.
 """
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,6 +38,7 @@ from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.runs.processes import check_processes
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run_one as run
+from recbole_simdiff.training.state import Resumed
 from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import SEQUENCES, SMALL, write_inter
 from tests.test_resume import LONG, only_run, start, wait_for
@@ -216,21 +221,43 @@ if __name__ == "__main__":
 # ---------------------------------------------------------------------- what they found
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes under torchrun have written to."""
-    folder = tmp_path_factory.mktemp("pair")
-    write_inter(folder / "dataset", "toy", SEQUENCES)
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ended = subprocess.run(
-        [sys.executable, "-m", *torchrun, "-m", "tests.test_distributed", str(folder)],
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    """torchrun with these arguments, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
-    assert ended.returncode == 0, ended.stderr
+
+
+def two_hosts(*arguments: str) -> list[subprocess.Popen[str]]:
+    """Two torchruns of one process each that know one another by an address alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    nodes = ["--nnodes=2", "--nproc-per-node=1", place]
+    return [torchrun(*nodes, f"--node-rank={number}", *arguments) for number in (0, 1)]
+
+
+@pytest.fixture(
+    scope="module", params=["one host", pytest.param("two hosts", marks=pytest.mark.slow)]
+)
+def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The folder that two processes under torchrun have written to, on one host or on two."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_inter(folder / "dataset", "toy", SEQUENCES)
+    program = ["-m", "tests.test_distributed", str(folder)]
+    if request.param == "one host":
+        started = [torchrun("--standalone", "--nproc-per-node=2", *program)]
+    else:
+        started = two_hosts(*program)
+    for process in started:
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
     return folder
 
 
@@ -354,6 +381,36 @@ def test_another_number_of_processes_cannot_resume(
     )
 
 
+def test_another_number_resumes_where_it_is_given(pair: Path, tmp_path: Path) -> None:
+    """By random states of its own, the same ones whenever the same number resumes."""
+    ends = []
+    for name in ("first", "again"):
+        place = shutil.copytree(pair / "stopped", tmp_path / name)
+        assert main([f"--resume={place}", "--nproc=1", "--epochs=6", "--show_users=0"]) == 0
+        tensors, content = checkpoint.load(place / LAST)
+        assert content["processes"] == 1
+        assert not any(key.startswith("rng1.") for key in tensors)
+        log = (place / f"{name}.log").read_text()
+        assert log.count("the random states are drawn anew: 2 processes wrote those of") == 1
+        ends.append(files.digest(tensors | {"step": torch.tensor(content["progress"]["epoch"])}))
+        assert content["progress"]["epoch"] == 6
+    assert ends[0] == ends[1]
+
+
+def test_random_states_drawn_anew_are_those_of_no_other_process(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    for n, number in ((1, 0), (3, 0), (3, 1), (3, 2), (2, 0), (2, 1)):
+        monkeypatch.setattr(distributed, "world_size", lambda n=n: n)
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        drawn.append(Resumed(pair / "stopped" / LAST).random_states())
+    stored = checkpoint.subset(checkpoint.load(pair / "stopped" / LAST)[0], "rng1")
+    assert torch.equal(drawn[-1]["torch"], stored["torch"])
+    for name in ("torch", "python", "numpy"):
+        assert len({files.digest({name: states[name]}) for states in drawn}) == len(drawn)
+
+
 @pytest.mark.parametrize(
     ("reason", "message"),
     [
@@ -459,8 +516,59 @@ def test_a_lost_process_ends_the_others(begin: Any, tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGKILL
     assert "Traceback" not in error
     assert "process 0: error: another process of this run has ended" in error
+    assert f"Continue with --resume={only_run(tmp_path / 'saved')} --nproc=2, or give" in error
     assert "error: process 1 was ended by SIGKILL" in error
     assert checkpoint.load(only_run(tmp_path / "saved") / LAST)[1]["progress"]["epoch"] == 4
+
+
+# The time limit of an exchange is 15 seconds.
+IMPATIENT = """
+import sys
+from datetime import timedelta
+from recbole_simdiff import distributed
+from recbole_simdiff.cli.main import main
+distributed.TIMEOUT = timedelta(seconds=15)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_host_ends_the_run_which_the_other_one_resumes(
+    tmp_path: Path, lost: signal.Signals
+) -> None:
+    """One that is gone is noticed at once, one that is silent when the time is over."""
+    write_inter(tmp_path / "dataset", "toy", SEQUENCES)
+    program = tmp_path / "program.py"
+    program.write_text(IMPATIENT)
+    values = LONG | DIVIDED | {"data_path": str(tmp_path / "dataset"), "stopping_step": 2000}
+    values |= {"checkpoint_dir": str(tmp_path / "saved"), "epochs": 2000}
+    given = ["--dataset=toy", *(f"--{key}={value}" for key, value in values.items())]
+    kept, gone = two_hosts(str(program), *given)
+    wait_for(kept, "train epoch   3")
+    children = [
+        int(p) for p in Path(f"/proc/{gone.pid}/task/{gone.pid}/children").read_text().split()
+    ]
+    for process in (*children, gone.pid):
+        os.kill(process, lost)
+    begun = time.monotonic()
+    _, error = kept.communicate(timeout=120)
+    assert time.monotonic() - begun < 60
+    for process in (*children, gone.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    gone.communicate()
+    assert kept.returncode != 0
+    assert error.count("process 0: error: another process of this run has ended, or has not") == 1
+
+    place = only_run(tmp_path / "saved")
+    stored = checkpoint.load(place / LAST)[1]["progress"]
+    assert (stored["epoch"] >= 4, stored["step"]) == (True, 0)
+    epochs = f"--epochs={stored['epoch'] + 3}"
+    assert main([f"--resume={place}", epochs]) == 2
+    assert main([f"--resume={place}", epochs, "--nproc=1"]) == 0
+    result = json.loads((place / RESULT).read_text())
+    assert (result["processes"], result["epochs"]) == (1, stored["epoch"] + 3)
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,26 @@
 
 import argparse
 import csv
+import hashlib
+import io
 import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
 
+from recbole_simdiff import checkpoint
+from recbole_simdiff.checkpoint import BEST
 from recbole_simdiff.cli.histories import NamedHistory, read_histories, read_ids, split_ids
 from recbole_simdiff.cli.messages import printable
 from recbole_simdiff.cli.parser import add_model_file
 from recbole_simdiff.errors import UserError
+from recbole_simdiff.serving import batch
 from recbole_simdiff.serving import recommender as inference
 from recbole_simdiff.serving.ranking import SEARCHES
+from recbole_simdiff.version import __version__
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
@@ -21,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.description = (
         "Histories are item ids as in the data set, oldest first. --input reads one for each line: "
         '\'12,7,99\' (CSV), \'["12", "7"]\' or \'{"user": "u1", "items": ["12"]}\' (JSON); such an '
-        'object may have "exclude" and "allowed", lists of ids for this history, too.'
+        'object may have "exclude" and "allowed", lists of ids for this history, too. With '
+        "--output the answers to each 10,000 histories are a file, and the same command continues "
+        "where it was stopped."
     )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or file")
     add_model_file(parser)
@@ -44,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     add_filters(parser)
     parser.add_argument(
         "--format", choices=("table", "json", "csv"), default="table", help="output (default table)"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="write parts of JSON lines or CSV to this folder"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes that write (default 1)"
     )
     parser.add_argument("--use_gpu", choices=("true", "false"), default="true")
 
@@ -72,9 +88,9 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def read_filters(
-    namespace: argparse.Namespace, recommender: inference.Recommender
+    namespace: argparse.Namespace, recommender: inference.Recommender, quiet: bool = False
 ) -> tuple[list[str], list[str] | None]:
-    """The ids of ``--exclude`` and ``--allowed``.
+    """The ids of ``--exclude`` and ``--allowed``; unless ``quiet``, says how many are unknown.
 
     Raises:
         UserError: if a file cannot be read, or none of its ids is known.
@@ -90,7 +106,7 @@ def read_filters(
                 f"--{option}={vars(namespace)[option]}: no id of it is in the training data; it "
                 f"must have ids such as {recommender.item_ids[1]}, one a line"
             )
-        if unknown:
+        if unknown and not quiet:
             text = f"--{option}: {unknown} of {len(ids)} ids are not in the training data"
             print(text, file=sys.stderr)
     return excluded, allowed
@@ -100,40 +116,131 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Recommend items to users or histories."""
     if overrides:
         raise UserError(f"recommend does not know --{next(iter(overrides))}; see recommend --help")
-    recommender = inference.load(
-        namespace.checkpoint,
-        namespace.use_gpu == "true",
-        namespace.model_file,
-        namespace.search,
+    _check_output(namespace)
+    recommend = _Recommend(namespace)
+    requests = _requests(namespace, recommend.recommender)
+    n_requests, n_unanswered = (
+        _write(namespace, recommend, requests)
+        if namespace.output
+        else _print(namespace, recommend, requests)
     )
-    excluded, allowed = read_filters(namespace, recommender)
-    requests = list(_requests(namespace, recommender))
-    if not requests:
+    if not n_requests:
         raise UserError(
             f"nothing to recommend to: {namespace.input} has no history"
             if namespace.input
             else "nothing to recommend to: give --users, --all_users, --history or --input"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # unknown items are reported for each history below
-        answers = recommender.recommend(
-            [inference.Request(one.items, one.exclude, one.allowed) for one in requests],
-            namespace.k,
-            namespace.seen == "drop",
-            excluded,
-            allowed,
-            namespace.fallback,
-        )
-    for request, answer in zip(requests, answers, strict=True):
-        if note := _note(request, answer, recommender, namespace.fallback):
-            print(printable(f"{request.name}: {note}"), file=sys.stderr)
-    all_unknown = all(
-        len(a.unknown) == len(r.items) for r, a in zip(requests, answers, strict=True)
-    )
-    if all_unknown and not namespace.fallback:
+    if n_requests == n_unanswered and not namespace.fallback:
         raise UserError("no history has an item of the training data")
-    _print(namespace.format, requests, answers, recommender)
     return 0
+
+
+def _check_output(namespace: argparse.Namespace) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UserError: naming them.
+    """
+    if namespace.jobs < 1:
+        raise UserError(f"--jobs={namespace.jobs} must be at least 1")
+    if namespace.output and namespace.format == "table":
+        raise UserError("--output needs --format=json or --format=csv")
+    if namespace.jobs > 1 and not namespace.output:
+        raise UserError(f"--jobs={namespace.jobs} needs --output: each process writes files")
+
+
+class _Recommend:
+    """A checkpoint and the options of the command, which answer blocks of histories.
+
+    Args:
+        namespace (Namespace): the options.
+        quiet (bool): what the filters do not know has been said before.
+    """
+
+    def __init__(self, namespace: argparse.Namespace, quiet: bool = False) -> None:
+        self.namespace = namespace
+        self.recommender = inference.load(
+            namespace.checkpoint,
+            namespace.use_gpu == "true",
+            namespace.model_file,
+            namespace.search,
+        )
+        self.filters = read_filters(namespace, self.recommender, quiet)
+
+    def answers(self, requests: Sequence[NamedHistory]) -> list[inference.Recommendation]:
+        """An answer to each history."""
+        namespace = self.namespace
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # unknown items are reported for each history
+            return self.recommender.recommend(
+                [inference.Request(one.items, one.exclude, one.allowed) for one in requests],
+                namespace.k,
+                namespace.seen == "drop",
+                *self.filters,
+                namespace.fallback,
+            )
+
+    def part(self, requests: Sequence[NamedHistory]) -> batch.Answers:
+        """The answers to a block as a file holds them."""
+        answers, text = self.answers(requests), io.StringIO()
+        if self.namespace.format == "csv":
+            _write_heads(text)
+        write_answers(text, self.namespace.format, requests, answers, self.recommender)
+        return batch.Answers(text.getvalue(), _n_unanswered(requests, answers))
+
+
+def _part_writer(namespace: argparse.Namespace) -> Any:
+    """What answers the blocks of one process."""
+    return _Recommend(namespace, quiet=True).part
+
+
+def _n_unanswered(
+    requests: Sequence[NamedHistory], answers: Sequence[inference.Recommendation]
+) -> int:
+    """Histories without a known item."""
+    pairs = zip(requests, answers, strict=True)
+    return sum(len(answer.unknown) == len(request.items) for request, answer in pairs)
+
+
+def _write(
+    namespace: argparse.Namespace, recommend: _Recommend, requests: Iterator[NamedHistory]
+) -> tuple[int, int]:
+    """Write the answers to files; numbers of histories and of those without a known item."""
+    settings = {key: vars(namespace)[key] for key in ("k", "seen", "search", "fallback", "format")}
+    with open(checkpoint.resolve(namespace.checkpoint, BEST), "rb") as file:
+        settings["checkpoint"] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    filters = hashlib.blake2b(json.dumps(recommend.filters).encode(), digest_size=16)
+    settings |= {"filters": filters.hexdigest(), "version": __version__}
+    # In this process the checkpoint is there already.
+    begin = (lambda: recommend.part) if namespace.jobs == 1 else partial(_part_writer, namespace)
+    folder = Path(namespace.output)
+    suffix = {"json": "jsonl", "csv": "csv"}[namespace.format]
+    totals = batch.write_parts(requests, begin, folder, settings, suffix, namespace.jobs)
+    print(
+        f"{folder}: {totals.requests:,} histories in {totals.parts} parts, {totals.kept} of them "
+        f"from before; {totals.unanswered:,} histories have no known item"
+    )
+    return totals.requests, totals.unanswered
+
+
+def _print(
+    namespace: argparse.Namespace, recommend: _Recommend, requests: Iterator[NamedHistory]
+) -> tuple[int, int]:
+    """Print the answers; numbers of histories and of those without a known item."""
+    n_requests = n_unanswered = 0
+    for block in batch.blocks(requests):
+        answers = recommend.answers(block)
+        for request, answer in zip(block, answers, strict=True):
+            if note := _note(request, answer, recommend.recommender, namespace.fallback):
+                print(printable(f"{request.name}: {note}"), file=sys.stderr)
+        n_requests += len(block)
+        n_unanswered += _n_unanswered(block, answers)
+        # Of a few histories none of which is known, nothing is printed but the error.
+        if n_unanswered < n_requests or namespace.fallback or len(block) == batch.BLOCK:
+            if namespace.format == "csv" and n_requests == len(block):
+                _write_heads(sys.stdout)
+            write_answers(sys.stdout, namespace.format, block, answers, recommend.recommender)
+    return n_requests, n_unanswered
 
 
 def _note(
@@ -157,26 +264,30 @@ def _note(
     return f"{unknown} unknown items left out: {shown}" if unknown else ""
 
 
-def _print(
+def _write_heads(file: TextIO) -> None:
+    csv.writer(file, lineterminator="\n").writerow(["history", "rank", "item", "score"])
+
+
+def write_answers(
+    file: TextIO,
     output_format: str,
     requests: Sequence[NamedHistory],
     answers: Sequence[inference.Recommendation],
     recommender: inference.Recommender,
 ) -> None:
-    """Print the answers to standard output as ``table``, ``json`` or ``csv``."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if output_format == "csv":
-        writer.writerow(["history", "rank", "item", "score"])
+    """Write answers as ``table``, ``json`` or ``csv``."""
+    writer = csv.writer(file, lineterminator="\n")
     for request, answer in zip(requests, answers, strict=True):
         ranked = list(enumerate(zip(answer.items, answer.scores, strict=True), start=1))
         if output_format == "json":
-            print(json.dumps({"history": request.name, **answer._asdict()}))
+            print(json.dumps({"history": request.name, **answer._asdict()}), file=file)
         elif output_format == "csv":
             writer.writerows([request.name, rank, i, f"{s:.6f}"] for rank, (i, s) in ranked)
         else:
-            print(printable(request.name))
+            print(printable(request.name), file=file)
             for rank, (item, score) in ranked:
-                print(f"  {rank:>3}  {score:9.4f}  {printable(recommender.title(item))}")
+                title = printable(recommender.title(item))
+                print(f"  {rank:>3}  {score:9.4f}  {title}", file=file)
 
 
 def _requests(

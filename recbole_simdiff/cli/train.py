@@ -35,23 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument(
         "--nproc",
         type=int,
-        default=1,
         metavar="N",
-        help="processes on this host that train together (default 1); not read under torchrun, "
-        "which starts processes on several hosts",
+        help="processes on this host that train together (default 1); torchrun starts them on "
+        "several. With --resume, the number of all processes where it is not that of before: "
+        "their random states are drawn anew",
     )
 
 
 def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Train a model, or continue a stopped run."""
     resume = None
+    is_distributed = distributed.is_distributed()
+    given = namespace.nproc
+    n = int(os.environ["WORLD_SIZE"]) if is_distributed else 1 if given is None else given
     if namespace.resume:
         for key in ("model", "dataset", "config_files"):
             if getattr(namespace, key):
                 raise UserError(f"--{key} cannot be given with --resume: the checkpoint fixes it")
         accept(namespace.model_file)
         resume = checkpoint.resolve(namespace.resume, LAST)
-        config = resumed_config(resume, overrides, COMMAND_LINE)
+        config = resumed_config(resume, overrides, COMMAND_LINE, n, any_number=given == n)
     elif namespace.model_file:
         raise UserError(
             "--model_file is for --resume, whose checkpoint says the class; to train a model give "
@@ -59,8 +62,6 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
         )
     else:
         config = command_config(namespace, overrides)
-    is_distributed = distributed.is_distributed()
-    n = int(os.environ["WORLD_SIZE"]) if is_distributed else namespace.nproc
     check_processes(config, n)
     if n > 1 and not is_distributed:
         return distributed.launch(n)

@@ -38,6 +38,19 @@ def random_states() -> dict[str, Tensor]:
     return states
 
 
+def seeded_states(seed: int) -> dict[str, Tensor]:
+    """All random states of a fresh program with this seed; the present ones stay.
+
+    Args:
+        seed (int): in 0..2^32 - 1.
+    """
+    with preserved_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return random_states()
+
+
 def set_random_states(states: dict[str, Tensor]) -> None:
     """Put back what ``random_states`` returned.
 

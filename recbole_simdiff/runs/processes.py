@@ -1,14 +1,18 @@
 """One run by several processes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from recbole.utils import init_seed
 
 from recbole_simdiff import distributed, files
+from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import FlatDataset
 from recbole_simdiff.data.loaders import BucketLoader, HistoryEvalLoader
-from recbole_simdiff.errors import UserError
+from recbole_simdiff.errors import ProcessLost, UserError
 from recbole_simdiff.models.registry import plugin_models
 from recbole_simdiff.runs.identity import fingerprint
 
@@ -43,6 +47,26 @@ def check_processes(config: Config, n: int) -> None:
             f"train_batch_size={config['train_batch_size']} cannot be divided among {n} processes: "
             "each needs a row of every batch. Use fewer processes or a larger batch"
         )
+
+
+@contextmanager
+def explained_loss(run_dir: Path) -> Iterator[None]:
+    """Within the block, the message of a lost process says how the run goes on.
+
+    Args:
+        run_dir (Path): folder of the run.
+
+    Raises:
+        ProcessLost: if another process ended.
+    """
+    try:
+        yield
+    except ProcessLost as lost:
+        raise ProcessLost(
+            f"{lost}. {run_dir / LAST} holds the run as it was after its last finished epoch. "
+            f"Continue with --resume={run_dir} --nproc={distributed.world_size()}, or give the "
+            "number of processes that is left: the random states are then drawn anew"
+        ) from lost
 
 
 def join_processes(

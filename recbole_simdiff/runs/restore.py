@@ -151,7 +151,13 @@ def stored_config(
     return Config(stored["model"], stored["dataset"], overrides=values, origin=origins)
 
 
-def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVERRIDES) -> Config:
+def resumed_config(
+    resume: Path,
+    overrides: Mapping[str, Any],
+    origin: str = OVERRIDES,
+    processes: int = 1,
+    any_number: bool = False,
+) -> Config:
     """The configuration to continue a run with.
 
     Its tracked run is continued where there is one. Nobody else's checkpoint opens one.
@@ -160,11 +166,15 @@ def resumed_config(resume: Path, overrides: Mapping[str, Any], origin: str = OVE
         resume (Path): a ``last`` checkpoint.
         overrides (Mapping): of ``RESUMABLE_KEYS``.
         origin (str): what messages call the place of the overrides.
+        processes (int): how many are to continue it.
+        any_number (bool): whether it may be another number than before.
 
     Raises:
         UserError: if the checkpoint cannot be used, or a key may not be given.
     """
     content = load_run(resume, resumable=True)[1]
+    if not any_number:
+        check_same_processes(resume, content, processes)
     check_own_model(content, same=True)
     values = content["config"]["values"]
     if "epochs" in overrides and content.get("phase_epochs"):
@@ -215,6 +225,26 @@ def check_own_model(content: Mapping[str, Any], same: bool = False) -> None:
             "run"
         )
     logger.warning(f"{message}; its weights are used as they are")
+
+
+def check_same_processes(path: Path, content: Mapping[str, Any], n: int) -> None:
+    """Refuse to continue a run by another number of processes than before.
+
+    Args:
+        path (Path): the checkpoint, for the message.
+        content (Mapping): its JSON content.
+        n (int): number of processes.
+
+    Raises:
+        UserError: saying how to choose it.
+    """
+    before = content.get("processes", 1)
+    if before != n:
+        raise UserError(
+            f"{path} holds the random states of {before} processes and cannot be resumed by {n}; "
+            f"give --nproc={before}. Another number is taken if it is given, such as --nproc={n}; "
+            "the random states are then drawn anew"
+        )
 
 
 def check_same_settings(path: Path, content: Mapping[str, Any], config: Config) -> None:

@@ -22,7 +22,7 @@ from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
 from recbole_simdiff.runs.estimate import FirstEstimate
 from recbole_simdiff.runs.folder import claimed, logged, new_folder
 from recbole_simdiff.runs.item_table import install_item_table
-from recbole_simdiff.runs.processes import join_processes
+from recbole_simdiff.runs.processes import explained_loss, join_processes
 from recbole_simdiff.runs.record import describe_run
 from recbole_simdiff.runs.restore import check_same_data, check_same_settings, evaluate
 from recbole_simdiff.runs.result import (
@@ -198,7 +198,8 @@ def _train_and_test(
     with tracking.tracked(config, run_dir) as tracked:
         all_listeners = (tracked, *listeners)
         tracked.send(trainer.progress.log)
-        with trainer.stop.listen(), explained_out_of_memory(config, run_dir / LAST):
+        explained = explained_out_of_memory(config, run_dir / LAST)
+        with trainer.stop.listen(), explained, explained_loss(run_dir):
             progress = trainer.fit(train_data, valid_data, config["show_progress"], all_listeners)
             trainer.load_weights(run_dir / BEST)
             metrics = evaluate_splits(trainer.evaluator, valid_data, test_data)

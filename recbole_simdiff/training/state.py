@@ -5,18 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recbole_simdiff import checkpoint, distributed
+from recbole_simdiff import checkpoint, distributed, files
 from recbole_simdiff.checkpoint import (
     load_model_state,
     load_optimizer_state,
     optimizer_mismatch,
     optimizer_state,
 )
-from recbole_simdiff.errors import UserError
-from recbole_simdiff.modules.random_state import preserved_rng, set_random_states
+from recbole_simdiff.log import logger
+from recbole_simdiff.modules.random_state import preserved_rng, seeded_states, set_random_states
 from recbole_simdiff.training.progress import Progress
 
 
@@ -67,18 +68,12 @@ class Resumed:
         progress (Progress): where training stood.
 
     Raises:
-        UserError: if it is none, or another number of processes wrote it.
+        UserError: if it is none.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors, self.content = checkpoint.load(path)
-        n = self.content.get("processes", 1)
-        if n != distributed.world_size():
-            raise UserError(
-                f"{path} holds the random states of {n} processes and cannot be resumed by "
-                f"{distributed.world_size()}; give --nproc={n}"
-            )
         if "progress" not in self.content:
             raise checkpoint.foreign(path, "it lacks progress")
         self.progress = Progress(**self.content["progress"])
@@ -108,16 +103,28 @@ class Resumed:
     def random_states(self) -> dict[str, Tensor]:
         """Those of this process, which have been tried.
 
+        If another number of processes wrote them, they are drawn anew, the same ones each time.
+
         Raises:
             UserError: if they are none.
         """
-        states = checkpoint.subset(self.tensors, _rng_key(distributed.rank()))
+        before, n, number = self.content.get("processes", 1), distributed.world_size(), 0
+        if before == n:
+            number = distributed.rank()
+        states = checkpoint.subset(self.tensors, _rng_key(number))
         try:
             with preserved_rng():
                 set_random_states(states)
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise checkpoint.foreign(self.path, f"its random states are none ({error})") from None
-        return states
+        if before == n:
+            return states
+        logger.info(
+            f"the random states are drawn anew: {before} processes wrote those of {self.path}, and "
+            f"the number is {n} now"
+        )
+        name = torch.tensor([n, distributed.rank()])
+        return seeded_states(int(files.digest({**states, "process": name})[:8], 16))
 
 
 def _rng_key(process: int) -> str:

@@ -80,18 +80,13 @@ def _open_study(search: Search) -> Any:
     """
     optuna = import_engine("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    retry = optuna.storages.RetryHeartbeatStaleTrialCallback
+    from recbole_simdiff.tuning.engines.storage import open_storage  # which imports optuna
+
     try:
         with files.exclusive(search.folder / STUDY), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that heartbeats are experimental
-            storage = optuna.storages.RDBStorage(
-                search.storage,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=SILENCE,
-                heartbeat_stale_trial_callback=retry(max_retry=RETRIES),
-            )
             study = optuna.create_study(
-                storage=storage,
+                storage=open_storage(search.storage, HEARTBEAT, SILENCE, RETRIES),
                 study_name=f"{search.model}-{search.dataset}",
                 direction="maximize" if search.bigger else "minimize",
                 load_if_exists=True,
@@ -99,6 +94,8 @@ def _open_study(search: Search) -> Any:
                 if search.pruning
                 else optuna.pruners.NopPruner(),
             )
+    except ConnectionError:
+        raise
     except Exception as error:  # of SQLAlchemy, of its driver, of the system
         raise UserError(f"--storage cannot be used: {reason(error)}") from None
     _check_same_search(search, study)
@@ -162,11 +159,16 @@ def _make_trials(search: Search, study: Any, screen: Screen) -> None:
         write_trials(search, trials)
         screen.show(trials)
 
-    command = multiprocessing.parent_process()
+    command, seen = multiprocessing.parent_process(), set[int]()
     while command is None or command.is_alive():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optuna.storages.fail_stale_trials(study)
+        # One whose process ended before its first sign of life would never be missed.
+        for stored in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            if stored.number not in seen:
+                seen.add(stored.number)
+                study._storage.record_heartbeat(stored._trial_id)
         with contextlib.ExitStack() as claim:
             # Counted and begun under one lock; else two processes could both begin the last trial.
             claim.enter_context(files.exclusive(search.folder / STUDY))
@@ -174,12 +176,27 @@ def _make_trials(search: Search, study: Any, screen: Screen) -> None:
             n_ended = len(_recorded(search, study))
             if states["WAITING"] or n_ended + states["RUNNING"] < search.trials:
                 objective = _Objective(search, screen, begun=claim.close)
-                study.optimize(objective, n_trials=1, catch=IMPOSSIBLE, callbacks=[after])
+                caught = (*IMPOSSIBLE, _Surplus)
+                study.optimize(objective, n_trials=1, catch=caught, callbacks=[after])
                 continue
         if not states["RUNNING"]:
             return
         screen.write(f"waiting for {states['RUNNING']} trials of other processes")
         time.sleep(1)
+
+
+class _Surplus(Exception):
+    """Machines that counted at the same time have begun more trials than there should be."""
+
+
+def _is_surplus(search: Search, study: Any, number: int) -> bool:
+    """Whether a trial that has begun is one too many; the later one is, on every machine."""
+    trials = study.get_trials(deepcopy=False)
+    if trials[number].system_attrs:  # asked for: of a grid, or a repetition
+        return False
+    counted = {trial.number for trial in _recorded(search, study)}
+    counted |= {stored.number for stored in trials if not stored.state.is_finished()}
+    return sum(other < number for other in counted) >= search.trials
 
 
 class _Objective:
@@ -191,6 +208,8 @@ class _Objective:
     def __call__(self, trial: Any) -> float:
         self.begun()
         search = self.search
+        if _is_surplus(search, trial.study, trial.number):
+            raise _Surplus
         self._set_sampler(trial)
         values = {d.key: d.value(_suggest(trial, d)) for d in search.space}
         try:
