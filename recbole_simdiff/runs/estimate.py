@@ -143,7 +143,13 @@ def _phase(
     warm_up, batches = _sample(train_data, steps)
     for make in warm_up:
         trainer._step(make(), updates)
-    seconds = _seconds(lambda: [trainer._step(make(), updates) for make in batches])
+    trainer.losses.read_into(trainer.progress)  # so that the device has nothing left to do
+
+    def work() -> None:
+        for make in batches:
+            trainer._step(make(), updates)
+
+    seconds = _seconds(work)
     n_batches = len(train_data)
     return PhaseEstimate(phase.name, phase.epochs, n_batches, seconds / len(batches), validations)
 
