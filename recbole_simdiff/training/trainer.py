@@ -33,8 +33,8 @@ class PlanTrainer(Trainer):
 
     A phase takes one optimiser step a batch or several, each over parameters of its own.
 
-    Differences from RecBole's ``Trainer``: losses keep their names; a NaN stops at its step; the
-    best epoch is chosen on unrounded values and a tie is no improvement; ``last`` and ``best``
+    Differences from RecBole's ``Trainer``: losses keep their names; nothing is saved with a NaN;
+    the best epoch is chosen on unrounded values and a tie is no improvement; ``last`` and ``best``
     checkpoints hold tensors and JSON only; evaluation draws nothing from the training's random
     states; SIGINT, SIGTERM and SIGHUP save and stop.
 
@@ -202,12 +202,7 @@ class PlanTrainer(Trainer):
             for listener in listeners:
                 listener.on_epoch(entry, progress)
 
-    def _train_epoch(
-        self,
-        train_data: Any,
-        epoch_idx: int,
-        show_progress: bool = False,
-    ) -> None:
+    def _train_epoch(self, train_data: Any, epoch_idx: int, show_progress: bool = False) -> None:
         """Train on the batches of an epoch that are still to come."""
         self.model.train()
         progress, updates = self.progress, self._updates()
@@ -219,13 +214,11 @@ class PlanTrainer(Trainer):
             leave=False,
             disable=None if show_progress else True,
         )
-        parts: Metrics = {}
         for batch in bar:
             self._step(batch, updates)
             progress.add_step()
             if self.losses.due:
                 parts = self.losses.read_into(progress)
-            if progress.step % 10 == 0:
                 bar.set_postfix_str(
                     " ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False
                 )
