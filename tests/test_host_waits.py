@@ -7,6 +7,7 @@ does before a step is not counted; it works on the host.
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ from torch.utils._pytree import tree_iter
 from recbole_simdiff import checkpoint
 from recbole_simdiff.checkpoint import LAST
 from recbole_simdiff.errors import TrainingDiverged
+from recbole_simdiff.models.diffuasr.training import GeneratorTraining
 from recbole_simdiff.models.registry import plugin_models
+from recbole_simdiff.models.simdiffrec import SimDiffRec
 from recbole_simdiff.modules.catalogue import draw_candidates
 from recbole_simdiff.modules.negatives import NegativeSampler
+from recbole_simdiff.pipelines.diffuasr import run_stages
 from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.training.loss_values import READ_EVERY, LossValues
 from recbole_simdiff.training.trainer import PlanTrainer
@@ -108,6 +112,16 @@ def counted(config: Any, run_dir: Path, pseudo: Tensor | None = None) -> Counter
 
 MODELS = plugin_models().keys() - {"EASE", "ItemKNN", "Pop"}  # which are computed, without steps
 
+SMALL_GENERATOR = {
+    "hidden_size": 16,
+    "n_pseudo": 2,
+    "diffuasr_diffusion_steps": 25,
+    "diffuasr_sample_steps": 3,
+    "diffuasr_epochs": 2,
+    "sunet_channel_mult": [1, 2],
+    "sunet_base_channels": 8,
+}
+
 # What else a step can do: settings that take another way through it.
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("SASRecCE", {"train_sampling": "prefix_last"}),
@@ -175,6 +189,31 @@ def test_the_released_simdiffrec_waits_for_the_lengths_of_its_views(
     stand_in()
     count = counted(make_config("SimDiffRec", preset="official"), tmp_path / "run")
     assert count == Counter(_to_copy=1)
+
+
+@pytest.mark.parametrize(("decay", "waits"), [(0.0, 0), (0.99, 1)])
+def test_a_step_of_the_generator_waits_for_its_average_only(
+    make_config: Any,
+    stand_in: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    decay: float,
+    waits: int,
+) -> None:
+    """torch's AveragedModel copies its count of updates to the device."""
+    stand_in()
+    found, stock = [], PlanTrainer._step
+
+    def step(trainer: PlanTrainer, *given: Any) -> None:
+        with Waits() as mode:
+            stock(trainer, *given)
+        if isinstance(trainer.model, GeneratorTraining):
+            found.append(mode.count.total())
+
+    monkeypatch.setattr(PlanTrainer, "_step", step)
+    settings = {"backbone": "SASRec", "augmentation_cache": "mock", "diffuasr_ema_decay": decay}
+    run_stages(make_config("DiffuASR", **SMALL_GENERATOR, **settings))
+    assert len(found) > 1
+    assert found[1:] == [waits] * (len(found) - 1)
 
 
 def test_losses_are_read_once_in_a_while(
@@ -282,3 +321,13 @@ def test_an_approximate_catalogue_is_drawn_without_a_wait() -> None:
     assert isinstance(found.items, MockTensor)
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one.cpu(), other)
+
+
+def test_positive_items_are_those_that_multinomial_draws() -> None:
+    """SimDiffRec draws as it does, without its checks of the probabilities, which wait."""
+    logits, ranked = torch.randn(50, 4), torch.arange(200).view(50, 4)
+    model = SimpleNamespace(pos_sample=4, pos_exclude_original=False)
+    torch.manual_seed(0)
+    found = SimDiffRec._draw(model, logits, ranked, ranked[:, :1])
+    torch.manual_seed(0)
+    assert torch.equal(found, ranked.gather(1, logits.softmax(1).multinomial(1)).squeeze(1))
