@@ -271,9 +271,9 @@ def test_hidden_dropout_acts_in_training_only():
 def test_lengths_known_on_the_host_change_nothing():
     seen = TokenLayout(LENGTHS, L)
     columns = {"items": torch.zeros(len(LENGTHS), L, dtype=torch.long), "length": LENGTHS}
-    batch = Batch(columns, LENGTHS).to(torch.device("cpu"))
+    batch = Batch(columns).to(torch.device("cpu"))
     known = layout_of(batch, "items", "length")
-    assert known.known is batch.lengths
+    assert known.host_lengths is columns["length"]
     for name in ("index", "row", "last", "position", "full"):
         one, other = (torch.as_tensor(getattr(layout, name)) for layout in (seen, known))
         assert torch.equal(one, other), name

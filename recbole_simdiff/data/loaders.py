@@ -23,8 +23,8 @@ class BucketLoader:
     """Training batches of rows of similar length, trimmed to the longest; exact order per epoch.
 
     Rows are shuffled, sorted by length and cut into batches, and the batches are shuffled; the
-    order depends on the seed and the epoch only, so a batch can be found again after a restart. The
-    flat item array lives on the training device and batches are gathered there.
+    order depends on the seed and the epoch only, so a batch can be found again after a restart.
+    Batches are made on the host, where models look up what a step would wait for on the device.
 
     Paper, Code: random batches. Here: in-batch negatives of a contrastive loss come from histories
     of similar length.
@@ -39,15 +39,12 @@ class BucketLoader:
         self.batch_size: int = config["train_batch_size"]
         self.shuffle: bool = config["shuffle"]
         self.epoch = 0
-        device = config["device"]
         rows = dataset.inter_feat
         self._lengths = rows[dataset.item_list_length_field]
         fields = [ROW_START, TARGET, *([PSEUDO_LENGTH] if dataset.pseudo is not None else [])]
-        self._rows = {field: rows[field].to(device) for field in fields}
-        self._pseudo = None if dataset.pseudo is None else dataset.pseudo.to(device)
-        self._device_lengths = self._lengths.to(device)
-        self._users = rows[dataset.uid_field].to(device)
-        self._items = dataset.flat[dataset.iid_field].to(device)
+        self._rows = {field: rows[field] for field in fields}
+        self._users = rows[dataset.uid_field]
+        self._items = dataset.flat[dataset.iid_field]
         self._list_field = dataset.iid_field + config["LIST_SUFFIX"]
 
     def __len__(self) -> int:
@@ -74,19 +71,17 @@ class BucketLoader:
     def collate(self, index: Tensor) -> Interaction:
         """This process's rows as a right-padded batch, no longer than its longest row."""
         dataset, index = self.dataset, local_rows(index)
-        lengths = self._lengths[index]
-        longest = int(lengths.max())
-        index = index.to(self._items.device)
-        user, length = self._users[index], self._device_lengths[index]
+        user, length = self._users[index], self._lengths[index]
         row = {field: values[index] for field, values in self._rows.items()}
-        extra = {} if self._pseudo is None else {PSEUDO_LENGTH: row[PSEUDO_LENGTH]}
+        pseudo = dataset.pseudo
+        extra = {} if pseudo is None else {PSEUDO_LENGTH: row[PSEUDO_LENGTH]}
         items = gather_rows(
             self._items,
             row[ROW_START],
             length,
-            longest,
+            int(length.max()),
             row.get(PSEUDO_LENGTH),
-            None if self._pseudo is None else self._pseudo[user],
+            None if pseudo is None else pseudo[user],
         )
         return Batch(
             {
@@ -96,8 +91,7 @@ class BucketLoader:
                 dataset.iid_field: self._items[row[TARGET]],
                 ROW_NUMBER: index,
                 **extra,
-            },
-            lengths,
+            }
         )
 
 

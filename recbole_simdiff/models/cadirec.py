@@ -54,6 +54,7 @@ from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.distributed import local_fraction
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.host import to_device
 from recbole_simdiff.modules.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
 from recbole_simdiff.modules.rules import (
     at_least,
@@ -113,7 +114,8 @@ class Noised(NamedTuple):
 
     items: Tensor  # [n], items of the rows with a noised position
     layout: TokenLayout  # where those n tokens sit
-    token: Tensor  # [m], which of the n are noised
+    host_token: Tensor  # [m], which of the n are noised, on the host
+    token: Tensor  # [m], the same on the device
     cell: Tensor  # [m], where those are in all rows: row * L + position
     n_rows: int  # number of all rows, B or 2B
 
@@ -254,7 +256,7 @@ class CaDiRec(EncoderRecommender):
                 noised = self.choose_positions(item_seq, layout, self.n_masks)
                 x_hat = self.generate(noised)
             views = self.make_views(item_seq, x_hat.detach(), noised)
-            contrastive = self.cl_weight * self.contrastive_loss(views.items, layout.lengths)
+            contrastive = self.cl_weight * self.contrastive_loss(views.items, layout.host_lengths)
             self._monitored = views.monitor
         return CaDiRecLoss(rec, contrastive, diffusion)
 
@@ -278,6 +280,8 @@ class CaDiRec(EncoderRecommender):
     def choose_positions(self, item_seq: Tensor, layout: TokenLayout, n_masks: int) -> Noised:
         """Draw the positions to be noised, each with probability aug_ratio.
 
+        How many there are depends on what is drawn, so that is drawn on the host.
+
         Args:
             item_seq (LongTensor): items, [B, L].
             layout (TokenLayout): layout of ``item_seq``.
@@ -286,23 +290,29 @@ class CaDiRec(EncoderRecommender):
         Returns:
             Noised: the positions.
         """
-        score = torch.rand(n_masks, len(layout.row), device=item_seq.device)
+        score = torch.rand(n_masks, len(layout.host_row))
         chosen = score < self.aug_ratio
         if self.aug_mask == "independent_min1":
             minimum = score.new_full((n_masks, layout.batch), torch.inf)
-            minimum = minimum.scatter_reduce(1, layout.row.expand_as(score), score, "amin")
-            chosen |= score == minimum[:, layout.row]
-        number = torch.arange(n_masks, device=item_seq.device).unsqueeze(1)
-        row = layout.row + number * layout.batch  # [n_masks, tokens]
+            minimum = minimum.scatter_reduce(1, layout.host_row.expand_as(score), score, "amin")
+            chosen |= score == minimum[:, layout.host_row]
+        number = torch.arange(n_masks).unsqueeze(1)
+        row = layout.host_row + number * layout.batch  # [n_masks, tokens]
         n_rows = n_masks * layout.batch
-        has_any = torch.zeros(n_rows, dtype=torch.bool, device=item_seq.device)
+        has_any = torch.zeros(n_rows, dtype=torch.bool)
         has_any[row[chosen]] = True
         kept = has_any[row]
+        device = item_seq.device
+        of_kept = to_device(layout.host_index.expand_as(row)[kept], device)
+        host_token = chosen[kept].nonzero().squeeze(1)
         return Noised(
-            items=layout.pack(item_seq).expand_as(row)[kept],
-            layout=TokenLayout(layout.lengths.repeat(n_masks)[has_any], layout.length),
-            token=chosen[kept].nonzero().squeeze(1),
-            cell=(layout.index + number * item_seq.numel())[chosen],
+            items=item_seq.flatten()[of_kept],
+            layout=TokenLayout(
+                layout.host_lengths.repeat(n_masks)[has_any], layout.length, device=device
+            ),
+            host_token=host_token,
+            token=to_device(host_token, device),
+            cell=to_device((layout.host_index + number * item_seq.numel())[chosen], device),
             n_rows=n_rows,
         )
 
@@ -394,11 +404,11 @@ class CaDiRec(EncoderRecommender):
             total = full_softmax_loss(x_hat, table, label, self.loss_memory_mb)
             return total / (self.noised_per_batch or len(label))
         # Code: a mean over all rows of the mean of each row.
-        row = noised.layout.row[noised.token]
+        row = noised.layout.host_row[noised.host_token]
         count = torch.bincount(row)[row]
         total = x_hat.new_zeros(())
         for number in count.unique():
-            same = count == number
+            same = to_device((count == number).nonzero().squeeze(1), x_hat.device)
             part = full_softmax_loss(x_hat[same], table, label[same], self.loss_memory_mb)
             total = total + part / (number + 1e-5)
         return total / noised.n_rows
@@ -414,7 +424,7 @@ class CaDiRec(EncoderRecommender):
             return self.denoise(x_0, x_t, t[:1], noised)
 
         # Paper: number of steps not at hand. Code: no reverse process. Here: a strided DDIM.
-        start = torch.tensor(self.process.n_steps, device=x_0.device)
+        start = torch.full((), self.process.n_steps, device=x_0.device)
         times = samplers.trailing(start, self.reverse_steps)
         x_t = torch.randn(len(noised.token), self.hidden_size, device=x_0.device)
         with self._without_dropout():
@@ -494,7 +504,7 @@ class CaDiRec(EncoderRecommender):
 
         Args:
             views (LongTensor): first views, then second, [2B, L].
-            item_seq_len (LongTensor): lengths of the sequences, [B].
+            item_seq_len (LongTensor): lengths of the sequences, on the host, [B].
 
         Returns:
             Tensor: scalar, mean over the 2B views.

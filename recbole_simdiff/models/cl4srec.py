@@ -42,7 +42,7 @@ from recbole_simdiff.modules.augmentations import two_views
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.modules.rules import at_least, positive, ratio, require, require_choice
-from recbole_simdiff.modules.transformer import layout_of
+from recbole_simdiff.modules.transformer import layout_of, on_host
 
 OPTIONS = {
     "operators": ("distinct", "independent"),
@@ -123,7 +123,7 @@ class CL4SRec(EncoderRecommender):
         # Here: different, with a switch.
         items, lengths = two_views(
             interaction[self.ITEM_SEQ],
-            interaction[self.ITEM_SEQ_LEN],
+            on_host(interaction, self.ITEM_SEQ_LEN),
             self.crop_ratio,
             self.mask_ratio,
             self.reorder_ratio,

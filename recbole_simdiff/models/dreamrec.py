@@ -55,6 +55,7 @@ from recbole_simdiff.diffusion.process import ForwardProcess
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.base import SequentialModel
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
+from recbole_simdiff.modules.host import to_device
 from recbole_simdiff.modules.losses import full_softmax_loss
 from recbole_simdiff.modules.rules import (
     at_least,
@@ -68,7 +69,12 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout, layout_of
+from recbole_simdiff.modules.transformer import (
+    PackedTransformer,
+    TokenLayout,
+    layout_of,
+    on_host,
+)
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "exp": lambda n_steps: schedules.exponential_betas(n_steps, 0.1, 10.0),
@@ -378,7 +384,8 @@ class DreamRec(SequentialModel):
 
     def calculate_loss(self, interaction: Interaction) -> DreamRecLoss:
         """|f(x_t, h, t) - e|^2 for one step t a target, over the expected targets of a batch."""
-        h, target = self.guided_targets(interaction)
+        h, host_target = self.guided_targets(interaction)
+        target = to_device(host_target, h.device)
         e = self.item_embedding(target)
         # Code: the target is trained, too, so equal or vanishing embeddings have no loss at all.
         # Here: the same, with two switches; the monitors show whether the table collapses.
@@ -398,25 +405,25 @@ class DreamRec(SequentialModel):
             table = self.item_embedding.weight[1:]
             rec = full_softmax_loss(estimate, table, target - 1, self.loss_memory_mb)
             rec = self.ce_weight * rec / expected
-        self._monitored = {} if self.frozen else self.collapse(target)
+        self._monitored = {} if self.frozen else self.collapse(host_target)
         return DreamRecLoss(diffusion, rec)
 
     def guided_targets(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Guidance [n, W] and next item [n] of each row, or of each real position.
+        """Guidance [n, W] and, on the host, next item [n] of each row or of each real position.
 
         Positions whose next item is a pseudo-item, or the first real one after those, are no
         targets.
         """
-        item_seq, pos_items = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
         layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
-        h = self.guide(item_seq, layout, last_only=self.last_target_only)
+        h = self.guide(interaction[self.ITEM_SEQ], layout, last_only=self.last_target_only)
+        pos_items = on_host(interaction, self.POS_ITEM_ID)
         if self.last_target_only:
             return h, pos_items
-        target = torch.roll(layout.pack(item_seq), -1)
-        target[layout.last] = pos_items
+        target = layout.host_pack(on_host(interaction, self.ITEM_SEQ)).roll(-1)
+        target[layout.host_last] = pos_items
         if PSEUDO_LENGTH in interaction:
-            real = layout.position >= interaction[PSEUDO_LENGTH][layout.row]
-            h, target = h[real], target[real]
+            real = layout.host_tokens_from(on_host(interaction, PSEUDO_LENGTH))
+            h, target = h[to_device(real, h.device)], target[real]
         return h, target
 
     def guide(self, item_seq: Tensor, layout: TokenLayout, last_only: bool) -> Tensor:
@@ -446,11 +453,15 @@ class DreamRec(SequentialModel):
     def collapse(self, target: Tensor) -> dict[str, Tensor]:
         """Measures of collapse of the embeddings of the batch's distinct targets.
 
+        Args:
+            target (LongTensor): targets, on the host, since it counts the distinct ones, [n].
+
         Returns:
             dict: mean norm; mean cosine of two items; and effective rank (participation ratio
             tr(G)^2 / tr(G^2) of G = sum of u u^T over unit vectors u), between 1 and H.
         """
-        e = self.item_embedding(target.unique()).float()
+        distinct = to_device(target.unique(), self.item_embedding.weight.device)
+        e = self.item_embedding(distinct).float()
         unit = F.normalize(e, dim=-1)
         n = len(unit)
         pairs = unit.sum(0).pow(2).sum() - n  # sum of the cosines of all ordered pairs

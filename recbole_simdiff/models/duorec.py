@@ -35,14 +35,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH, ROW_NUMBER, ROW_START
 from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.host import to_device
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.modules.rules import at_least, positive, require, require_choice
-from recbole_simdiff.modules.transformer import layout_of
+from recbole_simdiff.modules.transformer import layout_of, on_host
 
 OPTIONS = {"contrast": ("us_x", "us", "su", "un"), "cl_similarity": SIMILARITIES}
 
@@ -56,11 +57,12 @@ class DuoRecLoss(NamedTuple):
     contrastive: Tensor
 
 
-class SameTargetIndex(nn.Module):
+class SameTargetIndex:
     """For each training row, uniform draws among the other training rows with its target.
 
-    Rows are grouped by target: those of target t are ``order[start[t]:start[t] + count[t]]``, and
-    ``rank`` is the place of each row within its group. Nothing of this is saved in checkpoints.
+    All of it stays on the host, since how long rows are depends on what is drawn. Rows are grouped
+    by target: those of target t are ``order[start[t]:start[t] + count[t]]``, and ``rank`` is the
+    place of each row within its group.
 
     Rows with the same real items (``pseudo_mix: both`` of an augmenter makes such twins) are one:
     only ``original``, the first of them, is in a group and is drawn.
@@ -72,18 +74,7 @@ class SameTargetIndex(nn.Module):
         UserError: if the rows are ready-made sequences.
     """
 
-    items: Tensor  # [actions]
-    row_start: Tensor  # [rows]
-    row_length: Tensor  # [rows]
-    target: Tensor  # [rows]
-    original: Tensor  # [rows]
-    order: Tensor  # [originals]
-    rank: Tensor  # [rows]
-    start: Tensor  # [n_items]
-    count: Tensor  # [n_items]
-
     def __init__(self, dataset: Any) -> None:
-        super().__init__()
         if not dataset.list_fields:
             raise UserError(
                 "DuoRec draws rows with the same target from a data set with one interaction a "
@@ -104,18 +95,11 @@ class SameTargetIndex(nn.Module):
         start = count.cumsum(0) - count
         rank = torch.zeros_like(target)
         rank[order] = torch.arange(len(order)) - start[target[order]]
-        for name, value in (
-            ("items", dataset.flat[dataset.iid_field]),
-            ("row_start", rows[ROW_START]),
-            ("row_length", length),
-            ("target", target),
-            ("original", original),
-            ("order", order),
-            ("rank", rank),
-            ("start", start),
-            ("count", count),
-        ):
-            self.register_buffer(name, value, persistent=False)
+        self.items = dataset.flat[dataset.iid_field]  # [actions]
+        self.row_start, self.row_length = rows[ROW_START], length  # [rows]
+        self.target, self.original, self.rank = target, original, rank  # [rows]
+        self.order = order  # [originals]
+        self.start, self.count = start, count  # [n_items]
 
     def draw(self, row: Tensor) -> Tensor:
         """Another row with the same target for each row, [B] -> [B]; itself if there is none.
@@ -125,7 +109,7 @@ class SameTargetIndex(nn.Module):
         row = self.original[row]
         target = self.target[row]
         count = self.count[target]
-        u = torch.rand(len(row), dtype=torch.float64, device=row.device)
+        u = torch.rand(len(row), dtype=torch.float64)
         # Going on 1 + floor(u (count - 1)) places round the circle never comes back to the row,
         # unless it is alone.
         place = (self.rank[row] + 1 + (u * (count - 1)).long()) % count
@@ -134,7 +118,7 @@ class SameTargetIndex(nn.Module):
     def sequences(self, row: Tensor) -> tuple[Tensor, Tensor]:
         """The rows as a right-padded batch no longer than its longest row, [B, L], and lengths."""
         length = self.row_length[row]
-        place = torch.arange(int(length.max()), device=row.device)
+        place = torch.arange(int(length.max()))
         inside = place < length.unsqueeze(1)
         index = torch.where(inside, self.row_start[row].unsqueeze(1) + place, 0)
         return self.items[index].masked_fill(~inside, 0), length
@@ -225,8 +209,10 @@ class DuoRec(EncoderRecommender):
         """h_s': another training row with each row's target, encoded, [B, H]."""
         index = self.same_target
         assert index is not None, "a model built without training rows is for serving"
-        row = index.draw(interaction[ROW_NUMBER])
+        row = index.draw(on_host(interaction, ROW_NUMBER))
+        device = self.item_embedding.weight.device
         # They are of any length: the shorter half apart, so that it is not padded to the longest.
         order = index.row_length[row].argsort()
-        state = torch.cat([self(*index.sequences(half)) for half in row[order].chunk(2)])
-        return state[order.argsort()]
+        halves = [index.sequences(half) for half in row[order].chunk(2)]
+        state = torch.cat([self(to_device(items, device), length) for items, length in halves])
+        return state[to_device(order.argsort(), device)]

@@ -46,10 +46,17 @@ from torch.nn import functional as F
 
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.host import to_device
 from recbole_simdiff.modules.losses import full_softmax_loss, info_nce, logit_blocks
 from recbole_simdiff.modules.plan import Phase
 from recbole_simdiff.modules.rules import among, at_least, positive, ratio, require, require_choice
-from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout, layout_of
+from recbole_simdiff.modules.transformer import (
+    Batch,
+    PackedTransformer,
+    TokenLayout,
+    layout_of,
+    on_host,
+)
 
 OPTIONS = {
     "align": ("right", "left"),
@@ -190,17 +197,19 @@ class ECLSR(EncoderRecommender):
         """The four weighted terms; a term of weight 0 is not computed."""
         if self.pad_in_loss:
             interaction = self.padded(interaction)
-        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        item_seq = interaction[self.ITEM_SEQ]
         layout = layout_of(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         n_passes = 2 if self.cl_weight > 0 else 1
-        known = layout.known.repeat(n_passes)
-        passes = TokenLayout(lengths.repeat(n_passes), layout.length, self.pad_in_loss, known=known)
+        lengths, device = layout.host_lengths, item_seq.device
+        passes = TokenLayout(
+            lengths.repeat(n_passes), layout.length, self.pad_in_loss, device=device
+        )
         hidden, *again = self.encode(item_seq.repeat(n_passes, 1), passes).chunk(n_passes)
 
         # Code: padding, too, is to predict what comes next. Here: real items only, with a switch.
-        cells = (
-            TokenLayout(lengths, layout.length, with_padding=True) if self.pad_in_loss else layout
-        )
+        cells = layout
+        if self.pad_in_loss:
+            cells = TokenLayout(lengths, layout.length, with_padding=True, device=device)
         state = hidden[layout.last] if self.last_target_only else hidden
         rec = self.recommendation_loss(state, cells, interaction)
         if self.pad_in_loss:
@@ -216,9 +225,14 @@ class ECLSR(EncoderRecommender):
 
     def padded(self, interaction: Interaction) -> Interaction:
         """The batch with its items padded to the maximum length, [B, L]."""
-        item_seq = interaction[self.ITEM_SEQ]
-        item_seq = F.pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
-        return Interaction({**interaction.interaction, self.ITEM_SEQ: item_seq})
+        there = interaction.interaction
+        host = {column: on_host(interaction, column) for column in there}
+        missing = self.max_seq_length - there[self.ITEM_SEQ].shape[1]
+        there, host = (
+            {**columns, self.ITEM_SEQ: F.pad(columns[self.ITEM_SEQ], (0, missing))}
+            for columns in (there, host)
+        )
+        return Batch(there, host)
 
     def replacement_losses(
         self, items: Tensor, hidden: Tensor, layout: TokenLayout
@@ -314,7 +328,8 @@ class ECLSR(EncoderRecommender):
 
     def recent_mean(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
         """Mean of the newest min(last_k, length) states of each row, [n, H] -> [B, H]."""
-        recent = layout.position >= (layout.lengths - self.last_k)[layout.row]
+        recent = layout.host_tokens_from(layout.host_lengths - self.last_k)
+        recent = to_device(recent, hidden.device)
         total = hidden.new_zeros(layout.batch, self.hidden_size)
         total = total.index_add(0, layout.row[recent], hidden[recent])
         return total / layout.lengths.clamp(max=self.last_k).unsqueeze(1)
@@ -326,22 +341,24 @@ class ECLSR(EncoderRecommender):
 
         ``count``: min(floor(rho n + 1), n - 1) tokens of a row of length n, drawn among all but the
         oldest. ``probability``: each with probability rho, from the oldest on, until a row has at
-        least rho L + 1; the newest one where that leaves none.
+        least rho L + 1; the newest one where that leaves none. They are drawn on the host, as their
+        number depends on what is drawn.
         """
+        here, n_tokens = TokenLayout(layout.host_lengths, layout.length), len(layout.host_row)
         if self.masking == "count":
-            noise = torch.rand(len(layout.row), dtype=torch.float64, device=layout.row.device)
-            noise = noise.masked_fill(layout.position == 0, torch.inf)
-            rank = layout.unpack(noise, fill=torch.inf).argsort(1).argsort(1)
-            count = (self.mask_ratio * layout.lengths.double() + 1 + 1e-9).floor().long()
-            count = torch.minimum(count, layout.lengths - 1)
-            return layout.pack(rank < count.unsqueeze(1)).nonzero().squeeze(1)
-        drawn = torch.rand(len(layout.row), device=layout.row.device) < self.mask_ratio
-        chosen = layout.unpack(drawn.long())
-        maximum = -int(-(self.mask_ratio * self.max_seq_length + 1 - 1e-9) // 1)  # rounded up
-        chosen = (chosen > 0) & (chosen.cumsum(1) <= maximum)
-        rows = (~chosen.any(1)).nonzero().squeeze(1)
-        chosen[rows, layout.lengths[rows] - 1] = True
-        return layout.pack(chosen).nonzero().squeeze(1)
+            noise = torch.rand(n_tokens, dtype=torch.float64)
+            noise = noise.masked_fill(here.position == 0, torch.inf)
+            rank = here.unpack(noise, fill=torch.inf).argsort(1).argsort(1)
+            count = (self.mask_ratio * here.lengths.double() + 1 + 1e-9).floor().long()
+            count = torch.minimum(count, here.lengths - 1)
+            chosen = rank < count.unsqueeze(1)
+        else:
+            drawn = here.unpack((torch.rand(n_tokens) < self.mask_ratio).long())
+            maximum = -int(-(self.mask_ratio * self.max_seq_length + 1 - 1e-9) // 1)  # rounded up
+            chosen = (drawn > 0) & (drawn.cumsum(1) <= maximum)
+            rows = (~chosen.any(1)).nonzero().squeeze(1)
+            chosen[rows, here.lengths[rows] - 1] = True
+        return to_device(here.pack(chosen).nonzero().squeeze(1), layout.row.device)
 
     def generate(self, items: Tensor, masked: Tensor, layout: TokenLayout) -> Tensor:
         """States of the generator at the masked tokens.

@@ -49,7 +49,7 @@ from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.losses import SIMILARITIES, nt_xent
 from recbole_simdiff.modules.plan import Phase, Update
 from recbole_simdiff.modules.rules import among, at_least, positive, ratio, require, require_choice
-from recbole_simdiff.modules.transformer import TokenLayout, layout_of
+from recbole_simdiff.modules.transformer import TokenLayout, layout_of, on_host
 
 OPTIONS = {
     "regularizer": ("batch", "row"),
@@ -206,7 +206,7 @@ class MCLRec(EncoderRecommender):
         """Two random views of each row by different operators: items [2B, L], lengths [2B]."""
         return two_views(
             interaction[self.ITEM_SEQ],
-            interaction[self.ITEM_SEQ_LEN],
+            on_host(interaction, self.ITEM_SEQ_LEN),
             self.crop_ratio,
             self.mask_ratio,
             self.reorder_ratio,
@@ -218,7 +218,7 @@ class MCLRec(EncoderRecommender):
         items, lengths = views
         # Items masked by padding keep their place, but nothing attends to them.
         keys = items > 0 if self.mask_token == 0 else None
-        layout = TokenLayout(lengths, items.shape[1], keys=keys)
+        layout = TokenLayout(lengths, items.shape[1], keys=keys, device=items.device)
         h1, h2 = self.encode(items, layout, last_only=True).chunk(2)
         return h1, h2
 

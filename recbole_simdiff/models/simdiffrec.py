@@ -52,6 +52,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.batch import PSEUDO_LENGTH
 from recbole_simdiff.modules.catalogue import Candidates, estimated_softmax_loss
 from recbole_simdiff.modules.encoder import EncoderRecommender
+from recbole_simdiff.modules.host import to_device
 from recbole_simdiff.modules.losses import (
     SIMILARITIES,
     full_softmax_loss,
@@ -70,7 +71,7 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import TokenLayout, layout_of
+from recbole_simdiff.modules.transformer import TokenLayout, layout_of, on_host
 
 OPTIONS = {
     "forward_coef": tuple(schedules.FAMILIES),
@@ -123,7 +124,10 @@ class SimDiffRecLoss(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Positive and hard-negative view of a batch, and what is logged about them."""
+    """Positive and hard-negative view of a batch, and what is logged about them.
+
+    Lengths are on the host, unless padding may have been replaced: ``aug_count: fixed``.
+    """
 
     positive: Tensor  # [B, L]
     positive_len: Tensor  # [B]
@@ -358,7 +362,7 @@ class SimDiffRec(EncoderRecommender):
             item_seq, tokens = self._tokens(item_seq, layout)
             items = tokens.pack(item_seq)
             among = self.catalogue_sample(items) if self.approximate else None
-            noise = self.noise(items, among)
+            noise = self.noise(items, among, tokens.host_pack(on_host(interaction, self.ITEM_SEQ)))
             t = torch.randint(1, self.process.n_steps + 1, (tokens.batch,), device=item_seq.device)
             if self.diff_weight > 0:
                 diffusion = self.diff_weight * self.diffusion_loss(items, noise, t, tokens, among)
@@ -370,8 +374,7 @@ class SimDiffRec(EncoderRecommender):
                     if self.contrast_at == "every":
                         contrast = self.contrast_every_state(anchor, layout, interaction, views)
                     else:
-                        known = None if self.aug_count == "fixed" else layout.known
-                        contrast = self.contrastive_loss(anchor, views, known)
+                        contrast = self.contrastive_loss(anchor, views)
                 if self.cl_balance > 0:
                     weight = warmup * self.balanced_weight(rec, hidden, contrast, anchor)
                     self._monitored["cl_weight"] = weight
@@ -418,26 +421,35 @@ class SimDiffRec(EncoderRecommender):
 
     # ------------------------------------------------------------------ noise, Eq. 6-7
 
-    def noise(self, items: Tensor, among: Candidates | None = None) -> Tensor:
+    def noise(
+        self, items: Tensor, among: Candidates | None = None, known: Tensor | None = None
+    ) -> Tensor:
         """Noise vector of every token, [n] -> [n, H]; the same for equal items, unless Gaussian.
 
         Args:
             items (LongTensor): item of each token, [n].
             among (Candidates | None): where neighbours are looked for; None for all items.
+            known (LongTensor | None): the items on the host; without them they are read from the
+                device, [n].
         """
         if self.noise_source == "gaussian":  # ablation "w/o k_noise" (Table 3)
             return torch.randn(len(items), self.hidden_size, device=items.device)
         # Code lets the gradient flow into the neighbours' rows. Here: detached, with a switch.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.noise_detach):
-            return self.similarity_noise(items, among)
+            return self.similarity_noise(items.cpu() if known is None else known, among)
 
     def similarity_noise(self, items: Tensor, among: Candidates | None = None) -> Tensor:
-        """Mean embedding of each item's k_noise nearest items (Eq. 6-7), [n] -> [n, H]."""
-        distinct, where = torch.unique(items, return_inverse=True)
-        neighbours = self.nearest_items(distinct, among)
+        """Mean embedding of each item's k_noise nearest items (Eq. 6-7), [n] -> [n, H].
+
+        Args:
+            items (LongTensor): item of each token, on the host, where equal ones are found, [n].
+            among (Candidates | None): where neighbours are looked for; None for all items.
+        """
         table = self.item_embedding.weight
+        distinct, where = torch.unique(items, return_inverse=True)
+        neighbours = self.nearest_items(to_device(distinct, table.device), among)
         noise = F.embedding_bag(neighbours, table, mode="mean", sparse=self.approximate)
-        return noise[where]
+        return noise[to_device(where, table.device)]
 
     @torch.no_grad()
     def nearest_items(self, items: Tensor, among: Candidates | None = None) -> Tensor:
@@ -576,7 +588,7 @@ class SimDiffRec(EncoderRecommender):
         if self.aug_count == "fixed":  # Code: padding may have become items
             views = (*refilled(positive, item_seq, layout), *refilled(negative, item_seq, layout))
             return Views(*views, monitor)
-        return Views(positive, layout.lengths, negative, layout.lengths, monitor)
+        return Views(positive, layout.host_lengths, negative, layout.host_lengths, monitor)
 
     def restore(
         self,
@@ -664,12 +676,12 @@ class SimDiffRec(EncoderRecommender):
             LongTensor: [m].
         """
         padding = -torch.inf
-        count = (self.aug_ratio * layout.known.double() + 1e-9).floor().long().clamp(min=1)
+        count = (self.aug_ratio * layout.host_lengths.double() + 1e-9).floor().long().clamp(min=1)
         if self.aug_count == "fixed":  # Code
             padding = 0.0
             count = torch.full_like(count, max(1, int(self.aug_ratio * self.max_seq_length)))
-        total = int(torch.minimum(count, layout.packed).sum())  # of tensors on the host
-        count = count.to(score.device)
+        total = int(torch.minimum(count, layout.host_packed).sum())
+        count = to_device(count, score.device)
         padded = layout.unpack(score, fill=-torch.inf).masked_fill(~layout.keys, padding)
         order = padded.argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(
@@ -723,7 +735,10 @@ class SimDiffRec(EncoderRecommender):
         ranked = ranked[:, : self.pos_sample]
         if self.pos_exclude_original:
             logits = logits.masked_fill(ranked == original, -torch.inf)
-        return ranked.gather(1, logits.softmax(1).multinomial(1)).squeeze(1)
+        # What multinomial(1) does, but for checks that the host would wait for.
+        probability = logits.softmax(1)
+        drawn = (probability / torch.empty_like(probability).exponential_()).argmax(1, keepdim=True)
+        return ranked.gather(1, drawn).squeeze(1)
 
     @staticmethod
     def _rank(ranked: Tensor, original: Tensor, rank: int, exclude: bool) -> Tensor:
@@ -812,24 +827,22 @@ class SimDiffRec(EncoderRecommender):
         of_rec, of_contrast = self.gradient_norms
         return torch.where(of_contrast > 0, self.cl_balance * of_rec / of_contrast, 0.0)
 
-    def contrastive_loss(self, state: Tensor, views: Views, known: Tensor | None = None) -> Tensor:
+    def contrastive_loss(self, state: Tensor, views: Views) -> Tensor:
         """InfoNCE of h(s) against h(s+), the other rows' views and h(s-) (Eq. 17).
 
         Args:
             state (Tensor): h(s), [B, H].
             views (Views): s+ and s-.
-            known (LongTensor | None): lengths of the views, on the host, [B].
 
         Returns:
             Tensor: scalar, mean over the batch.
         """
         if self.cl_negatives == "pos_only":  # ablation "w/o k_sample" (Table 3)
-            positive = self(views.positive, views.positive_len, known)
+            positive = self(views.positive, views.positive_len)
             return info_nce(state, positive, self.tau, similarity=self.cl_similarity)
         both = self(
             torch.cat([views.positive, views.negative]),
             torch.cat([views.positive_len, views.negative_len]),
-            None if known is None else known.repeat(2),
         )
         positive, negative = both.chunk(2)
         return info_nce(state, positive, self.tau, negative, self.cl_similarity)
@@ -855,7 +868,8 @@ class SimDiffRec(EncoderRecommender):
         """
         state = torch.arange(len(hidden), device=hidden.device)
         if PSEUDO_LENGTH in interaction:  # states within pseudo-items have no target
-            state = state[layout.position >= interaction[PSEUDO_LENGTH][layout.row]]
+            with_target = layout.host_tokens_from(on_host(interaction, PSEUDO_LENGTH))
+            state = to_device(with_target, hidden.device)
         n_states = len(state)
         limit = max(1, self.contrast_states // world_size())  # of this process
         if n_states > limit:
@@ -916,7 +930,7 @@ def with_padding(
         tuple: items, [B, max_length], and the layout of all its cells.
     """
     item_seq = F.pad(item_seq, (0, max_length - item_seq.shape[1]))
-    return item_seq, TokenLayout(layout.lengths, max_length, True, known=layout.known)
+    return item_seq, TokenLayout(layout.host_lengths, max_length, True, device=item_seq.device)
 
 
 def random_items(

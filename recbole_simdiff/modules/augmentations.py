@@ -2,12 +2,15 @@
 
 Input is right-padded with 0 and is never written to. An operator is a function of rows and noise;
 the noise comes from torch's global generator and, on the CPU, does not depend on how far the batch
-is padded. Nothing here waits for the device. Counts are floor(ratio * n) of a row's real length n,
-in integers: 0.7 * 90 is 62.99999999999999.
+is padded. Nothing here waits for the device: which operator is drawn for a row, and so how long the
+view is, is known on the host. Counts are floor(ratio * n) of a row's real length n, in integers:
+0.7 * 90 is 62.99999999999999.
 """
 
 import torch
 from torch import Tensor
+
+from recbole_simdiff.modules.host import to_device
 
 View = tuple[Tensor, Tensor]
 
@@ -35,7 +38,7 @@ def crop(item_seq: Tensor, item_seq_len: Tensor, noise: Tensor, keep: float) -> 
     Returns:
         tuple: the slices, [B, L], and their lengths max(1, floor(keep * n)), [B].
     """
-    kept = _floor(item_seq_len, keep).clamp(min=1)
+    kept = _kept(item_seq_len, keep)
     start = _below(item_seq_len - kept + 1, noise)
     place = torch.arange(item_seq.shape[1], device=item_seq.device)
     index = (start.unsqueeze(1) + place).clamp(max=item_seq.shape[1] - 1)
@@ -97,7 +100,8 @@ def two_views(
 
     Args:
         item_seq (LongTensor): items, [B, L].
-        item_seq_len (LongTensor): real lengths, >= 1, [B]. Rows of one item stay as they are.
+        item_seq_len (LongTensor): real lengths, >= 1, on the host, [B]. Rows of one item stay as
+            they are.
         crop_keep (float): see ``crop``.
         mask_ratio (float): see ``mask``.
         reorder_ratio (float): see ``reorder``.
@@ -106,22 +110,32 @@ def two_views(
             different ones is equally likely.
 
     Returns:
-        tuple: items [2B, L] and lengths [2B]; one view of each row, then the other of each.
+        tuple: items [2B, L] and, on the host, lengths [2B]; one view of each row, then the other of
+            each.
     """
-    first = torch.randint(3, item_seq_len.shape, device=item_seq.device)
-    step = torch.randint(0 if replacement else 1, 3, item_seq_len.shape, device=item_seq.device)
-    seq, length = item_seq.repeat(2, 1), item_seq_len.repeat(2)
+    first = torch.randint(3, item_seq_len.shape)
+    step = torch.randint(0 if replacement else 1, 3, item_seq_len.shape)
+    choice = torch.cat([first, (first + step) % 3]).masked_fill(item_seq_len.repeat(2) < 2, 3)
+    lengths = item_seq_len.repeat(2)
+    lengths = torch.where(choice == 0, _kept(lengths, crop_keep), lengths)
+
+    seq, length = item_seq.repeat(2, 1), to_device(item_seq_len, item_seq.device).repeat(2)
     noise = uniform_noise(seq)  # a view is made by one operator, so they may share it
-    candidates = (
-        crop(seq, length, noise, crop_keep),
-        mask(seq, length, noise, mask_ratio, mask_token),
-        reorder(seq, length, noise, reorder_ratio),
-        (seq, length),
+    candidates = torch.stack(
+        [
+            crop(seq, length, noise, crop_keep)[0],
+            mask(seq, length, noise, mask_ratio, mask_token)[0],
+            reorder(seq, length, noise, reorder_ratio)[0],
+            seq,
+        ]
     )
-    choice = torch.where(length > 1, torch.cat([first, (first + step) % 3]), 3)
     row = torch.arange(len(seq), device=seq.device)
-    items, lengths = (torch.stack(parts)[choice, row] for parts in zip(*candidates, strict=True))
-    return items, lengths
+    return candidates[to_device(choice, seq.device), row], lengths
+
+
+def _kept(length: Tensor, keep: float) -> Tensor:
+    """How many items ``crop`` leaves of rows of these lengths."""
+    return _floor(length, keep).clamp(min=1)
 
 
 def _floor(length: Tensor, ratio: float) -> Tensor:

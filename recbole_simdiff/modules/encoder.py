@@ -23,6 +23,7 @@ from recbole_simdiff.modules.catalogue import (
     estimated_softmax_loss,
     name_catalogue,
 )
+from recbole_simdiff.modules.host import to_device
 from recbole_simdiff.modules.losses import full_softmax_loss, repeats_in, sampled_bce_loss
 from recbole_simdiff.modules.negatives import (
     DISTRIBUTIONS,
@@ -43,7 +44,12 @@ from recbole_simdiff.modules.rules import (
     require_choice,
     require_multiple,
 )
-from recbole_simdiff.modules.transformer import PackedTransformer, TokenLayout, layout_of
+from recbole_simdiff.modules.transformer import (
+    PackedTransformer,
+    TokenLayout,
+    layout_of,
+    on_host,
+)
 
 RANGES = {
     "n_layers": at_least(1),
@@ -227,11 +233,9 @@ class EncoderRecommender(SequentialModel):
         hidden = self.dropout(self.LayerNorm(hidden))
         return self.trm_encoder(hidden, layout, causal=True, last_only=last_only)
 
-    def forward(
-        self, item_seq: Tensor, item_seq_len: Tensor, known: Tensor | None = None
-    ) -> Tensor:
-        """State of each sequence, [B, L], [B] -> [B, H]; ``known`` are the lengths on the host."""
-        layout = TokenLayout(item_seq_len, item_seq.shape[1], known=known)
+    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+        """State of each sequence, [B, L], [B] -> [B, H]; lengths on the host make nobody wait."""
+        layout = TokenLayout(item_seq_len, item_seq.shape[1], device=item_seq.device)
         return self.encode(item_seq, layout, last_only=True)
 
     def labels(self, item_seq: Tensor, layout: TokenLayout, pos_items: Tensor) -> Tensor:
@@ -275,21 +279,22 @@ class EncoderRecommender(SequentialModel):
         Returns:
             Tensor: scalar.
         """
-        item_seq, pos_items = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
-        row: Tensor | None = None
-        if self.last_target_only:
-            label = pos_items
-        else:
-            label, row = self.labels(item_seq, layout, pos_items), layout.row
+        label, token = interaction[self.POS_ITEM_ID], layout.host_last
+        if not self.last_target_only:
+            label = self.labels(interaction[self.ITEM_SEQ], layout, label)
+            token = torch.arange(len(label))
             if PSEUDO_LENGTH in interaction:
-                real = layout.position >= interaction[PSEUDO_LENGTH][row]
-                hidden, label, row = hidden[real], label[real], row[real]
+                token = layout.host_tokens_from(on_host(interaction, PSEUDO_LENGTH))
+                real = to_device(token, label.device)
+                hidden, label = hidden[real], label[real]
         table = self.item_table
         if self.approximate:
             among = self.catalogue_sample(label)
             total = estimated_softmax_loss(hidden, table, label, among, self.loss_memory_mb)
         elif self.sr_loss == "BCE":
-            negative = unseen_items(item_seq, pos_items, row, self.n_items)
+            items, targets = (on_host(interaction, c) for c in (self.ITEM_SEQ, self.POS_ITEM_ID))
+            negative = unseen_items(items, targets, layout.host_row[token], self.n_items)
+            negative = to_device(negative, label.device)
             total = sampled_bce_loss(hidden, table, label, negative)
         elif self.sr_loss in ("gBCE", "sampled_softmax"):
             total = self.sampled_loss(hidden, label)
@@ -297,10 +302,13 @@ class EncoderRecommender(SequentialModel):
             first = int(self.mask_pad_in_softmax)
             repeats = None
             if self.repeat_bias is not None:
-                position = layout.lengths - 1 if row is None else layout.position
-                position = position if row is None or len(row) == len(position) else position[real]
-                bias = _BIAS_STEP * self.repeat_bias
-                repeats = repeats_in(item_seq, row, position, first, bias)
+                repeats = repeats_in(
+                    on_host(interaction, self.ITEM_SEQ),
+                    layout.host_row[token],
+                    layout.host_position[token],
+                    first,
+                    _BIAS_STEP * self.repeat_bias,
+                )
             total = full_softmax_loss(
                 hidden, table[first:], label - first, self.loss_memory_mb, repeats
             )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_simdiff.distributed import over_global_batch
+from recbole_simdiff.modules.host import to_device
 
 SIMILARITIES = ("cosine", "dot")
 
@@ -61,31 +62,36 @@ class Repeats(NamedTuple):
         bias (Tensor): the number, scalar.
         token (LongTensor): token of each pair, in ascending order, [m].
         item (LongTensor): row of the table of each pair; no pair occurs twice, [m].
+        before (LongTensor): number of pairs of all tokens before each one, on the host, [n + 1].
     """
 
     bias: Tensor
     token: Tensor
     item: Tensor
+    before: Tensor
 
 
 def repeats_in(
-    item_seq: Tensor, row: Tensor | None, position: Tensor, first: int, bias: Tensor
+    item_seq: Tensor, row: Tensor, position: Tensor, first: int, bias: Tensor
 ) -> Repeats:
     """The distinct items that each token has in its history, at most L pairs a token.
 
+    Their number depends on the items, so all tensors but the bias belong on the host.
+
     Args:
         item_seq (LongTensor): items, [B, L].
-        row (LongTensor | None): row of each token, [n]; None for one token a row.
+        row (LongTensor): row of each token, [n].
         position (LongTensor): place of each token within its row, [n].
         first (int): id of the first row of the table.
         bias (Tensor): what is added to their logits, scalar.
     """
-    row = torch.arange(len(item_seq), device=item_seq.device) if row is None else row
     place = torch.arange(item_seq.shape[1], device=item_seq.device)
     earlier = (item_seq.unsqueeze(2) == item_seq.unsqueeze(1)).tril(-1).any(2)  # [B, L]
     pairs = ~earlier[row] & (place <= position.unsqueeze(1))  # [n, L]
     token, column = pairs.nonzero(as_tuple=True)
-    return Repeats(bias, token, item_seq[row[token], column] - first)
+    item = item_seq[row[token], column] - first
+    before = F.pad(pairs.sum(1).cumsum(0), (1, 0))
+    return Repeats(bias, to_device(token, bias.device), to_device(item, bias.device), before)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -107,6 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor,
         token: Tensor,
         item: Tensor,
+        before: Tensor | None,
         offset: Tensor | None,
     ) -> Tensor:
         dtype = torch.bfloat16 if low else table.dtype
@@ -120,8 +127,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 y = target[part, None]
                 if offset is not None:
                     logits.sub_(offset)
-                if len(token):
-                    here = (token >= part.start) & (token < part.start + len(logits))
+                if before is not None:
+                    here = slice(*before[[part.start, part.start + len(logits)]].tolist())
                     row, column = token[here] - part.start, item[here]
                     logits[row, column] += bias
                 top = logits.amax(1, keepdim=True)
@@ -130,7 +137,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 norm = weights.sum(1, keepdim=True)
                 total += (top + norm.log() - of_target).sum()
                 scale = norm.reciprocal_()
-                if len(token):
+                if before is not None:
                     grad_bias += (weights[row, column] * scale[row, 0]).sum()
                     grad_bias -= (column == y[row, 0]).sum()
                 p = weights.to(dtype)
@@ -149,7 +156,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_table, grad_bias = ctx.saved_tensors
         of_bias = grad_bias * grads[0]
-        return grad_hidden * grads[0], grad_table * grads[0], *[None] * 3, of_bias, *[None] * 3
+        return grad_hidden * grads[0], grad_table * grads[0], *[None] * 3, of_bias, *[None] * 4
 
 
 def _blocks(h: Tensor, e: Tensor, memory_mb: float) -> Iterator[tuple[slice, Tensor]]:
@@ -188,10 +195,8 @@ def full_softmax_loss(
         Tensor: scalar, the sum; 0 for n = 0.
     """
     low = torch.is_autocast_enabled(hidden.device.type)
-    repeats = repeats or Repeats(table.new_zeros(()), target[:0], target[:0])
-    total: Tensor = _LinearCrossEntropy.apply(
-        hidden, table, target, memory_mb, low, *repeats, offset
-    )
+    pairs = repeats or (table.new_zeros(()), target[:0], target[:0], None)
+    total: Tensor = _LinearCrossEntropy.apply(hidden, table, target, memory_mb, low, *pairs, offset)
     return total
 
 

@@ -49,22 +49,22 @@ class NegativeSampler:
         return (torch.log1p(1 / (rank + 1)).log() - math.log(math.log(self.n_items))).float()
 
 
-def unseen_items(item_seq: Tensor, pos_items: Tensor, row: Tensor | None, n_items: int) -> Tensor:
+def unseen_items(item_seq: Tensor, pos_items: Tensor, row: Tensor, n_items: int) -> Tensor:
     """Uniform items of 1..V outside the row's history and target (SimDiffRec Eq. 3).
 
-    There must be one: ``create_loaders`` refuses training rows that hold all items.
+    There must be one: ``create_loaders`` refuses training rows that hold all items. How often is
+    drawn depends on what is drawn, so all tensors belong on the host.
 
     Args:
         item_seq (LongTensor): items, [B, L].
         pos_items (LongTensor): target of each row, [B].
-        row (LongTensor | None): row of each token, [n]; None for one item a row.
+        row (LongTensor): row of each token, [n].
         n_items (int): number of ids N, padding included.
 
     Returns:
-        LongTensor: [n] or [B].
+        LongTensor: [n].
     """
-    seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)
-    seen = seen if row is None else seen[row]
+    seen = torch.cat([item_seq, pos_items.unsqueeze(1)], 1)[row]
     negative = torch.randint(1, n_items, (len(seen),), device=seen.device)
     while True:
         clash = (seen == negative.unsqueeze(1)).any(1).nonzero().squeeze(1)

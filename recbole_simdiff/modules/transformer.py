@@ -13,22 +13,35 @@ from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_simdiff.modules.host import to_device
+
 
 class Batch(Interaction):
-    """A batch that knows the lengths of its rows on the host, so that nobody waits for them.
+    """A batch that keeps its columns on the host, so that nobody waits for their values.
 
     Args:
         columns (dict): name -> values of the rows.
-        lengths (LongTensor): real length of each row, on the CPU, [B].
+        host (dict | None): the same on the CPU; by default ``columns``, which then are there.
     """
 
-    def __init__(self, columns: dict[str, Tensor], lengths: Tensor) -> None:
+    def __init__(self, columns: dict[str, Tensor], host: dict[str, Tensor] | None = None) -> None:
         super().__init__(columns)
-        self.lengths = lengths
+        self.host = columns if host is None else host
 
-    def to(self, device: torch.device, selected_field: Any = None) -> "Batch":
-        """The batch with its columns on a device; the lengths stay."""
-        return Batch(super().to(device, selected_field).interaction, self.lengths)
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its columns on a device, and on the host, too."""
+        there = {name: to_device(values, device) for name, values in self.interaction.items()}
+        return Batch(there, self.host)
+
+
+def on_host(batch: Interaction, column: str) -> Tensor:
+    """A column of a batch on the host; read from the device if the batch is no ``Batch``.
+
+    Args:
+        batch (Interaction): as it was loaded.
+        column (str): name of the column.
+    """
+    return batch.host[column] if isinstance(batch, Batch) else batch[column].cpu()
 
 
 def layout_of(batch: Interaction, items: str, lengths: str) -> "TokenLayout":
@@ -39,20 +52,22 @@ def layout_of(batch: Interaction, items: str, lengths: str) -> "TokenLayout":
         items (str): name of the column of items, [B, L].
         lengths (str): name of the column of lengths, [B].
     """
-    known = batch.lengths if isinstance(batch, Batch) else None
-    return TokenLayout(batch[lengths], batch[items].shape[1], known=known)
+    seq = batch[items]
+    return TokenLayout(on_host(batch, lengths), seq.shape[1], device=seq.device)
 
 
 class TokenLayout:
     """Where the tokens of a right-padded batch sit.
 
+    All of it is computed on the host. Names with ``host_`` stay there; the rest goes to the device.
+
     Args:
-        item_seq_len (LongTensor): real length of each row, >= 1, [B].
+        item_seq_len (LongTensor): real length of each row, >= 1; best on the host, since otherwise
+            it is read from the device, [B].
         length (int): padded length L.
         with_padding (bool): pack the padding cells too; they never serve as attention keys.
         keys (BoolTensor | None): the attention keys, if not all real tokens are, [B, L].
-        known (LongTensor | None): the lengths on the CPU; without them they are read from the
-            device, [B].
+        device (torch.device | None): of the batch; by default that of ``item_seq_len``.
     """
 
     def __init__(
@@ -61,37 +76,57 @@ class TokenLayout:
         length: int,
         with_padding: bool = False,
         keys: Tensor | None = None,
-        known: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.batch, self.length = len(item_seq_len), length
-        self.lengths = item_seq_len
-        device = item_seq_len.device
-        self.known = item_seq_len.cpu() if known is None else known  # lengths on the host, [B]
-        self.real = torch.arange(length, device=device) < item_seq_len.unsqueeze(1)
+        device = device or item_seq_len.device
+        self.lengths = to_device(item_seq_len, device)
+        self.host_lengths = known = item_seq_len.cpu()
+        self.real = torch.arange(length, device=device) < self.lengths.unsqueeze(1)
         self.keys = self.real if keys is None else keys
         self.cells = torch.ones_like(self.real) if with_padding else self.real  # [B, L]
-        # Tokens of each row, on the host, [B].
-        self.packed = torch.full_like(self.known, length) if with_padding else self.known
-        self.packed = self.packed.clamp(max=length)
-        n = int(self.packed.sum())
+        # [B], tokens of each row
+        self.host_packed = torch.full_like(known, length) if with_padding else known
+        self.host_packed = self.host_packed.clamp(max=length)
+        n = int(self.host_packed.sum())
         self.full = n == self.batch * length
-        counts = self.cells.sum(1)
-        first = counts.cumsum(0) - counts  # [B], packed index of each row's oldest token
-        self.last = first + item_seq_len - 1  # [B], of the newest
-        self.row = torch.repeat_interleave(
-            torch.arange(self.batch, device=device), counts, output_size=n
-        )  # [n]
-        # [n], flat position b * L + i
-        self.index = torch.arange(n, device=device) + (self.row * length - first[self.row])
+        first = self.host_packed.cumsum(0) - self.host_packed  # [B], each row's oldest token
+        # [n], row of each token, and its flat position b * L + i
+        self.host_row = torch.repeat_interleave(
+            torch.arange(self.batch), self.host_packed, output_size=n
+        )
+        self.host_index = torch.arange(n) + (self.host_row * length - first[self.host_row])
+        self.row, self.index = (to_device(x, device) for x in (self.host_row, self.host_index))
+        self.host_last = first + known - 1  # [B], each row's newest token
+        self.last = to_device(self.host_last, device)
 
     @property
     def position(self) -> Tensor:
         """Position of each token within its row, [n]."""
         return self.index % self.length
 
+    def host_tokens_from(self, first: Tensor) -> Tensor:
+        """Tokens from some position of their row on.
+
+        Args:
+            first (LongTensor): that position, on the host, [B].
+
+        Returns:
+            LongTensor: packed indices in ascending order, on the host, [m].
+        """
+        return (self.host_position >= first[self.host_row]).nonzero().squeeze(1)
+
+    @property
+    def host_position(self) -> Tensor:
+        """``position`` on the host, [n]."""
+        return self.host_index % self.length
+
     def of_real(self, values: Tensor) -> Tensor:
         """The values of real tokens, [n] -> [n] or, where padding is packed, fewer."""
-        return values if self.cells is self.real else values[self.real.flatten()[self.index]]
+        if self.cells is self.real:
+            return values
+        real = self.host_position < self.host_lengths[self.host_row]
+        return values[to_device(real.nonzero().squeeze(1), values.device)]
 
     @property
     def seen(self) -> Tensor:
@@ -108,6 +143,11 @@ class TokenLayout:
         """The tokens of a padded tensor: [B, L, ...] -> [n, ...]."""
         flat = padded.flatten(0, 1)
         return flat if self.full else flat[self.index]
+
+    def host_pack(self, padded: Tensor) -> Tensor:
+        """``pack`` on the host, of items that may be padded to fewer columns: [B, l] -> [n]."""
+        padded = F.pad(padded, (0, self.length - padded.shape[1]))
+        return padded.flatten()[self.host_index]
 
     def unpack(self, packed: Tensor, fill: float = 0.0) -> Tensor:
         """A padded tensor from its tokens, ``fill`` elsewhere: [n, ...] -> [B, L, ...]."""

@@ -1,13 +1,13 @@
 """Pairs of first items and what follows them: training data of the generator."""
 
 import torch
-from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.models.diffuasr.generator import MIN_CONDITION, training_pairs
 from recbole_simdiff.models.diffuasr.training import CONDITION, TARGET
+from recbole_simdiff.modules.transformer import Batch
 
 HELD_OUT = 20  # one user in so many is held out to choose the generator's best epoch
 
@@ -21,7 +21,7 @@ class PairLoader:
     dropout.
 
     Args:
-        pairs (tuple): targets and conditions, on the training device.
+        pairs (tuple): targets and conditions, on the host.
         batch_size (int): pairs a batch; the last one may be smaller.
         seed (int): of the random states.
     """
@@ -45,13 +45,13 @@ class PairLoader:
         """Every batch of the current epoch: its number and the numbers of its pairs."""
         return list(enumerate(self._order().split(self.batch_size)))
 
-    def collate(self, batch: tuple[int, Tensor]) -> Interaction:
+    def collate(self, batch: tuple[int, Tensor]) -> Batch:
         """A batch: ``target`` [B, M] and ``condition`` [B, L]."""
         number, index = batch
         if number == 0:  # a resumed training has put back the states of the epoch before
             self._order()
         target, condition = self.pairs
-        return Interaction({TARGET: target[index], CONDITION: condition[index]})
+        return Batch({TARGET: target[index], CONDITION: condition[index]})
 
     def _order(self) -> Tensor:
         """The order of the epoch's pairs; the random states are those that follow it."""
@@ -70,7 +70,8 @@ def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, 
         ends (LongTensor): where each user's end, [users].
 
     Returns:
-        tuple: pairs to train on, and pairs held out (none with ``diffuasr_monitor: train_loss``).
+        tuple: pairs to train on, on the host, and pairs held out, on the device (none with
+        ``diffuasr_monitor: train_loss``).
 
     Raises:
         UserError: if fewer than two users have a history long enough.
@@ -79,10 +80,9 @@ def learning_pairs(config: Config, items: Tensor, ends: Tensor) -> tuple[Pairs, 
     generator = torch.Generator().manual_seed(config["seed"])
     users = users[torch.randperm(len(users), generator=generator)]
     n_held = len(users) // HELD_OUT if config["diffuasr_monitor"] == "heldout" else 0
-    return (
-        _pairs_of(users[n_held:].sort().values, items, ends, config),
-        _pairs_of(users[:n_held].sort().values, items, ends, config),
-    )
+    target, condition = _pairs_of(users[:n_held].sort().values, items, ends, config)
+    held_out = target.to(config["device"]), condition.to(config["device"])
+    return _pairs_of(users[n_held:].sort().values, items, ends, config), held_out
 
 
 def users_to_learn_from(config: Config, ends: Tensor) -> Tensor:
@@ -114,5 +114,4 @@ def _pairs_of(users: Tensor, items: Tensor, ends: Tensor, config: Config) -> Pai
     position = torch.arange(len(row)) - (part_ends - lengths)[row]
     part = items[(ends[users] - lengths)[row] + position]
     longest, windows = config["MAX_ITEM_LIST_LENGTH"], config["diffuasr_windows"]
-    target, condition = training_pairs(part, part_ends, config["n_pseudo"], longest, windows)
-    return target.to(config["device"]), condition.to(config["device"])
+    return training_pairs(part, part_ends, config["n_pseudo"], longest, windows)

@@ -151,6 +151,7 @@ def _phase(
 
     def take(make: MakeBatch) -> None:
         trainer._step(make(), updates)
+        trainer.losses.read_into(trainer.progress)  # so that the device has nothing left to do
 
     for make in warm_up:
         take(make)

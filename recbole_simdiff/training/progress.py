@@ -48,11 +48,14 @@ class Progress:
             self.best_score = None  # the best epoch is one of this phase
         self.phase, self.epoch, self.misses, self.idle_updates = number, 0, 0, 0
 
-    def add_step(self, parts: Metrics, monitor: Metrics) -> None:
-        """Count a batch, with the values of its loss parts and of what the model monitors."""
+    def add_values(self, parts: Metrics, monitor: Metrics) -> None:
+        """Add the values of a batch: of its loss parts and of what the model monitors."""
         for sums, values in ((self.loss_sums, parts), (self.monitor_sums, monitor)):
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
+
+    def add_step(self) -> None:
+        """Count a batch."""
         self.step += 1
         self.updates += 1
         self.idle_updates += 1

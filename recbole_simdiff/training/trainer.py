@@ -21,6 +21,7 @@ from recbole_simdiff.log import logger
 from recbole_simdiff.modules.plan import Phase, Update, with_epochs
 from recbole_simdiff.modules.random_state import random_states, set_random_states
 from recbole_simdiff.training.interrupt import StopRequest
+from recbole_simdiff.training.loss_values import UnreadLosses
 from recbole_simdiff.training.progress import Listener, LogLine, Progress, TensorBoard
 from recbole_simdiff.training.settings import FitSettings
 from recbole_simdiff.training.state import Resumed, add_resumable, pack
@@ -32,8 +33,8 @@ class PlanTrainer(Trainer):
 
     A phase takes one optimiser step a batch or several, each over parameters of its own.
 
-    Differences from RecBole's ``Trainer``: losses keep their names; a NaN stops at its step; the
-    best epoch is chosen on unrounded values and a tie is no improvement; ``last`` and ``best``
+    Differences from RecBole's ``Trainer``: losses keep their names; nothing is saved with a NaN;
+    the best epoch is chosen on unrounded values and a tie is no improvement; ``last`` and ``best``
     checkpoints hold tensors and JSON only; evaluation draws nothing from the training's random
     states; SIGINT, SIGTERM and SIGHUP save and stop.
 
@@ -50,6 +51,7 @@ class PlanTrainer(Trainer):
     Attributes:
         evaluator (Evaluator): of the model; RecBole's own is inside it.
         progress (Progress): where training stands.
+        losses (UnreadLosses): of the last batches.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class PlanTrainer(Trainer):
         self.phase_epochs = phase_epochs or {}
         self.progress = Progress()
         self.stop = StopRequest()
+        self.losses = UnreadLosses(self.device, self._diverged)
         self._resume_rng: dict[str, Tensor] | None = None
         self.evaluator = Evaluator(config, model, self.device, partial(self.stop.check, run_dir))
         self._listeners: tuple[Listener, ...] = ()
@@ -197,12 +200,7 @@ class PlanTrainer(Trainer):
             for listener in self._told:
                 listener.on_epoch(entry, progress)
 
-    def _train_epoch(
-        self,
-        train_data: Any,
-        epoch_idx: int,
-        show_progress: bool = False,
-    ) -> None:
+    def _train_epoch(self, train_data: Any, epoch_idx: int, show_progress: bool = False) -> None:
         """Train on the batches of an epoch that are still to come."""
         self.model.train()
         progress, updates = self.progress, self._updates()
@@ -215,15 +213,17 @@ class PlanTrainer(Trainer):
             disable=None if show_progress else True,
         )
         for batch in bar:
-            parts, monitor = self._step(batch, updates)
-            progress.add_step(parts, monitor)
+            self._step(batch, updates)
+            progress.add_step()
             for listener in self._told:
                 listener.on_step(progress)
-            if progress.step % 10 == 0:
+            if self.losses.due:
+                parts = self.losses.read_into(progress)
                 bar.set_postfix_str(
                     " ".join(f"{k} {v:.3f}" for k, v in parts.items()), refresh=False
                 )
             self.stop.check(self.run_dir)
+        self.losses.read_into(progress)
 
     def _batches(self, train_data: Any, epoch: int, done: int) -> Iterator[Interaction]:
         """The epoch's batches from number ``done`` on, in an order fixed by seed and epoch.
@@ -244,20 +244,19 @@ class PlanTrainer(Trainer):
             self._resume_rng = None
         yield from batches
 
-    def _step(self, batch: Interaction, updates: tuple[Update, ...]) -> tuple[Metrics, Metrics]:
+    def _step(self, batch: Interaction, updates: tuple[Update, ...]) -> None:
         """See ``take_steps``."""
-        batch = batch.to(self.device)
-        optimizers, diverged = self.optimizers, self._diverged
-        values = take_steps(self.model, self.config, updates, optimizers, batch, diverged)
+        batch, step = batch.to(self.device), self.progress.step
+        check = partial(self.losses.check, step)
+        values = take_steps(self.model, self.config, updates, self.optimizers, batch, check)
+        self.losses.add(step, values)
         self.model.end_step()
-        return values
 
-    def _diverged(self, name: str, value: float) -> NoReturn:
-        progress = self.progress
+    def _diverged(self, name: str, value: float, step: int) -> NoReturn:
         remedy = "A smaller learning_rate or clip_grad_norm={max_norm: 1.0} may help"
         raise TrainingDiverged(
-            f"loss part {name!r} is {value} at epoch {progress.epoch}, step {progress.step}; "
-            f"training stopped before the update. {self.run_dir / LAST} holds the last good state. "
+            f"loss part {name!r} is {value} at epoch {self.progress.epoch}, step {step}; "
+            f"training stopped. {self.run_dir / LAST} holds the last good state. "
             + (remedy if self.settings is None else self.settings.remedy)
         )
 
@@ -293,6 +292,7 @@ class PlanTrainer(Trainer):
         The random states are those of all processes; the rest is the same for all, and process 0
         writes it.
         """
+        self.losses.read_into(self.progress)  # nothing is saved with a loss that is not finite
         states = distributed.all_gather(self._resume_rng or random_states())
         if distributed.rank() == 0:
             tensors, content = pack(self.model, self.progress, self.payload, self.data)

@@ -1,9 +1,8 @@
 """The optimiser steps of a phase: which parameters move, by which loss."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer, SparseAdam
 
 from recbole_simdiff import distributed
-from recbole_simdiff.evaluation.protocols import Metrics
 from recbole_simdiff.modules.plan import Phase, Update
+from recbole_simdiff.training.loss_values import LossValues
 
 _ROWS = "_rows"  # ends the name of the optimiser of parameters that move by rows
 
@@ -57,8 +56,8 @@ def take_steps(
     updates: Sequence[Update],
     optimizers: Mapping[str, Optimizer],
     batch: Any,
-    diverged: Callable[[str, float], NoReturn],
-) -> tuple[Metrics, Metrics]:
+    check: Callable[[LossValues], None],
+) -> list[LossValues]:
     """All updates on a batch, one after the other.
 
     Args:
@@ -67,15 +66,12 @@ def take_steps(
         updates (Sequence): of the phase.
         optimizers (Mapping): as ``build_optimizers`` returned them.
         batch (Interaction): on the device.
-        diverged (Callable): called with name and value of a loss part that is not finite, before
-            the update; it raises.
+        check (Callable): called before each update with what it computed; may raise.
 
     Returns:
-        tuple: value of each loss part, and of what the model monitors, by name. Where several
-        updates have one name, the values are those of the last one.
+        list: what each update computed.
     """
-    parts: Metrics = {}
-    monitor: Metrics = {}
+    computed = []
     for update in updates:
         prefix = f"{update.name}." if len(updates) > 1 else ""
         with _others_constant(model, update):
@@ -87,33 +83,28 @@ def take_steps(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config["enable_amp"]):
                 losses = update.loss(batch)
             named = {prefix + name: loss for name, loss in _named_losses(losses).items()}
-            values, watched = _values(model, named)
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    diverged(name, value)
+            computed.append(_values(model, named))
+            check(computed[-1])
             sum(named.values(), torch.zeros((), device=device)).backward()
             distributed.sum_gradients(update.parameters)
             if config["clip_grad_norm"]:
                 clip_grad_norm_(update.parameters, **config["clip_grad_norm"])
             for optimizer in moving:
                 optimizer.step()
-        parts, monitor = parts | values, monitor | watched
-    return parts, monitor
+    return computed
 
 
-def _values(model: Any, losses: Mapping[str, Tensor]) -> tuple[Metrics, Metrics]:
-    """Numbers of the loss parts and of what the model monitors, over all processes.
+def _values(model: Any, losses: Mapping[str, Tensor]) -> LossValues:
+    """Loss parts and what the model monitors, over all processes.
 
-    They come from the device together. Means over a batch are those of all processes, each
-    counting the same.
+    Means over a batch are those of all processes, each counting the same.
     """
     n = distributed.world_size()
     monitor = {k: v.float() / n for k, v in model.monitored().items()}
     values = distributed.all_reduce_sum(
         torch.stack([*(loss.detach().float() for loss in losses.values()), *monitor.values()])
-    ).tolist()
-    parts = dict(zip(losses, values[: len(losses)], strict=True))
-    return parts, dict(zip(monitor, values[len(losses) :], strict=True))
+    )
+    return LossValues(tuple(losses), tuple(monitor), values)
 
 
 @contextmanager

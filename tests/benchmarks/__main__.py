@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -40,6 +41,7 @@ from recbole_simdiff.evaluation.protocols import PROTOCOLS
 from recbole_simdiff.models.diffuasr.generator import DiffuASR
 from recbole_simdiff.modules.losses import full_softmax_loss
 from recbole_simdiff.modules.transformer import PackedTransformer
+from recbole_simdiff.training.loss_values import UnreadLosses
 from recbole_simdiff.training.trainer import PlanTrainer
 from recbole_simdiff.training.updates import build_optimizers, take_steps, updates_of
 
@@ -220,9 +222,10 @@ class Bench:
             updates = updates_of(model, model.training_plan()[0])
             optimizers = build_optimizers(updates, lambda own: torch.optim.Adam(own, lr=1e-3))
             batch = synthetic_batch(rows, 6, n_items, torch.Generator().manual_seed(0))
+            losses = UnreadLosses(config["device"], diverged)
 
             def work() -> None:
-                take_steps(model, config, updates, optimizers, batch, diverged)
+                take_steps(model, config, updates, optimizers, batch, partial(losses.check, 0))
 
             work()
             cpu = time.process_time()
@@ -342,7 +345,7 @@ def synthetic_batch(
     )
 
 
-def diverged(name: str, value: float) -> NoReturn:
+def diverged(name: str, value: float, step: int) -> NoReturn:
     """A loss that is not finite ends the measurement."""
     raise TrainingDiverged(f"{name} is {value}")
 

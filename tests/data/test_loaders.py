@@ -158,7 +158,8 @@ def test_negatives_outside_a_row_of_all_items_but_one(build: Any, data_path: Pat
     f = train.dataset.field2token_id["item_id"]["f"]
     for batch in train:
         long = batch["item_length"] > 5
-        drawn = unseen_items(batch["item_id_list"], batch["item_id"], None, model.n_items)
+        row = torch.arange(len(batch))
+        drawn = unseen_items(batch["item_id_list"], batch["item_id"], row, model.n_items)
         assert (drawn[long] == f).all()
 
 

@@ -61,10 +61,12 @@ def chosen(*cells: tuple[int, int], n_masks: int = 1) -> Noised:
         table[row, i] = True
     kept = table.any(1)
     layout = TokenLayout(LEN.repeat(n_masks)[kept], MAX_LENGTH)
+    token = layout.pack(table[kept]).nonzero().squeeze(1)
     return Noised(
         items=layout.pack(SEQ.repeat(n_masks, 1)[kept]),
         layout=layout,
-        token=layout.pack(table[kept]).nonzero().squeeze(1),
+        host_token=token,
+        token=token,
         cell=table.flatten().nonzero().squeeze(1),
         n_rows=n_masks * 4,
     )
@@ -741,7 +743,7 @@ def test_every_noised_position_weighs_the_same(build):
         layout = TokenLayout(batch["item_length"], batch["item_id_list"].shape[1])
         items = layout.pack(batch["item_id_list"])
         every = torch.arange(len(items))
-        noised = Noised(items, layout, every, layout.index, layout.batch)
+        noised = Noised(items, layout, every, every, layout.index, layout.batch)
         x_0 = model.clean(noised)
         return model.diffusion_loss(x_0.flip(1), x_0, noised).item()
 

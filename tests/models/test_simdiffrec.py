@@ -1339,9 +1339,8 @@ def test_bce_negatives_avoid_history_and_target(small):
     model = small(sr_loss="BCE")
     seen = torch.cat([SEQ, POS.unsqueeze(1)], 1)
     torch.manual_seed(0)
-    for row in (None, LAYOUT.row):
-        owner = torch.arange(4) if row is None else row
-        draws = torch.stack([unseen_items(SEQ, POS, row, model.n_items) for _ in range(400)])
+    for owner in (torch.arange(4), LAYOUT.row):
+        draws = torch.stack([unseen_items(SEQ, POS, owner, model.n_items) for _ in range(400)])
         assert draws.shape == (400, len(owner))
         for token, b in enumerate(owner.tolist()):
             allowed = set(range(1, 13)) - set(seen[b].tolist())
@@ -1357,7 +1356,7 @@ def test_bce_loss_is_one_negative_a_target(small, monkeypatch, sampling):
     monkeypatch.setattr(
         encoder,
         "unseen_items",
-        lambda seq, pos, row, n_items: torch.full_like(POS if row is None else row, 12),
+        lambda seq, pos, row, n_items: torch.full_like(row, 12),
     )
     hidden, label = model.encode(SEQ, LAYOUT), model.labels(SEQ, LAYOUT, POS)
     if sampling == "prefix_last":

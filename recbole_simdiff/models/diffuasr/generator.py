@@ -49,6 +49,7 @@ from recbole_simdiff.errors import UserError
 from recbole_simdiff.log import logger
 from recbole_simdiff.models.diffuasr.guide import KINDS, Guide
 from recbole_simdiff.models.diffuasr.sunet import SUNet
+from recbole_simdiff.modules.host import to_device
 from recbole_simdiff.modules.losses import logit_blocks
 from recbole_simdiff.modules.rules import (
     at_least,
@@ -411,7 +412,7 @@ class DiffuASR(nn.Module):
         Returns:
             Tensor: scalar.
         """
-        t = antithetic_steps(len(target), self.process.n_steps).to(target.device)
+        t = to_device(antithetic_steps(len(target), self.process.n_steps), target.device)
         x_0 = F.embedding(target, self.table)
         eps = torch.randn_like(x_0)
         c = self.condition_vector(condition)
