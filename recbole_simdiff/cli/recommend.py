@@ -216,10 +216,11 @@ def _write(
     folder = Path(namespace.output)
     suffix = {"json": "jsonl", "csv": "csv"}[namespace.format]
     totals = batch.write_parts(requests, begin, folder, settings, suffix, namespace.jobs)
-    print(
-        f"{folder}: {totals.requests:,} histories in {totals.parts} parts, {totals.kept} of them "
-        f"from before; {totals.unanswered:,} histories have no known item"
-    )
+    if totals.requests:
+        print(
+            f"{folder}: {totals.requests:,} histories in {totals.parts} parts, {totals.kept} of "
+            f"them from before; {totals.unanswered:,} histories have no known item"
+        )
     return totals.requests, totals.unanswered
 
 
