@@ -308,6 +308,19 @@ def test_a_mistake_leaves_nothing_to_mend(recommend: Recommend, capsys: Any) -> 
     assert recommend() == 0
 
 
+def test_a_name_may_be_half_a_character(
+    recommend: Recommend, run_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"user": "\\ud800", "items": ["i1"]}\n')
+    assert recommend("--format=csv") == 0
+    text = (tmp_path / "out" / "part-000000.csv").read_text()
+    assert text.splitlines()[1].startswith("\\ud800,1,")
+    usual = [f"--checkpoint={run_dir}", "--use_gpu=false", f"--input={tmp_path / 'in.jsonl'}"]
+    capsys.readouterr()
+    assert main(["recommend", *usual, "--format=csv", "--k=4"]) == 0
+    assert capsys.readouterr().out == text
+
+
 def test_two_commands_do_not_write_to_one_folder(
     recommend: Recommend, tmp_path: Path, capsys: Any
 ) -> None:
