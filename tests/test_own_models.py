@@ -324,6 +324,18 @@ def test_other_code_is_warned_of(
         recbole_simdiff.load(run_dir, model=str(mine))
 
 
+def test_parts_of_other_code_are_not_mixed_in(
+    mine: Path, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = recbole_simdiff.run(f"{mine}:MyRec", "toy", **values).run_dir
+    given = [f"--checkpoint={run_dir}", "--model_file=mine.py", "--all_users", "--format=json"]
+    assert main(["recommend", *given, "--output=out"]) == 0
+    mine.write_text(mine.read_text().replace("@ self.item", "@ -self.item"))
+    forget()
+    assert main(["recommend", *given, "--output=out"]) == 2
+    assert "out holds parts with code of the model=" in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_users_names_its_class(
     mine: Path, values: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,7 +4,13 @@ import pytest
 import torch
 from recbole.model.layers import TransformerEncoder
 
-from recbole_simdiff.modules.transformer import Batch, PackedTransformer, TokenLayout, layout_of
+from recbole_simdiff.modules.transformer import (
+    Batch,
+    PackedTransformer,
+    TokenLayout,
+    layout_of,
+    on_host,
+)
 
 LENGTHS = torch.tensor([3, 1, 5, 2])
 L, HIDDEN = 5, 8
@@ -282,3 +288,25 @@ def test_lengths_known_on_the_host_change_nothing():
     assert torch.equal(padded.index, torch.arange(len(LENGTHS) * L))
     values = torch.arange(len(LENGTHS) * L)
     assert torch.equal(padded.of_real(values), seen.index)
+
+
+def test_what_a_model_puts_into_a_batch_is_what_the_host_has():
+    """A model may change its batch, and call what this package's models do with it."""
+    columns = {"items": torch.ones(len(LENGTHS), L, dtype=torch.long), "length": LENGTHS}
+    device = {name: values.clone() for name, values in columns.items()}  # as on a GPU
+    batch = Batch(device, columns)
+    assert on_host(batch, "items") is columns["items"]
+    batch["length"] = torch.ones_like(LENGTHS)
+    batch["items"][:, 0] = 7
+    batch["new"] = LENGTHS + 1
+    for given in (batch, batch.to(torch.device("cpu"))):
+        assert layout_of(given, "items", "length").host_lengths.tolist() == [1] * len(LENGTHS)
+        assert on_host(given, "items")[:, 0].tolist() == [7] * len(LENGTHS)
+        assert torch.equal(on_host(given, "new"), LENGTHS + 1)
+
+
+def test_a_batch_is_moved_as_recbole_moves_one():
+    columns = {"items": torch.ones(2, L), "length": torch.tensor([1, 2])}
+    moved = Batch(columns).to(torch.device("meta"), selected_field="items")
+    assert [moved[name].device.type for name in columns] == ["meta", "cpu"]
+    assert on_host(moved, "items") is columns["items"]

@@ -210,16 +210,19 @@ def _write(
     with open(checkpoint.resolve(namespace.checkpoint, BEST), "rb") as file:
         settings["checkpoint"] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     filters = hashlib.blake2b(json.dumps(recommend.filters).encode(), digest_size=16)
+    own = recommend.recommender.config.own
     settings |= {"filters": filters.hexdigest(), "version": __version__}
+    settings |= {"code of the model": own.checksum} if own else {}
     # In this process the checkpoint is there already.
     begin = (lambda: recommend.part) if namespace.jobs == 1 else partial(_part_writer, namespace)
     folder = Path(namespace.output)
     suffix = {"json": "jsonl", "csv": "csv"}[namespace.format]
     totals = batch.write_parts(requests, begin, folder, settings, suffix, namespace.jobs)
-    print(
-        f"{folder}: {totals.requests:,} histories in {totals.parts} parts, {totals.kept} of them "
-        f"from before; {totals.unanswered:,} histories have no known item"
-    )
+    if totals.requests:
+        print(
+            f"{folder}: {totals.requests:,} histories in {totals.parts} parts, {totals.kept} of "
+            f"them from before; {totals.unanswered:,} histories have no known item"
+        )
     return totals.requests, totals.unanswered
 
 
@@ -282,7 +285,8 @@ def write_answers(
         if output_format == "json":
             print(json.dumps({"history": request.name, **answer._asdict()}), file=file)
         elif output_format == "csv":
-            writer.writerows([request.name, rank, i, f"{s:.6f}"] for rank, (i, s) in ranked)
+            name = request.name.encode("utf-8", "backslashreplace").decode()  # half a character
+            writer.writerows([name, rank, i, f"{s:.6f}"] for rank, (i, s) in ranked)
         else:
             print(printable(request.name), file=file)
             for rank, (item, score) in ranked:

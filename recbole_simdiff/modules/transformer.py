@@ -5,6 +5,7 @@ Layout, said once: ``item_seq`` [B, L] is right-padded with 0 and ``item_seq_len
 attention sees the padded layout.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,22 +27,42 @@ class Batch(Interaction):
 
     def __init__(self, columns: dict[str, Tensor], host: dict[str, Tensor] | None = None) -> None:
         super().__init__(columns)
-        self.host = columns if host is None else host
+        self._host = columns if host is None else host
+        # Which values those on the host are: a model may put others in their place, or write to
+        # them, which raises the version.
+        self._loaded = {
+            name: (values, values._version) for name, values in self.interaction.items()
+        }
 
-    def to(self, device: torch.device) -> "Batch":
-        """The batch with its columns on a device, and on the host, too."""
-        there = {name: to_device(values, device) for name, values in self.interaction.items()}
-        return Batch(there, self.host)
+    def to(
+        self, device: torch.device, selected_field: str | Iterable[str] | None = None
+    ) -> "Batch":
+        """The batch with its columns, or the selected ones, on a device, and on the host, too."""
+        chosen = {selected_field} if isinstance(selected_field, str) else selected_field
+        chosen = set(self.columns if chosen is None else chosen)
+        there = {
+            name: to_device(values, device) if name in chosen else values
+            for name, values in self.interaction.items()
+        }
+        return Batch(there, {name: self.on_host(name) for name in there})
+
+    def on_host(self, column: str) -> Tensor:
+        """A column on the CPU; read from the device if it is not as it was loaded."""
+        values = self.interaction[column]
+        loaded, version = self._loaded.get(column, (None, 0))
+        if values is loaded and values._version == version:
+            return self._host[column]
+        return values.cpu()
 
 
 def on_host(batch: Interaction, column: str) -> Tensor:
     """A column of a batch on the host; read from the device if the batch is no ``Batch``.
 
     Args:
-        batch (Interaction): as it was loaded.
+        batch (Interaction): of any loader.
         column (str): name of the column.
     """
-    return batch.host[column] if isinstance(batch, Batch) else batch[column].cpu()
+    return batch.on_host(column) if isinstance(batch, Batch) else batch[column].cpu()
 
 
 def layout_of(batch: Interaction, items: str, lengths: str) -> "TokenLayout":

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -23,6 +24,8 @@ from recbole_simdiff.training.interrupt import StopRequest
 BLOCK = 10_000  # requests of a part
 
 MANIFEST = "parts.json"
+
+_PART = re.compile(r"part-\d{6,}\.[a-z]+")  # names of parts; a manifest with others is foreign
 
 T = TypeVar("T")
 
@@ -87,8 +90,11 @@ def write_parts(
         suffix (str): of the files.
         jobs (int): number of processes; 1 is this one.
 
+    Without requests the folder stays as it is.
+
     Raises:
-        UserError: if the folder holds parts of other settings, or another process writes there.
+        UserError: if the folder holds parts of other settings, or files that a part would replace,
+            or another process writes there.
         Interrupted: after a signal; the same command goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,19 +116,24 @@ class _Manifest:
         self._present: set[str] = set()
         if self._path.is_file():
             self._parts = self._read()
-        else:
-            self._save()
+            return
+        if any(_PART.fullmatch(path.name) for path in folder.iterdir()):
+            raise UserError(
+                f"{folder} holds parts, but no {MANIFEST} that says of what; give another --output"
+            )
+        self._save()
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
-            settings, parts = stored["settings"], dict(stored["parts"])
-            known = all({"of", "requests", "unanswered"} <= part.keys() for part in parts.values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            settings, parts = dict(stored["settings"]), dict(stored["parts"])
+            known = all(_PART.fullmatch(name) and _is_part(part) for name, part in parts.items())
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             known = False
         if not known:
             raise UserError(f"{self._path} is none of this program; give another --output")
-        for key in settings.keys() | self._settings.keys() if parts else ():
+        written = any(part["of"] for part in parts.values())
+        for key in settings.keys() | self._settings.keys() if written else ():
             before, now = settings.get(key), self._settings.get(key)
             if before != now:
                 raise UserError(
@@ -139,13 +150,20 @@ class _Manifest:
         self.kept += found
         return found
 
+    def begin(self, name: str) -> None:
+        """Note a part that will be written: until then, what its file holds is not known."""
+        self._parts[name] = _record("", 0, 0)
+        self._save()
+
     def add(self, name: str, block: Sequence[Any], unanswered: int) -> None:
         """Note a part that was just written."""
-        self._parts[name] = {"of": _digest(block), "requests": len(block), "unanswered": unanswered}
+        self._parts[name] = _record(_digest(block), len(block), unanswered)
         self._save()
 
     def finish(self) -> Totals:
         """Remove parts of requests that are no more, and count the others."""
+        if not self._present:  # a mistake rather than a wish to have no parts
+            return Totals(0, 0, 0, 0)
         for name in self._parts.keys() - self._present:
             (self.folder / name).unlink(missing_ok=True)
             del self._parts[name]
@@ -157,6 +175,17 @@ class _Manifest:
     def _save(self) -> None:
         content = {"settings": self._settings, "parts": dict(sorted(self._parts.items()))}
         files.write_text(self._path, json.dumps(content, indent=1) + "\n")
+
+
+def _record(of: str, requests: int, unanswered: int) -> dict[str, Any]:
+    """What a manifest says of a part; ``of`` is empty until it is written."""
+    return {"of": of, "requests": requests, "unanswered": unanswered}
+
+
+def _is_part(stored: Any) -> bool:
+    """Whether a manifest may say this of a part."""
+    like = _record("", 0, 0)
+    return {k: type(v) for k, v in stored.items()} == {k: type(v) for k, v in like.items()}
 
 
 def _digest(block: Sequence[Any]) -> str:
@@ -193,6 +222,7 @@ def _write_missing(
     for number, block in enumerate(blocks(requests)):
         name = f"part-{number:06d}.{suffix}"
         if not manifest.has(name, block):
+            manifest.begin(name)
             under_way[write(manifest.folder / name, block)] = (name, block)
             note(0 if jobs == 1 else 2 * jobs - 1)
         if stop.signum is not None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from recbole_simdiff.serving.service import Answer, Body
 
-MOST = 64  # requests in one pass
+MOST = 64  # histories in one pass; a request of more has one of its own
 
 # What each of several requests gets: answers, or the error that it is told.
 AnswerAll = Callable[[Sequence[Body]], list[list[Answer] | Exception]]
@@ -21,7 +21,8 @@ class Queue:
     works are answered next, together; so nobody waits for the sake of sharing.
 
     Args:
-        answer_all (Callable): what answers; called in the thread, with at most ``MOST`` requests.
+        answer_all (Callable): what answers; called in the thread, with requests of at most
+            ``MOST`` histories.
     """
 
     def __init__(self, answer_all: AnswerAll) -> None:
@@ -45,11 +46,23 @@ class Queue:
 
     async def _answer_waiting(self) -> None:
         while self._waiting:
-            n = min(MOST, len(self._waiting))
-            taken = [self._waiting.popleft() for _ in range(n)]
-            taken = [one for one in taken if not one[1].done()]  # else its client has gone
+            taken = self._take()
             if taken:
                 await self._answer(taken)
+
+    def _take(self) -> list[_Waiting]:
+        """The requests of the next pass, without those whose client has gone."""
+        taken, n_histories = list[_Waiting](), 0
+        while self._waiting:
+            body, future = self._waiting[0]
+            n = 0 if future.done() else len(body.requests or (body,))
+            if taken and n_histories + n > MOST:
+                break
+            self._waiting.popleft()
+            if n:
+                taken.append((body, future))
+                n_histories += n
+        return taken
 
     async def _answer(self, taken: Sequence[_Waiting]) -> None:
         bodies, futures = zip(*taken, strict=True)

@@ -203,7 +203,21 @@ def test_another_checkpoint_makes_other_parts(
     assert "holds parts with checkpoint=" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"settings": {}, "parts": {"a": {}}}'])
+PART = '{"of": "x", "requests": 1, "unanswered": 0}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"settings": {}, "parts": {"a": {}}}',
+        '{"settings": {}, "parts": {"part-000000.jsonl": []}}',
+        '{"settings": {}, "parts": {"part-000000.jsonl": ' + PART.replace("1", '"1"') + "}}",
+        '{"settings": [1], "parts": {"part-000000.jsonl": ' + PART + "}}",
+    ],
+)
 def test_a_manifest_of_something_else_is_refused(
     recommend: Recommend, tmp_path: Path, capsys: Any, content: str
 ) -> None:
@@ -213,10 +227,98 @@ def test_a_manifest_of_something_else_is_refused(
     assert "parts.json is none of this program; give another --output" in capsys.readouterr().err
 
 
+def test_a_manifest_cannot_name_files_elsewhere(
+    recommend: Recommend, tmp_path: Path, capsys: Any
+) -> None:
+    assert recommend() == 0
+    (tmp_path / "mine.txt").write_text("mine")
+    path = tmp_path / "out" / MANIFEST
+    content = json.loads(path.read_text())
+    content["parts"]["../mine.txt"] = json.loads(PART)
+    path.write_text(json.dumps(content))
+    assert recommend() == 2
+    assert "none of this program" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").is_file()
+
+
+def test_parts_that_no_manifest_tells_of_are_not_replaced(
+    recommend: Recommend, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "part-000000.jsonl").write_text("mine")
+    assert recommend() == 2
+    assert "holds parts, but no parts.json that says of what" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == {"part-000000.jsonl": b"mine"}
+
+
+def test_an_empty_input_removes_nothing(recommend: Recommend, tmp_path: Path, capsys: Any) -> None:
+    assert recommend() == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "in.jsonl").write_text("")
+    capsys.readouterr()
+    assert recommend() == 2
+    said = capsys.readouterr()
+    assert "nothing to recommend to" in said.err
+    assert said.out == ""
+    assert contents(tmp_path / "out") == before
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+def killed_before_noted(recommend: Recommend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is killed when a part is written, and before that is noted."""
+
+    def add(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch._Manifest, "add", add)
+        with pytest.raises(Killed):
+            recommend()
+
+
+def test_a_part_that_was_replaced_is_not_taken_for_the_former_one(
+    recommend: Recommend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert recommend() == 0
+    before = contents(tmp_path / "out")
+    histories(tmp_path / "in.jsonl", 8, start=100)
+    killed_before_noted(recommend, monkeypatch)
+    assert contents(tmp_path / "out")["part-000000.jsonl"] != before["part-000000.jsonl"]
+    histories(tmp_path / "in.jsonl", 8)
+    assert recommend() == 0
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_part_that_was_not_noted_does_not_outlive_its_settings(
+    recommend: Recommend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_before_noted(recommend, monkeypatch)
+    assert (tmp_path / "out" / "part-000000.jsonl").is_file()
+    assert recommend("--format=csv") == 0
+    names = {f"part-00000{number}.csv" for number in range(3)}
+    assert set(contents(tmp_path / "out")) == names | {MANIFEST}
+
+
 def test_a_mistake_leaves_nothing_to_mend(recommend: Recommend, capsys: Any) -> None:
     assert recommend("--k=0") == 2
     assert "k=0 must be at least 1" in capsys.readouterr().err
     assert recommend() == 0
+
+
+def test_a_name_may_be_half_a_character(
+    recommend: Recommend, run_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"user": "\\ud800", "items": ["i1"]}\n')
+    assert recommend("--format=csv") == 0
+    text = (tmp_path / "out" / "part-000000.csv").read_text()
+    assert text.splitlines()[1].startswith("\\ud800,1,")
+    usual = [f"--checkpoint={run_dir}", "--use_gpu=false", f"--input={tmp_path / 'in.jsonl'}"]
+    capsys.readouterr()
+    assert main(["recommend", *usual, "--format=csv", "--k=4"]) == 0
+    assert capsys.readouterr().out == text
 
 
 def test_two_commands_do_not_write_to_one_folder(

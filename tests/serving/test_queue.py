@@ -72,6 +72,28 @@ def test_a_pass_has_a_limit_and_a_mistake_ends_none_but_its_own(
     assert [isinstance(one, RuntimeError) for one in found] == [False, True, True, *[False] * 3]
 
 
+def test_a_pass_is_limited_by_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the many histories of somebody else's request that came later."""
+    monkeypatch.setattr(module, "MOST", 4)
+    slow = Slow()
+    sizes = [1, 1, 2, 2, 9, 1, 1]
+
+    async def ask_many() -> None:
+        queue = Queue(slow)
+        tasks = []
+        for k, size in enumerate(sizes, start=11):
+            body = Body(requests=[{"items": ["i1"]}] * size, k=k)
+            tasks.append(asyncio.create_task(queue.answer(body)))
+            await asyncio.sleep(0.05)
+        tasks[-2].cancel()
+        await asyncio.sleep(0)
+        slow.go.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(ask_many())
+    assert slow.passes == [[11], [12, 13], [14], [15], [17]]
+
+
 @pytest.fixture(scope="module")
 def service(run_dir: Path) -> Service:
     return Service(run_dir, use_gpu=False, limits=Limits(k=12, histories=2))
