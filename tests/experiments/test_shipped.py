@@ -66,7 +66,7 @@ def drawn(folder: Path, name: str) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=() if n in ("table1", "table3", "figure5") else pytest.mark.slow)
+        pytest.param(n, marks=() if n in ("table1", "figure5") else pytest.mark.slow)
         for n in SHIPPED
         if load_experiment(n).kind in COMMANDS
     ],
