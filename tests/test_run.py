@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -693,3 +694,11 @@ def test_the_checksum_of_the_code_is_blind_to_layout(tmp_path: Path) -> None:
     assert checksum(a=a, f=f, c="@f\nclass C:\n    z: int = 1") != before
     readers = {"experiments__plots": "def plot(): ...", "cli__main": "def main(): ..."}
     assert checksum(a=a, f=f, c=c, **readers) == before
+
+
+def test_peak_memory_is_that_of_this_program_alone() -> None:
+    """Not of the process that started it, with which the kernel's count of a child begins."""
+    large = np.ones(100_000_000)  # 763 MiB
+    code = "from recbole_simdiff.runs.result import peak_memory_mb; print(peak_memory_mb())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 < float(out.stdout) < large.nbytes / 2**20
