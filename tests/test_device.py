@@ -55,19 +55,20 @@ def test_a_run_ends_as_on_the_cpu(make_config: Any, on_mock: Any, model: str) ->
     assert (again.valid, again.test) == (cpu.valid, cpu.test)
 
 
+SMALL_GENERATOR = {
+    "hidden_size": 16,
+    "n_pseudo": 2,
+    "diffuasr_diffusion_steps": 25,
+    "diffuasr_sample_steps": 3,
+    "diffuasr_epochs": 2,
+    "sunet_channel_mult": [1, 2],
+    "sunet_base_channels": 8,
+}
+
+
 @pytest.mark.parametrize("guidance", ["classifier_free", "classifier"])
-def test_invented_items_are_those_of_the_cpu(make_config: Any, on_mock: Any, guidance: str) -> None:
-    small = {
-        "backbone": "SASRec",
-        "diffuasr_guidance": guidance,
-        "hidden_size": 16,
-        "n_pseudo": 2,
-        "diffuasr_diffusion_steps": 25,
-        "diffuasr_sample_steps": 3,
-        "diffuasr_epochs": 2,
-        "sunet_channel_mult": [1, 2],
-        "sunet_base_channels": 8,
-    }
+def test_pseudo_items_are_those_of_the_cpu(make_config: Any, on_mock: Any, guidance: str) -> None:
+    small = {"backbone": "SASRec", "diffuasr_guidance": guidance, **SMALL_GENERATOR}
     cpu = run_stages(make_config("DiffuASR", augmentation_cache="cpu", **small))
     on_mock()
     mock = run_stages(make_config("DiffuASR", augmentation_cache="mock", **small))

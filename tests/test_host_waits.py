@@ -31,6 +31,7 @@ from recbole_simdiff.training.trainer import PlanTrainer
 from tests.conftest import write_inter
 from tests.data.toy import LONG, augmented
 from tests.device import MOCK, MockTensor
+from tests.test_device import SMALL_GENERATOR
 from tests.test_device import on_mock as stand_in  # noqa: F401
 
 aten = torch.ops.aten
@@ -111,16 +112,6 @@ def counted(config: Any, run_dir: Path, pseudo: Tensor | None = None) -> Counter
 
 
 MODELS = plugin_models().keys() - {"EASE", "ItemKNN", "Pop"}  # which are computed, without steps
-
-SMALL_GENERATOR = {
-    "hidden_size": 16,
-    "n_pseudo": 2,
-    "diffuasr_diffusion_steps": 25,
-    "diffuasr_sample_steps": 3,
-    "diffuasr_epochs": 2,
-    "sunet_channel_mult": [1, 2],
-    "sunet_base_channels": 8,
-}
 
 # What else a step can do: settings that take another way through it.
 SETTINGS: list[tuple[str, dict[str, Any]]] = [

@@ -117,10 +117,11 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if overrides:
         raise UserError(f"recommend does not know --{next(iter(overrides))}; see recommend --help")
     _check_output(namespace)
+    loaded = _weights(namespace) if namespace.output else ""
     recommend = _Recommend(namespace)
     requests = _requests(namespace, recommend.recommender)
     n_requests, n_unanswered = (
-        _write(namespace, recommend, requests)
+        _write(namespace, recommend, requests, loaded)
         if namespace.output
         else _print(namespace, recommend, requests)
     )
@@ -189,9 +190,35 @@ class _Recommend:
         return batch.Answers(text.getvalue(), _n_unanswered(requests, answers))
 
 
-def _part_writer(namespace: argparse.Namespace) -> Any:
-    """What answers the blocks of one process."""
-    return _Recommend(namespace, quiet=True).part
+def _part_writer(namespace: argparse.Namespace, weights: str) -> batch.Answer:
+    """What answers the blocks of one process, by the weights that the command was started with."""
+    recommend = _Recommend(namespace, quiet=True)
+    current = _weights(namespace)
+
+    def part(requests: Sequence[NamedHistory]) -> batch.Answers:
+        _check_same(namespace, weights, current)
+        return recommend.part(requests)
+
+    return part
+
+
+def _weights(namespace: argparse.Namespace) -> str:
+    """A checksum of the checkpoint as it is now."""
+    with open(checkpoint.resolve(namespace.checkpoint, BEST), "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _check_same(namespace: argparse.Namespace, before: str, now: str) -> None:
+    """Refuse a checkpoint that was replaced while it was read.
+
+    Raises:
+        UserError: if it was.
+    """
+    if before != now:
+        raise UserError(
+            f"--checkpoint={namespace.checkpoint} was replaced while it was read; give another "
+            "--output, or delete it, and start again"
+        )
 
 
 def _n_unanswered(
@@ -203,18 +230,25 @@ def _n_unanswered(
 
 
 def _write(
-    namespace: argparse.Namespace, recommend: _Recommend, requests: Iterator[NamedHistory]
+    namespace: argparse.Namespace,
+    recommend: _Recommend,
+    requests: Iterator[NamedHistory],
+    loaded: str,
 ) -> tuple[int, int]:
-    """Write the answers to files; numbers of histories and of those without a known item."""
+    """Write the answers to files; numbers of histories and of those without a known item.
+
+    ``loaded`` is the checksum of the checkpoint from before it was read.
+    """
+    _check_same(namespace, loaded, _weights(namespace))
     settings = {key: vars(namespace)[key] for key in ("k", "seen", "search", "fallback", "format")}
-    with open(checkpoint.resolve(namespace.checkpoint, BEST), "rb") as file:
-        settings["checkpoint"] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    settings["checkpoint"] = loaded
     filters = hashlib.blake2b(json.dumps(recommend.filters).encode(), digest_size=16)
     own = recommend.recommender.config.own
     settings |= {"filters": filters.hexdigest(), "version": __version__}
     settings |= {"code of the model": own.checksum} if own else {}
     # In this process the checkpoint is there already.
-    begin = (lambda: recommend.part) if namespace.jobs == 1 else partial(_part_writer, namespace)
+    others = partial(_part_writer, namespace, loaded)
+    begin = (lambda: recommend.part) if namespace.jobs == 1 else others
     folder = Path(namespace.output)
     suffix = {"json": "jsonl", "csv": "csv"}[namespace.format]
     totals = batch.write_parts(requests, begin, folder, settings, suffix, namespace.jobs)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from torch import Tensor
@@ -231,7 +232,7 @@ class PlanTrainer(Trainer):
         RecBole's loaders may draw random numbers while they make a batch, so a resumed run passes
         over the batches it has seen, and only then takes up the random states it stopped with.
         """
-        if hasattr(train_data, "batches"):
+        if not isinstance(train_data, AbstractDataLoader):
             train_data.set_epoch(epoch)
             batches = map(train_data.collate, train_data.batches()[done:])
         else:

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from recbole_simdiff import files
+from recbole_simdiff.checkpoint import BEST
+from recbole_simdiff.cli import recommend as recommend_command
 from recbole_simdiff.cli.main import main
+from recbole_simdiff.errors import UserError
 from recbole_simdiff.serving import batch
 from recbole_simdiff.serving.batch import MANIFEST
 from recbole_simdiff.serving.recommender import Recommender
@@ -249,6 +252,34 @@ def test_parts_that_no_manifest_tells_of_are_not_replaced(
     assert recommend() == 2
     assert "holds parts, but no parts.json that says of what" in capsys.readouterr().err
     assert contents(tmp_path / "out") == {"part-000000.jsonl": b"mine"}
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile_makes_no_parts(
+    recommend: Recommend,
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    """Neither in this process nor in one that loads it later."""
+    options, stock = [], recommend_command._Recommend
+
+    def replaced(namespace: Any, quiet: bool = False) -> Any:
+        options.append(namespace)
+        made = stock(namespace, quiet)
+        with (run_dir / BEST).open("ab") as file:
+            file.write(b" ")
+        return made
+
+    content = (run_dir / BEST).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(recommend_command, "_Recommend", replaced)
+        assert recommend() == 2
+    assert "was replaced while it was read" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("part*"))
+    (run_dir / BEST).write_bytes(content)
+    with pytest.raises(UserError, match="was replaced"):
+        recommend_command._part_writer(options[0], "of other weights")([])
 
 
 def test_an_empty_input_removes_nothing(recommend: Recommend, tmp_path: Path, capsys: Any) -> None:
