@@ -85,7 +85,10 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("model", TRAINED)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=pytest.mark.slow if m == "FEARec" else ()) for m in TRAINED],
+)
 def test_one_epoch_and_its_test(tmp_path: Path, model: str) -> None:
     result = run(make_config(model, tmp_path, user_inter_num_interval="[250,inf)"))
     assert result.statistics["users"] > 80
