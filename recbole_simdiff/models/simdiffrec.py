@@ -297,6 +297,15 @@ class SimDiffRec(EncoderRecommender):
                 "items that the positive view is drawn from",
                 keys=("k_sample", "pos_sample"),
             )
+        without = config["pos_exclude_original"] and not config["neg_exclude_original"]
+        if hard and without and config["k_sample"] == 2:
+            raise UserError(
+                "pos_exclude_original=True with neg_exclude_original=False and k_sample=2 makes "
+                "the hard negative of the positive view: where the original item is the denoiser's "
+                "first choice, its second goes into both. Give neg_exclude_original=True, or a "
+                "larger k_sample",
+                keys=("k_sample", "pos_exclude_original", "neg_exclude_original"),
+            )
 
     @staticmethod
     def _check_contrast(config: Any) -> None:

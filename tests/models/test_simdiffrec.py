@@ -1274,6 +1274,7 @@ def test_sampled_positives_are_logged_as_others_are(one_hot, monkeypatch):
         ({"pos_sample": -2}, "pos_sample=-2 must be 0, or at least 2"),
         ({"pos_sample": 5, "k_sample": 5}, "k_sample=5 must be larger than pos_sample=5"),
         ({"pos_sample": 2, "k_sample": 4, "aug_items": "random"}, "pos_sample, .* nothing to rank"),
+        ({"pos_exclude_original": True}, "pos_exclude_original=True .* its second goes into both"),
     ],
 )
 def test_impossible_trials_are_refused(make_config, values, message):
