@@ -7,8 +7,11 @@ is trained to the end on all interactions but those of the last days. Then all i
 there: a training from zero, to its end, gives the score to reach, its best validation NDCG@10; a
 second one begins with the source. Both splits are leave-one-out, so the source has trained on
 nothing that is held out later. The encoder is small (see ``SETTINGS``), and all trainings have the
-same settings and stop after five epochs without a better score. With --users, that many users are
-drawn first.
+same settings and stop after ten epochs without a better score; only the warm one may have another
+learning rate. With --users, that many users are drawn first.
+
+A score of 943 users moves by about 5 % from one epoch to the next, and the best one of a training
+is the luckiest. So there is a column for NEAR of that score, too, and one for the first epoch.
 """
 
 import argparse
@@ -32,11 +35,18 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 0.003,
     "train_batch_size": 64,
     "epochs": 60,
-    "stopping_step": 5,
+    "stopping_step": 10,
     "stopping_updates": 1,
 }
-HEAD = ("days", "new interactions", "training", "epochs", "best epoch", f"valid {METRIC}")
-LAST_COLUMNS = ("epochs to the score from zero", "share", f"test {METRIC}")
+NEAR = 0.95
+HEAD = ("days", "new", "training", "epochs", "best epoch", f"valid {METRIC}", "first epoch's")
+LAST_COLUMNS = (
+    "epochs to the score from zero",
+    "share",
+    f"epochs to {NEAR:.0%} of it",
+    "share",
+    f"test {METRIC}",
+)
 
 
 def main() -> None:
@@ -47,6 +57,7 @@ def main() -> None:
     parser.add_argument("--model", default="SASRecCE")
     parser.add_argument("--users", type=int, help="all by default")
     parser.add_argument("--seed", type=int, default=2020)
+    parser.add_argument("--warm_learning_rate", type=float, default=SETTINGS["learning_rate"])
     given = parser.parse_args()
     table = pd.read_csv(Path(given.data_path) / DATASET / f"{DATASET}.inter", sep="\t")
     if given.users:
@@ -61,7 +72,8 @@ def main() -> None:
             time = table["timestamp:float"]
             older = table[time < time.max() - days * DAY]
             source = trained(given, Path(name), older, f"{days}-source")
-            warm = trained(given, Path(name), table, f"{days}-warm", source["run_dir"])
+            start = {"init_from": source["run_dir"], "learning_rate": given.warm_learning_rate}
+            warm = trained(given, Path(name), table, f"{days}-warm", **start)
             new = f"{len(table) - len(older):,}"
             for label, result in (("source", source), ("from zero", whole), ("warm", warm)):
                 cells = [str(days), new, label, *figures(result, whole)]
@@ -69,16 +81,19 @@ def main() -> None:
 
 
 def trained(
-    given: argparse.Namespace, folder: Path, table: pd.DataFrame, name: str, init_from: Any = None
+    given: argparse.Namespace, folder: Path, table: pd.DataFrame, name: str, **start: Any
 ) -> dict[str, Any]:
     """The result of a training on a table of interactions, with its log."""
     path = folder / "data" / name / f"{name}.inter"
     path.parent.mkdir(parents=True)
     table.to_csv(path, sep="\t", index=False)
-    values = {"data_path": str(folder / "data"), "checkpoint_dir": str(folder / "saved")}
+    values: dict[str, Any] = {
+        "data_path": str(folder / "data"),
+        "checkpoint_dir": str(folder / "saved"),
+    }
     values |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
     values |= SETTINGS | {"seed": given.seed, "use_gpu": False, "show_progress": False}
-    found = run(given.model, name, init_from=init_from, **values)
+    found = run(given.model, name, **(values | start))
     content: dict[str, Any] = json.loads((Path(found.run_dir) / RESULT).read_text())
     return content
 
@@ -89,17 +104,21 @@ def figures(result: dict[str, Any], whole: dict[str, Any]) -> list[str]:
         [entry["valid"][METRIC] for entry in one["log"] if "valid" in entry]
         for one in (result, whole)
     )
-    reached = next((n for n, score in enumerate(scores, 1) if score >= max(wanted)), None)
-    needed = wanted.index(max(wanted)) + 1
-    share = "-" if reached is None else f"{reached / needed:.2f}"
-    text = "never" if reached is None else str(reached)
-    if result["statistics"] != whole["statistics"]:  # the source has another split
-        text = share = "-"
-    return [
-        *(str(len(scores)), str(scores.index(max(scores)) + 1), f"{max(scores):.4f}"),
-        *(text, share),
-        f"{next(iter(result['test'].values()))[METRIC]:.4f}",
-    ]
+    cells = [str(len(scores)), str(scores.index(max(scores)) + 1)]
+    cells += [f"{max(scores):.4f}", f"{scores[0]:.4f}"]
+    for part in (1.0, NEAR):
+        goal = part * max(wanted)
+        reached, needed = (
+            next((n for n, score in enumerate(one, 1) if score >= goal), None)
+            for one in (scores, wanted)
+        )
+        if result["statistics"] != whole["statistics"]:  # the source has another split
+            cells += ["-", "-"]
+        elif reached is None or needed is None:
+            cells += ["never", "-"]
+        else:
+            cells += [str(reached), f"{reached / needed:.2f}"]
+    return [*cells, f"{next(iter(result['test'].values()))[METRIC]:.4f}"]
 
 
 if __name__ == "__main__":
