@@ -30,12 +30,12 @@ from recbole_simdiff.checkpoint import BEST, LAST
 from recbole_simdiff.cli.main import main
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.config.layers import properties_dir, read_yaml
-from recbole_simdiff.errors import Interrupted, UserError
+from recbole_simdiff.errors import Interrupted, ProcessLost, UserError
 from recbole_simdiff.evaluation.rankings import RANKS
 from recbole_simdiff.models.registry import plugin_models
 from recbole_simdiff.modules.fitted import FittedModel
 from recbole_simdiff.runs.build import build_run
-from recbole_simdiff.runs.processes import check_processes
+from recbole_simdiff.runs.processes import check_processes, explained_loss
 from recbole_simdiff.runs.result import RESULT
 from recbole_simdiff.runs.run import run_one as run
 from recbole_simdiff.training.state import Resumed
@@ -449,6 +449,32 @@ def test_refused_before_anything_is_started(
     monkeypatch.delattr(distributed, "launch")
     assert main(["--dataset=toy", *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume=nowhere"]])
+def test_another_number_than_torchrun_started_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, resume: list[str]
+) -> None:
+    """It was ignored for a new run; of one that is resumed, the message spoke of the checkpoint."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    given = resume or ["--dataset=toy"]
+    assert main([*given, "--nproc=4"]) == 2
+    error = capsys.readouterr().err
+    assert "--nproc=4 was given to a run of 2 processes that torchrun started; leave" in error
+
+
+def test_a_process_lost_before_anything_is_saved_leaves_nothing_to_resume(tmp_path: Path) -> None:
+    for saved, said in (
+        (False, "Begin it again without --resume; --nproc may"),
+        (True, "--resume"),
+    ):
+        if saved:
+            (tmp_path / LAST).touch()
+        with pytest.raises(ProcessLost) as lost, explained_loss(tmp_path):
+            raise ProcessLost("another process of this run has ended")
+        assert said in str(lost.value)
+        assert (f"--resume={tmp_path} --nproc=1" in str(lost.value)) == saved
 
 
 def test_only_training_is_for_several(

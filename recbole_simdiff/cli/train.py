@@ -48,6 +48,11 @@ def handle(namespace: argparse.Namespace, overrides: dict[str, Any]) -> int:
     is_distributed = distributed.is_distributed()
     given = namespace.nproc
     n = int(os.environ["WORLD_SIZE"]) if is_distributed else 1 if given is None else given
+    if given not in (None, n):
+        raise UserError(
+            f"--nproc={given} was given to a run of {n} processes that torchrun started; leave "
+            f"--nproc out, or give --nproc={n} to resume with another number than before"
+        )
     if namespace.resume:
         for key in ("model", "dataset", "config_files"):
             if getattr(namespace, key):

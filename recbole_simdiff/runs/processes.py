@@ -62,8 +62,14 @@ def explained_loss(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except ProcessLost as lost:
+        if not (run_dir / LAST).is_file():
+            raise ProcessLost(
+                f"{lost}. There is no {run_dir / LAST}: the run had not begun, unless process 0 "
+                "saves it on another host. Begin it again without --resume; --nproc may be another "
+                "number"
+            ) from lost
         raise ProcessLost(
-            f"{lost}. {run_dir / LAST} holds the run as it was after its last finished epoch. "
+            f"{lost}. {run_dir / LAST} holds the run as it was when it was last saved. "
             f"Continue with --resume={run_dir} --nproc={distributed.world_size()}, or give the "
             "number of processes that is left: the random states are then drawn anew"
         ) from lost

@@ -1,32 +1,32 @@
-"""Seconds, memory and ratios against RecBole, all measured in this one process.
+"""Seconds, memory and ratios against RecBole; ends with 1 if a figure is not within its limit.
 
     python -m tests.benchmarks --data_path=DIR [--parts=plain,simdiffrec,...] [--threads=N]
+    python -m tests.benchmarks --data_path=DIR --short
 
 DIR holds amazon-beauty/amazon-beauty.inter. Nothing else should run meanwhile. Peak memory is the
 kernel's high-water mark of the resident set, reset before each part; parts run from small to large.
 A machine's speed drifts, so the ratios to RecBole come from rounds in which both run in turn.
+``inference``, ``growth`` and ``peers`` use processes of their own, the others this one. The limits
+are in ``figures.py``; --short takes less than three minutes, for every day.
 """
 
 import argparse
 import contextlib
-import gc
+import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.dataset import SequentialDataset
-from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
@@ -36,16 +36,23 @@ from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
 from recbole_simdiff.data.recbole_fixes import RecBoleFixes
-from recbole_simdiff.errors import TrainingDiverged
 from recbole_simdiff.evaluation.protocols import PROTOCOLS
 from recbole_simdiff.models.diffuasr.generator import DiffuASR
 from recbole_simdiff.modules.losses import full_softmax_loss
 from recbole_simdiff.modules.transformer import PackedTransformer
-from recbole_simdiff.training.loss_values import UnreadLosses
 from recbole_simdiff.training.trainer import PlanTrainer
-from recbole_simdiff.training.updates import build_optimizers, take_steps, updates_of
+from tests.benchmarks import growth, inference, peers
+from tests.benchmarks.figures import Figures, Limit
+from tests.benchmarks.measure import measured, timed
 
 PLAIN = {"cl_weight": 0.0, "diff_weight": 0.0}
+
+ENCODER, SIMDIFFREC = "(b) both weights 0", "(c) SimDiffRec"
+
+# Models whose ratio to RecBole's SASRec has a limit -> name of the figure.
+TO_RECBOLE = {ENCODER: "encoder to RecBole", SIMDIFFREC: "simdiffrec to RecBole"}
+
+SHORT = ("loss", "overhead", "evaluation", "inference", "growth")  # parts of --short
 
 
 class StockDataset(RecBoleFixes, SequentialDataset):
@@ -56,7 +63,7 @@ class Bench:
     """Runs the parts and keeps what they measured."""
 
     def __init__(self, data_path: str, dataset: str) -> None:
-        self.data_path, self.dataset = data_path, dataset
+        self.data_path, self.dataset, self.figures = data_path, dataset, Figures()
         self.epochs: dict[str, Callable[[], Callable[[], Any]]] = {}
         self.folder = tempfile.mkdtemp()
 
@@ -89,6 +96,33 @@ class Bench:
             seconds = timed(self.epochs[name]())
         print(f"{name:<40} {seconds:7.1f} s an epoch, peak {memory.peak:.2f} GiB", flush=True)
 
+    def overhead(self, n_batches: int = 12, rounds: int = 5) -> None:
+        """SimDiffRec and CaDiRec beside the encoder: some batches of the default rows, in turn."""
+        models = {"encoder": ("SASRecCE", {}), "simdiffrec": ("SimDiffRec", {})}
+        models["cadirec"] = ("CaDiRec", {"sr_loss": "CE"})
+        work: dict[str, Callable[[], None]] = {}
+        for name, (model_name, values) in models.items():
+            config = self.config(model_name, train_batch_size=256, **values)
+            train, _, _ = create_loaders(config, create_dataset(config))
+            init_seed(config["seed"], True)
+            model = config.model_class(config, train._dataset)
+            trainer = PlanTrainer(config, model, Path(self.folder))
+            order = sorted(train.batches(), key=lambda rows: int(train._lengths[rows].sum()))
+            step = max(1, len(order) // n_batches)
+            batches = [train.collate(rows) for rows in order[step // 2 :: step]]
+            work[name] = partial(steps_of, trainer, batches)
+            work[name]()  # to warm up
+        seconds: dict[str, list[float]] = {name: [] for name in work}
+        for _ in range(rounds):
+            for name, steps in work.items():
+                seconds[name].append(timed(steps))
+        print(f"beside the encoder, evenly spaced batches, medians of {rounds} rounds in turn:")
+        for name in ("simdiffrec", "cadirec"):
+            pairs = zip(seconds[name], seconds["encoder"], strict=True)
+            ratio = median(a / b for a, b in pairs)
+            print(f"    {name:<36} {ratio:.2f} x the encoder", flush=True)
+            self.figures.keep(name, ratio)
+
     def contrastive(self, plain: str, n_batches: int = 40, rounds: int = 5) -> None:
         """The contrastive models beside the plain encoder, all on the same batches, in turn.
 
@@ -114,18 +148,14 @@ class Bench:
         step = len(order) // n_batches
         batches = [train.collate(rows) for rows in order[step // 2 :: step]]
 
-        def steps(trainer: PlanTrainer) -> None:
-            for batch in batches:
-                trainer._step(batch, trainer._updates())
-
         work: dict[str, Counter[bool]] = {}
         for name, trainer in trainers.items():
             with token_layers(trainer.model) as work[name]:
-                steps(trainer)  # and to warm up
+                steps_of(trainer, batches)  # and to warm up
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
         for _ in range(rounds):
             for name, trainer in trainers.items():
-                seconds[name].append(timed(lambda trainer=trainer: steps(trainer)))
+                seconds[name].append(timed(partial(steps_of, trainer, batches)))
 
         print(
             f"contrastive models: {len(batches)} of {len(order)} batches of prefix_last, "
@@ -140,6 +170,8 @@ class Bench:
                 least = min(passes, needed[name])
                 text += f", {ratio:.2f} x {plain[:3]}, limit {1.3 * least:.2f} = 1.3 x {least:.2f} "
                 text += f"encoder passes; {passes:.2f} made, {free:.2f} without gradient"
+                limit = Limit(1.3 * least, None, f"an epoch : that of {plain[:3]}")
+                self.figures.keep(f"contrastive, {name}", ratio, limit)
             print(text, flush=True)
 
     def stock(self, n_batches: int = 4, rounds: int = 3) -> None:
@@ -169,6 +201,8 @@ class Bench:
                 f"{min(ratios):.1f} to {max(ratios):.1f})",
                 flush=True,
             )
+            if name in TO_RECBOLE:
+                self.figures.keep(TO_RECBOLE[name], median(ratios))
 
     def evaluation(self) -> None:
         """Full ranking of the test part by RecBole's loop and by ours, same kind of model."""
@@ -190,55 +224,7 @@ class Bench:
             f"both protocols {both:.2f} s ({both / theirs:.2f})",
             flush=True,
         )
-
-    def growth(self) -> None:
-        """Time and memory of a SimDiffRec step as items and rows grow, on synthetic batches."""
-        print("growth with items: SimDiffRec, synthetic rows of 6 items")
-        for n_items in (12_000, 120_000, 1_200_000):
-            for rows in (64, 256):
-                self.step("exact", n_items, rows)
-
-    def catalogue(self) -> None:
-        """The same with an approximate catalogue."""
-        print("growth with items, catalogue=approximate: SimDiffRec, synthetic rows of 6 items")
-        for n_items in (12_000, 120_000, 1_200_000, 12_000_000):
-            self.step("approximate", n_items, 256)
-
-    def step(self, catalogue: str, n_items: int, rows: int, steps: int = 2) -> None:
-        """Print time and memory of a SimDiffRec step on synthetic rows of 6 items.
-
-        CPU seconds of the process stand beside those of the clock: on a machine that others use,
-        too, they say more.
-
-        Args:
-            catalogue (str): see the key.
-            n_items (int): number of items V.
-            rows (int): of a batch.
-            steps (int): how many are timed, after a first one.
-        """
-        config = self.config("SimDiffRec", train_batch_size=rows, catalogue=catalogue)
-        with measured() as memory:
-            model = config.model_class(config, Synthetic(n_items + 1))
-            updates = updates_of(model, model.training_plan()[0])
-            optimizers = build_optimizers(updates, lambda own: torch.optim.Adam(own, lr=1e-3))
-            batch = synthetic_batch(rows, 6, n_items, torch.Generator().manual_seed(0))
-            losses = UnreadLosses(config["device"], diverged)
-
-            def work() -> None:
-                take_steps(model, config, updates, optimizers, batch, partial(losses.check, 0))
-
-            work()
-            cpu = time.process_time()
-            seconds = timed(lambda: [work() for _ in range(steps)]) / steps
-            cpu = (time.process_time() - cpu) / steps
-        table = n_items * config["hidden_size"] * 4 / 2**30
-        logits = rows * 6 * n_items * 4 / 2**30
-        print(
-            f"  {catalogue:<11} {n_items:>10,} items, {rows:>4} rows: {seconds:7.2f} s a step "
-            f"({cpu:7.2f} s of the CPU), peak {memory.over_start:5.2f} GiB over the start "
-            f"(item table {table:.3f} GiB, tokens x items would be {logits:.2f} GiB)",
-            flush=True,
-        )
+        self.figures.keep("evaluation", one / theirs)
 
     def generation(self, users: int = 30_000, n_items: int = 20_000) -> None:
         """DiffuASR's default generation for a set of users of Yelp's size, histories of 8 items."""
@@ -299,8 +285,7 @@ class Bench:
             flush=True,
         )
 
-    @staticmethod
-    def softmax_loss(tokens: int = 1466, n_items: int = 12_102) -> None:
+    def softmax_loss(self, tokens: int = 1466, n_items: int = 12_102) -> None:
         """Forward and backward of the full-softmax loss: dense, torch's chunked one, ours."""
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(tokens, 64, generator=generator, requires_grad=True)
@@ -317,37 +302,18 @@ class Bench:
                 hidden, table, label, reduction="sum", options=options
             )
         print(f"full-softmax loss, {tokens} tokens x {n_items} items, forward and backward:")
+        seconds = {}
         for name, loss in candidates.items():
             loss().backward()
-            seconds = min(timed(lambda loss=loss: loss().backward()) for _ in range(7))
-            print(f"    {name:<36} {seconds * 1e3:6.1f} ms", flush=True)
+            seconds[name] = min(timed(lambda loss=loss: loss().backward()) for _ in range(7))
+            print(f"    {name:<36} {seconds[name] * 1e3:6.1f} ms", flush=True)
+        self.figures.keep("softmax", seconds["ours"] / seconds["dense"])
 
 
-class Synthetic:
-    """A data set of which only the number of items is known."""
-
-    def __init__(self, n_items: int) -> None:
-        self.n_items = n_items
-
-    def num(self, field: str) -> int:
-        """Number of ids, padding included."""
-        return self.n_items
-
-
-def synthetic_batch(
-    rows: int, length: int, n_items: int, generator: torch.Generator
-) -> Interaction:
-    """Random rows of one length."""
-    draw = torch.randint(1, n_items + 1, (rows, length + 1), generator=generator)
-    lengths = torch.full((rows,), length)
-    return Interaction(
-        {"item_id_list": draw[:, :-1], "item_length": lengths, "item_id": draw[:, -1]}
-    )
-
-
-def diverged(name: str, value: float, step: int) -> NoReturn:
-    """A loss that is not finite ends the measurement."""
-    raise TrainingDiverged(f"{name} is {value}")
+def steps_of(trainer: PlanTrainer, batches: Sequence[Any]) -> None:
+    """A step on each batch."""
+    for batch in batches:
+        trainer._step(batch, trainer._updates())
 
 
 @contextlib.contextmanager
@@ -367,76 +333,54 @@ def token_layers(model: torch.nn.Module) -> Iterator[Counter[bool]]:
             hook.remove()
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds that ``work`` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-@dataclass
-class Memory:
-    """High-water mark of the resident set, GiB: of the process, and over the start of the block."""
-
-    peak: float = 0.0
-    over_start: float = 0.0
-
-
-@contextlib.contextmanager
-def measured() -> Iterator[Memory]:
-    """Peak memory of a block; Linux only."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    start, memory = resident("VmRSS"), Memory()
-    yield memory
-    memory.peak = resident("VmHWM")
-    memory.over_start = memory.peak - start
-    gc.collect()
-
-
-def resident(field: str) -> float:
-    """A memory line of /proc/self/status, GiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 2**20
-    return 0.0
-
-
-def main() -> None:
-    """Run the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_path", default="dataset")
-    parser.add_argument("--threads", type=int, default=0)
-    parts = ["loss", "plain", "simdiffrec", "cadirec", "dreamrec", "bf16", "contrastive"]
-    parts += ["raw", "generation", "growth", "catalogue", "evaluation", "stock"]
-    parser.add_argument("--parts", default=",".join(parts), help=f"of {','.join(parts)}")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    bench = Bench(arguments.data_path, "amazon-beauty")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, amazon-beauty")
-    plain, full = "(b) both weights 0", "(c) SimDiffRec"
-    work: dict[str, Callable[[], None]] = {
+def parts_of(bench: Bench, short: bool, python: str) -> dict[str, Callable[[], Any]]:
+    """Every part by its name, in their order: from small to large."""
+    return {
         "loss": bench.softmax_loss,
-        "plain": lambda: bench.ours(plain, **PLAIN),
-        "simdiffrec": lambda: bench.ours(full),
+        "overhead": partial(bench.overhead, rounds=3) if short else bench.overhead,
+        "plain": lambda: bench.ours(ENCODER, **PLAIN),
+        "simdiffrec": lambda: bench.ours(SIMDIFFREC),
         "cadirec": lambda: bench.ours("(d) CaDiRec", "CaDiRec"),
         "dreamrec": lambda: bench.ours("(e) DreamRec", "DreamRec"),
         "bf16": lambda: (
-            bench.ours(f"{plain}, bf16", **PLAIN, enable_amp=True),
-            bench.ours(f"{full}, bf16", enable_amp=True),
+            bench.ours(f"{ENCODER}, bf16", **PLAIN, enable_amp=True),
+            bench.ours(f"{SIMDIFFREC}, bf16", enable_amp=True),
         ),
-        "contrastive": lambda: bench.contrastive(f"{plain}, prefix_last"),
+        "contrastive": lambda: bench.contrastive(f"{ENCODER}, prefix_last"),
         "raw": bench.raw,
         "generation": bench.generation,
-        "growth": bench.growth,
-        "catalogue": bench.catalogue,
+        "inference": lambda: inference.run(bench.figures, short),
+        "growth": lambda: growth.run(bench.figures, short),
         "evaluation": bench.evaluation,
         "stock": bench.stock,
+        "peers": lambda: peers.run(bench.data_path, bench.ready, python),
     }
-    for name in arguments.parts.split(","):
-        work[name]()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts asked for; 1 if a figure is not within its limit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", default="dataset")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--short", action="store_true", help="less than three minutes")
+    parser.add_argument("--parts", help="names, separated by commas; by default all, or of --short")
+    parser.add_argument("--peers", default=sys.executable, help="a Python that has RecTools")
+    given = parser.parse_args(argv)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    bench = Bench(given.data_path, "amazon-beauty")
+    parts = parts_of(bench, given.short, given.peers)
+    names = given.parts.split(",") if given.parts else SHORT if given.short else tuple(parts)
+    for name in names:
+        if name not in parts:
+            parser.error(f"--parts: {name} must be of {', '.join(parts)}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, amazon-beauty")
+    for name in names:
+        parts[name]()
+    if bench.figures.values:
+        print(f"figures with a limit:\n{bench.figures.table()}", flush=True)
+    return int(bool(bench.figures.missed()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +20,15 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from recbole_simdiff.errors import Interrupted, UserError
 from recbole_simdiff.log import logger
+from recbole_simdiff.training.interrupt import StopRequest
 from recbole_simdiff.tuning.engines import optuna as engine
 from recbole_simdiff.tuning.engines import storage as storage_module
-from recbole_simdiff.tuning.engines.storage import WaitingStorage, open_storage
+from recbole_simdiff.tuning.engines.storage import WaitingStorage, open_storage, told_first
 from tests.conftest import SMALL
 
 pytestmark = [
@@ -48,17 +53,17 @@ class Failing:
     """A storage whose next calls fail before or after they have done their work."""
 
     def __init__(self, storage: Any) -> None:
-        self.storage, self.before, self.after = storage, 0, 0
+        self.storage, self.before, self.after, self.error = storage, 0, 0, away()
 
     def __getattr__(self, name: str) -> Any:
         def call(*values: Any, **named: Any) -> Any:
             if self.before:
                 self.before -= 1
-                raise away()
+                raise self.error
             answer = getattr(self.storage, name)(*values, **named)
             if self.after:
                 self.after -= 1
-                raise away()
+                raise self.error
             return answer
 
         return call
@@ -66,15 +71,17 @@ class Failing:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that only sleep moves; the number of sleeps."""
+    """A clock that only waiting moves; the number of waits."""
     clock = SimpleNamespace(now=0.0, sleeps=0)
 
-    def sleep(seconds: float) -> None:
+    def wait(seconds: float) -> None:
         clock.now += seconds
         clock.sleeps += 1
 
-    fake = SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
-    monkeypatch.setattr(storage_module, "time", fake)
+    monkeypatch.setattr(storage_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(
+        storage_module, "Event", lambda: SimpleNamespace(wait=wait, set=lambda: None)
+    )
     return clock
 
 
@@ -134,6 +141,115 @@ def test_other_errors_are_not_waited_out(failing: Failing, clock: SimpleNamespac
     waiting = WaitingStorage(failing)
     with pytest.raises(KeyError):
         waiting.get_study_id_from_name("unknown")
+    assert clock.sleeps == 0
+
+
+def refused(driver_error: Exception, kind: Any = OperationalError) -> StorageInternalError:
+    """What Optuna raises when its server refuses a statement."""
+    error = StorageInternalError("in a commit")
+    error.__cause__ = kind("SELECT 1", {}, driver_error)
+    return error
+
+
+def by_psycopg(state: str) -> Exception:
+    psycopg = pytest.importorskip("psycopg")
+    error: Exception = psycopg.errors.lookup(state)(f"state {state}")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: by_psycopg("28P01"), OperationalError),  # wrong password
+        (lambda: by_psycopg("28000"), OperationalError),  # the role may not log in
+        (lambda: by_psycopg("3D000"), OperationalError),  # no such database
+        (lambda: by_psycopg("42501"), ProgrammingError),  # no right to the table
+        (lambda: by_psycopg("42P01"), ProgrammingError),  # no such table
+        (lambda: Exception(1045, "Access denied"), OperationalError),  # as drivers of MySQL
+        (lambda: Exception(1142, "SELECT command denied"), OperationalError),
+    ],
+)
+def test_what_stays_refused_is_not_waited_for(
+    failing: Failing, clock: SimpleNamespace, make: Any, kind: Any
+) -> None:
+    storage = WaitingStorage(failing)
+    trial = optuna.create_study(storage=storage).ask()
+    failing.before, failing.error = 1, refused(make(), kind)
+    with pytest.raises(UserError, match=r"the storage refuses this search \(.*\)\. Mend that"):
+        trial.report(0.5, step=1)
+    with pytest.raises(UserError, match="the storage refuses this search"):
+        trial.report(0.5, step=1)
+    storage.record_heartbeat(trial._trial_id)  # in a thread of its own, where nobody would catch it
+    assert clock.sleeps == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: by_psycopg("57P01"),  # the server is shut down
+        lambda: by_psycopg("53300"),  # too many connections
+        lambda: by_psycopg("40001"),  # transactions at the same time
+        lambda: Exception(2003, "Can't connect to MySQL server"),
+        lambda: Exception(1040, "Too many connections"),
+    ],
+)
+def test_what_passes_is_waited_for(failing: Failing, clock: SimpleNamespace, make: Any) -> None:
+    study = optuna.create_study(storage=WaitingStorage(failing))
+    trial = study.ask()
+    failing.before, failing.error = 3, refused(make())
+    trial.report(0.5, step=1)
+    assert clock.sleeps == 3
+    assert study.trials[0].intermediate_values == {1: 0.5}
+
+
+def test_a_search_ends_with_what_ended_its_storage(
+    failing: Failing, clock: SimpleNamespace
+) -> None:
+    """Optuna itself ends with an error of its own where it cannot read the failed trial."""
+    study = optuna.create_study(storage=WaitingStorage(failing))
+
+    def objective(trial: Any) -> float:
+        failing.before, failing.error = 10**6, refused(Exception(1045, "Access denied"))
+        trial.report(0.5, step=1)
+        return 0.5
+
+    with pytest.raises(UserError, match="Access denied"), told_first(study._storage):
+        study.optimize(objective, n_trials=1, catch=(UserError,))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_waits_at_once(failing: Failing, signum: signal.Signals) -> None:
+    """Also one that a training would take note of, and the thread of the heartbeats."""
+    study = optuna.create_study(storage=WaitingStorage(failing))
+
+    def objective(trial: Any) -> float:
+        failing.before = 10**6
+        Timer(0.3, os.kill, (os.getpid(), signum)).start()
+        with StopRequest().listen():
+            trial.report(0.5, step=1)
+        return 0.5
+
+    begun, handler = time.monotonic(), signal.getsignal(signum)
+    with pytest.raises(Interrupted) as stopped, told_first(study._storage):
+        study.optimize(objective, n_trials=1)
+    assert time.monotonic() - begun < 10
+    assert (stopped.value.signum, stopped.value.same_command) == (signum, True)
+    assert signal.getsignal(signum) == handler
+    with pytest.raises(Interrupted):
+        study.get_trials()
+
+
+def test_after_a_signal_no_call_waits(failing: Failing, clock: SimpleNamespace) -> None:
+    """It came during the training: its trial is noted if the server is there, else it is not."""
+    study = optuna.create_study(storage=WaitingStorage(failing))
+    study.ask()
+    stop = Interrupted(signal.SIGINT, Path())
+    storage_module.wait_no_more(study._storage, stop)
+    study.enqueue_trial({})
+    failing.before = 10**6
+    with pytest.raises(Interrupted) as stopped:
+        study.enqueue_trial({})
+    assert stopped.value is stop
     assert clock.sleeps == 0
 
 
@@ -235,6 +351,32 @@ def server() -> Iterator[Server]:
         yield server
         server.kill()
         time.sleep(1)
+
+
+def test_a_server_that_turns_away_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's library has no code for a connection that fails, but can ask the server."""
+    monkeypatch.setattr(storage_module, "REFUSAL", 2.0)
+    url = server.url.replace("search@", "low@")
+    owner = create_engine(server.url, isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection:
+        connection.execute(text("CREATE ROLE low LOGIN"))
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            open_storage(url, 30, 120, 2)
+        connection.execute(text("GRANT CREATE ON SCHEMA public TO low"))
+        storage = open_storage(url, 30, 120, 2)
+        study = optuna.create_study(storage=storage)
+        connection.execute(text("ALTER ROLE low NOLOGIN"))
+        connection.execute(
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'low'")
+        )
+        begun = time.monotonic()
+        with pytest.raises(UserError, match=r"refuses this search .*not permitted to log in"):
+            study.ask()
+        assert time.monotonic() - begun < 30
+    with pytest.raises(OperationalError, match='database "nowhere" does not exist'):
+        open_storage(server.url.replace("/postgres", "/nowhere"), 30, 120, 2)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from recbole_simdiff.runs.build import build_run
 from recbole_simdiff.training.loss_values import READ_EVERY
 from recbole_simdiff.training.trainer import PlanTrainer
 from recbole_simdiff.training.updates import build_optimizers, take_steps, updates_of
-from tests.benchmarks.__main__ import Synthetic, synthetic_batch
+from tests.benchmarks.measure import Synthetic, synthetic_batch
 from tests.gpu.session import Row, Session
 
 WARM_UP = 3  # steps

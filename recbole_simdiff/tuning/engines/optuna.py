@@ -94,7 +94,7 @@ def _open_study(search: Search) -> Any:
                 if search.pruning
                 else optuna.pruners.NopPruner(),
             )
-    except ConnectionError:
+    except (ConnectionError, Interrupted, UserError):
         raise
     except Exception as error:  # of SQLAlchemy, of its driver, of the system
         raise UserError(f"--storage cannot be used: {reason(error)}") from None
@@ -150,6 +150,7 @@ def _recorded(search: Search, study: Any) -> list[Trial]:
 def _make_trials(search: Search, study: Any, screen: Screen) -> None:
     """Make trials until all are done, also those that other processes are running."""
     optuna = import_engine("optuna")
+    from recbole_simdiff.tuning.engines.storage import told_first  # which imports optuna
 
     def after(_: Any, stored: Any) -> None:
         trials = _recorded(search, study)
@@ -177,7 +178,8 @@ def _make_trials(search: Search, study: Any, screen: Screen) -> None:
             if states["WAITING"] or n_ended + states["RUNNING"] < search.trials:
                 objective = _Objective(search, screen, begun=claim.close)
                 caught = (*IMPOSSIBLE, _Surplus)
-                study.optimize(objective, n_trials=1, catch=caught, callbacks=[after])
+                with told_first(study._storage):
+                    study.optimize(objective, n_trials=1, catch=caught, callbacks=[after])
                 continue
         if not states["RUNNING"]:
             return
@@ -206,6 +208,8 @@ class _Objective:
         self.search, self.screen, self.begun, self.reported = search, screen, begun, 0
 
     def __call__(self, trial: Any) -> float:
+        from recbole_simdiff.tuning.engines.storage import wait_no_more  # which imports optuna
+
         self.begun()
         search = self.search
         if _is_surplus(search, trial.study, trial.number):
@@ -218,7 +222,8 @@ class _Objective:
             with self.screen.quiet():
                 result = search.measure(config, lambda progress: self._report(trial, progress))
             score = search.score(kept(result.valid))
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt) as stop:
+            wait_no_more(trial.study._storage, stop)
             trial.study.enqueue_trial(trial.params)
             raise
         except IMPOSSIBLE as error:
@@ -268,15 +273,14 @@ def _supervise(search: Search, study: Any, screen: Screen) -> None:
     threads = max(1, (os.cpu_count() or 1) // search.jobs)
     logs = [search.folder / f"worker-{i}.log" for i in range(search.jobs)]
     workers = [context.Process(target=_work, args=(search, threads, log)) for log in logs]
-    stop, stopping = StopRequest(), False
-    with stop.listen():
+    stop = StopRequest()
+    with stop.listen(), contextlib.ExitStack() as ending:
         for worker in workers:
             worker.start()
+            ending.callback(worker.terminate)  # it saves its state and ends
         while any(worker.is_alive() for worker in workers):
-            if stop.signum is not None and not stopping:
-                stopping = True
-                for worker in workers:
-                    worker.terminate()  # each saves its state and ends
+            if stop.signum is not None:
+                ending.close()
             time.sleep(0.5)
             screen.show(_recorded(search, study))
         stop.check(search.folder)
