@@ -3,8 +3,8 @@
     python docs/results/render.py
 
 ``records.py`` says where the records of the runs are. ``speed.txt`` is what ``python -m
-tests.benchmarks`` printed, ``make-run.json`` the record of ``make run``. What is published is read
-from ``properties/experiment/table2.yaml`` and, of other papers, from ``published.yaml``.
+tests.benchmarks`` printed, ``make-run.txt`` the last lines of ``make run``. What is published is
+read from ``properties/experiment/table2.yaml`` and, of other papers, from ``published.yaml``.
 """
 
 import statistics
@@ -51,9 +51,15 @@ def pages() -> dict[Path, dict[str, str]]:
         for protocol in PROTOCOLS
     }
     details |= {"cost": table(cost_rows(lines)), "comparisons": compared(lines)}
-    speed = indent((HERE / "speed.txt").read_text(), "    ")
+    speed, made = (
+        indent((HERE / name).read_text(), "    ") for name in ("speed.txt", "make-run.txt")
+    )
     return {
-        ROOT / "README.md": {"overview": table(overview_rows(lines)), "fast": fast()},
+        ROOT / "README.md": {
+            "overview": table(overview_rows(lines)),
+            "fast": fast(),
+            "make run": made,
+        },
         ROOT / "docs" / "results.md": details | {"commands": commands(lines)},
         ROOT / "docs" / "measured.md": {"speed": speed},
         ROOT / "docs" / "impossible.md": {"impossible": checked()},
