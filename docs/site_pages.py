@@ -54,8 +54,10 @@ def notebook(text: str) -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links between files of the repository as links between pages.
 
-    Code in a cell of a table has a bare bar in the site, where files have an escaped one.
+    Code in a cell of a table has a bare bar in the site, where files have an escaped one. A line
+    that is a comment marks what is rendered; in the site it would divide a list.
     """
+    markdown = re.sub(r"^<!--.*-->\n", "", markdown, flags=re.MULTILINE)
     for name, file in ROOT_PAGES.items():
         markdown = markdown.replace(f"](../{file}", f"]({name}")
     if page.file.src_uri in ROOT_PAGES:
@@ -63,3 +65,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri != "tour.md":
         markdown = markdown.replace(f"]({NOTEBOOK})", "](tour.md)")
     return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Options in inline code in elements of their own: browsers would break them after a dash."""
+    return re.sub(r"(?<!</span>)<code>[^<]*</code>", options_of, html)
+
+
+def options_of(code: re.Match[str]) -> str:
+    """Inline code with each word that begins with a dash in an element."""
+    return re.sub(r"(?<=[> ])-[^ <]+", r'<span class="option">\g<0></span>', code[0])

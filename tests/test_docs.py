@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import render
 import yaml
 
 import recbole_simdiff
@@ -17,14 +18,13 @@ from recbole_simdiff.cli.parser import COMMANDS, build_parser, parse, split
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-RENDER = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "results" / "render.py"))
-PAGES: dict[Path, dict[str, str]] = RENDER["pages"]()
+PAGES: dict[Path, dict[str, str]] = render.pages()
 
 
 def test_tables_are_those_of_the_records() -> None:
     for page, tables in PAGES.items():
         text = page.read_text()
-        assert RENDER["filled"](text, tables) == text, f"run docs/results/render.py: {page.name}"
+        assert render.filled(text, tables) == text, f"run docs/results/render.py: {page.name}"
 
 
 def test_a_changed_number_would_be_seen() -> None:
@@ -35,12 +35,12 @@ def test_a_changed_number_would_be_seen() -> None:
             continue
         cell = table.splitlines()[2].split(" | ")[1]
         forged = page.read_text().replace(table, table.replace(cell, "0.9999"))
-        assert RENDER["filled"](forged, {name: table}) != forged
+        assert render.filled(forged, {name: table}) != forged
 
 
 def test_a_table_without_a_place_is_an_error() -> None:
     with pytest.raises(ValueError, match="no place"):
-        RENDER["filled"]("no comments here", {"overview": "|"})
+        render.filled("no comments here", {"overview": "|"})
 
 
 def anchors(text: str) -> set[str]:

@@ -166,14 +166,15 @@ def curves() -> Drawing:
 
 
 def recorded() -> dict[str, list[float]]:
-    """Row of each recorded run with a curve -> its validation metric by epoch, in table order."""
-    found = {}
-    for path in RUNS.glob("*.json"):
-        record = json.loads(path.read_text())
+    """Row with a curve -> validation metric by epoch of its smallest seed, in table order."""
+    found: dict[str, list[float]] = {}
+    records = [json.loads(path.read_text()) for path in RUNS.glob("*.json")]
+    for record in sorted(records, key=lambda r: r["config"]["values"]["seed"], reverse=True):
         values = [epoch["valid"][METRIC] for epoch in record["log"] if epoch["valid"]]
         if len(values) >= EPOCHS:
             found[record["row"]] = values
-    order = (RUNS.parent / "rows.txt").read_text().splitlines()
+    lines = (RUNS.parent / "rows.txt").read_text().splitlines()
+    order = (line.partition(" | ")[0] for line in lines)
     return {row.replace("`", ""): found[row] for row in order if row in found}
 
 
