@@ -192,9 +192,10 @@ def test_neighbours_and_choices_are_the_best_candidates(small: Any) -> None:
 
     query = torch.randn(len(items), table.shape[1])
     ranked = distinct[(query @ table[distinct].t()).topk(2).indices]
-    positive, negative = model.replacements(query, items, among)
+    choices = model.choices(query, model.rank_depth, among)
+    positive, negative = model.replacements(choices, items)
     assert torch.equal(torch.stack([positive, negative], 1), ranked)
-    confidence, first = model.confidence(query, among)
+    confidence, first = choices.confidence, choices.items[:, 0]
     assert torch.equal(first, ranked[:, 0])
     sums = ((query @ table[among.items].t()) - among.offset).exp().sum(1)
     wanted = (query * table[first]).sum(1).exp() / sums

@@ -10,6 +10,7 @@ from recbole_simdiff.modules.losses import (
     SIMILARITIES,
     full_softmax_loss,
     info_nce,
+    largest,
     logit_blocks,
     nt_xent,
     rows_per_block,
@@ -31,7 +32,7 @@ BLOCKS = [
     (1, budget(5), 5),
     (8, 0.0, 8),
     (8, budget(N_TOKENS), N_TOKENS),
-    (8, 16.0, 113359),
+    (8, 16.0, 14169),
 ]
 EVERY_BLOCK = pytest.mark.parametrize(("hidden_size", "memory_mb", "n_rows"), BLOCKS)
 
@@ -93,6 +94,44 @@ def test_logit_blocks_reuse_one_buffer():
 def test_logit_blocks_of_nothing():
     hidden, table, _ = problem(0)
     assert list(logit_blocks(hidden, table, 16.0)) == []
+
+
+@pytest.mark.parametrize("width", [30, 64 * 4 * 3 - 1, 64 * 4 * 3, 1000, 12_102])
+@pytest.mark.parametrize("k", [1, 3, 30])
+def test_largest_are_those_of_a_full_sort(width, k):
+    """Short rows, rows of whole groups, and rows with a rest that holds some of the largest."""
+    scores = torch.randn(20, width, generator=torch.Generator().manual_seed(0))
+    scores[::2, -k:] += 10.0
+    values, columns = largest(scores, k)
+    assert torch.equal(values, scores.sort(1, descending=True).values[:, :k])
+    assert torch.equal(scores.gather(1, columns), values)
+    assert torch.equal(columns, scores.argsort(1, descending=True)[:, :k])
+    unordered = largest(scores, k, ordered=False)[1]
+    assert torch.equal(unordered.sort(1).values, columns.sort(1).values)
+
+
+def test_largest_of_nothing_and_of_columns_that_do_not_count():
+    assert largest(torch.empty(0, 5000), 3)[1].shape == (0, 3)
+    scores = torch.full((1, 5000), -torch.inf)
+    scores[0, [7, 4999]] = torch.tensor([1.0, 2.0])
+    values, columns = largest(scores, 2)
+    assert (values.tolist(), columns.tolist()) == ([[2.0, 1.0]], [[4999, 7]])
+
+
+@pytest.mark.parametrize("memory_mb", [0.01, 16.0])  # the table as it is, and a copy in columns
+def test_blocks_of_the_caches_size_are_as_exact_as_one_product(memory_mb):
+    generator = torch.Generator().manual_seed(0)
+    hidden, table = (torch.randn(n, 16, generator=generator) for n in (250, 9001))
+    target = torch.randint(9001, (250,), generator=generator)
+    assert len(list(logit_blocks(hidden, table, memory_mb))) > 4
+    wanted = [values.double().requires_grad_() for values in (hidden, table)]
+    found = [values.clone().requires_grad_() for values in (hidden, table)]
+    exact, loss = dense(*wanted, target), full_softmax_loss(*found, target, memory_mb)
+    exact.backward()
+    loss.backward()
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------- full softmax

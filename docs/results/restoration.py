@@ -57,7 +57,8 @@ def of_batch(model, batch):
     items = layout.pack(batch["item_id_list"])
     start = torch.full((layout.batch,), model.process.n_steps)
     z_hat = model.restore(items, model.noise(items), start, layout)
-    confidence, choice = model.confidence(z_hat)
+    choices = model.choices(z_hat, 1)
+    choice, confidence = choices.items.squeeze(1), choices.confidence
     return choice, choice == items, confidence, z_hat.norm(dim=1)
 
 

@@ -55,7 +55,13 @@ from recbole_simdiff.distributed import local_fraction
 from recbole_simdiff.errors import UserError
 from recbole_simdiff.modules.encoder import EncoderRecommender
 from recbole_simdiff.modules.host import to_device
-from recbole_simdiff.modules.losses import SIMILARITIES, full_softmax_loss, logit_blocks, nt_xent
+from recbole_simdiff.modules.losses import (
+    SIMILARITIES,
+    full_softmax_loss,
+    largest,
+    logit_blocks,
+    nt_xent,
+)
 from recbole_simdiff.modules.rules import (
     at_least,
     positive,
@@ -494,7 +500,7 @@ class CaDiRec(EncoderRecommender):
             for part, logits in logit_blocks(x_hat, table, self.loss_memory_mb):
                 item = original[part].unsqueeze(1) - 1
                 rank[part] = (logits > logits.gather(1, item)).sum(1)
-                best[part] = logits.topk(self.cand_topk).indices + 1
+                best[part] = largest(logits, self.cand_topk)[1] + 1
         return best, rank
 
     # ------------------------------------------------------------------ contrast

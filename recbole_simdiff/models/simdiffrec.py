@@ -9,7 +9,7 @@ Paper: arXiv 2507.11866 (v1). Released code consulted: zingyon/SimDiffRec at eb6
     noise      similarity_noise      [n, H]    mean of the k_noise nearest items' embeddings
     z_t        process.q_sample      [n, H]    z_t = A_t E[s] + C_t noise
     f(z_t, t)  denoise               [n, H]    estimate of z_0
-    c          confidence            [n]       largest rounding probability of a token
+    c          choices               [n]       largest rounding probability of a token
     g          rounding_query        scalar    scale of the rounding logits g f(z_t, t) . E_j
     s+, s-     positive, negative    [B, L]    views: confident positions overwritten
 
@@ -57,6 +57,7 @@ from recbole_simdiff.modules.losses import (
     SIMILARITIES,
     full_softmax_loss,
     info_nce,
+    largest,
     logit_blocks,
     state_info_nce,
 )
@@ -134,6 +135,18 @@ class Views(NamedTuple):
     negative: Tensor  # [B, L]
     negative_len: Tensor  # [B]
     monitor: dict[str, Tensor]
+
+
+class Choices(NamedTuple):
+    """What estimates round to: the best items of each, best first, from one product with all."""
+
+    confidence: Tensor  # [n], probability of the best item
+    logits: Tensor  # [n, depth]
+    items: Tensor  # [n, depth], in 1..V
+
+    def of(self, token: Tensor) -> "Choices":
+        """Those of some tokens, [m]."""
+        return Choices(*(values[token] for values in self))
 
 
 class SimDiffRec(EncoderRecommender):
@@ -477,7 +490,7 @@ class SimDiffRec(EncoderRecommender):
                     score.scatter_(1, own, -torch.inf)
                 else:
                     score.masked_fill_(among.repeated | (among.items == own), -torch.inf)
-                nearest = score.topk(self.k_noise, sorted=False).indices
+                nearest = largest(score, self.k_noise, ordered=False)[1]
                 neighbours[part] = nearest if among is None else among.items[nearest]
         return neighbours
 
@@ -577,13 +590,14 @@ class SimDiffRec(EncoderRecommender):
         start = t if self.confidence_t == "train_t" else torch.full_like(t, self.process.n_steps)
         with self._denoiser_mode(self.aug_dropout):
             z_hat = self.restore(layout.pack(item_seq), noise, start, layout, among)
-        confidence, first = self.confidence(z_hat, among)
+        choices = self.choices(z_hat, self.rank_depth, among)
+        confidence = choices.confidence
         score = torch.rand_like(confidence) if self.aug_position == "random" else confidence
         token = self.select_positions(score, layout)
-        positive, negative = self.replacements(z_hat[token], layout.pack(item_seq)[token], among)
-
         original = layout.pack(item_seq)[token]
-        restored = (first == layout.pack(item_seq)).float()
+        positive, negative = self.replacements(choices.of(token), original)
+
+        restored = (choices.items[:, 0] == layout.pack(item_seq)).float()
         monitor = {
             "restored": layout.of_real(restored).mean(),
             "restored_selected": restored[token].mean(),
@@ -633,7 +647,8 @@ class SimDiffRec(EncoderRecommender):
 
     def nearest_embedding(self, z_hat: Tensor, among: Candidates | None = None) -> Tensor:
         """Embedding of the item that each estimate rounds to, [n, H] -> [n, H]."""
-        return self.item_embedding(self.confidence(z_hat, among)[1]).to(z_hat.dtype)
+        items = self.choices(z_hat, 1, among).items.squeeze(1)
+        return self.item_embedding(items).to(z_hat.dtype)
 
     def _rounding_table(self, among: Candidates | None) -> Tensor:
         """Embeddings of the items that an estimate may round to, [V, H] or [C, H]."""
@@ -645,30 +660,42 @@ class SimDiffRec(EncoderRecommender):
         """Items of rows of ``_rounding_table``."""
         return row + 1 if among is None else among.items[row]
 
-    def confidence(self, z_hat: Tensor, among: Candidates | None = None) -> tuple[Tensor, Tensor]:
-        """c = max_j softmax(g z_hat . E_j)_j over real items (Eq. 14-15), and its item j.
+    def choices(self, z_hat: Tensor, depth: int, among: Candidates | None = None) -> Choices:
+        """The best items, and c = max_j softmax(g z_hat . E_j)_j over real items (Eq. 14-15).
 
         Args:
             z_hat (Tensor): estimates, [n, H].
+            depth (int): number of items for each; no more than there are.
             among (Candidates | None): the items j, and what the sum of the softmax is estimated
                 from; None for all items.
 
         Returns:
-            tuple: confidences, [n], and items in 1..V, [n].
+            Choices: of each estimate, ranked as the rounding loss does.
         """
-        c = torch.empty(len(z_hat), device=z_hat.device)
-        item = torch.empty(len(z_hat), dtype=torch.long, device=z_hat.device)
-        table = self._rounding_table(among)
+        n, table = len(z_hat), self._rounding_table(among)
+        depth = min(depth, len(table))
+        c = torch.empty(n, device=z_hat.device)
+        best = table.new_empty(n, depth)
+        item = torch.empty(n, depth, dtype=torch.long, device=z_hat.device)
         query = self.rounding_query(z_hat)
         with torch.autocast(z_hat.device.type, enabled=False):
             for part, logits in logit_blocks(query, table, self.loss_memory_mb):
-                top, best = logits.max(1, keepdim=True)
-                item[part] = self._rounded(best.squeeze(1), among)
-                logits.sub_(top)
+                ranked = logits
+                if among is not None:
+                    ranked = logits.masked_fill(among.repeated, -torch.inf)
+                best[part], row = largest(ranked, depth)
+                item[part] = self._rounded(row, among)
+                logits.sub_(best[part, :1])
                 if among is not None:
                     logits.sub_(among.offset)
                 c[part] = logits.exp_().sum(1).reciprocal_()
-        return c.clamp_(max=1.0), item  # an estimated sum may be less than its largest term
+        # An estimated sum may be less than its largest term.
+        return Choices(c.clamp_(max=1.0), best, item)
+
+    @property
+    def rank_depth(self) -> int:
+        """How many choices of the denoiser its views need."""
+        return 1 if self.aug_items == "random" else max(self.k_sample + 1, self.pos_sample)
 
     def select_positions(self, score: Tensor, layout: TokenLayout) -> Tensor:
         """The K_b best tokens of each row (Eq. 16), as packed indices in ascending order, [m].
@@ -699,17 +726,14 @@ class SimDiffRec(EncoderRecommender):
         chosen = layout.pack(rank < count.unsqueeze(1))
         return torch.nonzero_static(chosen, size=total).squeeze(1)
 
-    def replacements(
-        self, z_hat: Tensor, original: Tensor, among: Candidates | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def replacements(self, choices: Choices, original: Tensor) -> tuple[Tensor, Tensor]:
         """First and k_sample-th choice of the denoiser for each selected token (Sec. 4.4).
 
         Here: with ``pos_sample`` k the positive one is drawn from the first k choices.
 
         Args:
-            z_hat (Tensor): restored embeddings of the selected tokens, [m, H].
+            choices (Choices): of the selected tokens, ``rank_depth`` each.
             original (LongTensor): their items, [m].
-            among (Candidates | None): what is ranked; None for all items.
 
         Returns:
             tuple: ids for the positive and for the hard-negative view, both in 1..V, [m].
@@ -717,23 +741,12 @@ class SimDiffRec(EncoderRecommender):
         if self.aug_items == "random":  # Code
             first_id = 0 if self.aug_count == "fixed" else 1
             return random_items(original, first_id, self.n_items, self.k_sample > 1)
-        positive, negative = torch.empty_like(original), torch.empty_like(original)
-        table = self._rounding_table(among)
-        query = self.rounding_query(z_hat)  # ranked as confidence and rounding loss do
-        with torch.autocast(z_hat.device.type, enabled=False):
-            for part, logits in logit_blocks(query, table, self.loss_memory_mb):
-                if among is not None:
-                    logits.masked_fill_(among.repeated, -torch.inf)
-                item = original[part].unsqueeze(1)
-                depth = min(max(self.k_sample + 1, self.pos_sample), logits.shape[1])
-                top, ranked = logits.topk(depth)
-                ranked = self._rounded(ranked, among)
-                if self.pos_sample:
-                    positive[part] = self._draw(top, ranked, item)
-                else:
-                    positive[part] = self._rank(ranked, item, 1, self.pos_exclude_original)
-                negative[part] = self._rank(ranked, item, self.k_sample, self.neg_exclude_original)
-        return positive, negative
+        item, ranked = original.unsqueeze(1), choices.items
+        if self.pos_sample:
+            positive = self._draw(choices.logits, ranked, item)
+        else:
+            positive = self._rank(ranked, item, 1, self.pos_exclude_original)
+        return positive, self._rank(ranked, item, self.k_sample, self.neg_exclude_original)
 
     def _draw(self, logits: Tensor, ranked: Tensor, original: Tensor) -> Tensor:
         """One of the pos_sample best items, by their probability (Eq. 12) among themselves.

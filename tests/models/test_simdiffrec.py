@@ -317,7 +317,7 @@ def test_a_trained_denoiser_restores_as_well_in_many_steps_as_in_one(small, roun
         model.reverse_steps, model.reverse_clamp = steps, clamp
         with torch.no_grad():
             z_hat = model.restore(items, model.noise(items), torch.full((60,), 20), layout)
-        return (model.confidence(z_hat)[1] == items).float().mean().item()
+        return (model.choices(z_hat, 1).items[:, 0] == items).float().mean().item()
 
     one = accuracy(1, "none")
     assert one > 0.9
@@ -336,7 +336,7 @@ def test_scaled_rounding_reads_the_output_itself(small):
     z_hat = scaled.denoise(z, STEP, LAYOUT)
     torch.testing.assert_close(z_hat, 0.02 * out)
     torch.testing.assert_close(scaled.rounding_query(z_hat), out)
-    assert torch.equal(scaled.confidence(z_hat)[1], tied.confidence(out)[1])
+    assert torch.equal(scaled.choices(z_hat, 3).items, tied.choices(out, 3).items)
     grads = gradients(scaled, seeded_loss(scaled).diffusion)
     assert grads["estimate_scale"] != 0
 
@@ -558,7 +558,7 @@ def test_confidence_is_the_largest_rounding_probability(small):
     model = small()
     model.item_embedding.weight.data[0] = 1e3
     z_hat = torch.cat([torch.randn(20, 8), torch.zeros(1, 8), 50 * torch.randn(1, 8)])
-    confidence, item = model.confidence(z_hat)
+    confidence, top, items = model.choices(z_hat, 3)
     logits = z_hat @ model.item_embedding.weight[1:].t()
     torch.testing.assert_close(confidence, logits.softmax(1).amax(1), atol=1e-6, rtol=1e-5)
     assert confidence.min() >= 1 / 12 - 1e-6
@@ -566,7 +566,10 @@ def test_confidence_is_the_largest_rounding_probability(small):
     assert confidence[20].item() == pytest.approx(1 / 12)
     ranking = (logits.amax(1) - logits.logsumexp(1)).argsort()
     assert torch.equal(confidence[:20].argsort(), ranking[ranking < 20])
-    assert torch.equal(item, logits.argmax(1) + 1)
+    ranked = logits.sort(dim=1, descending=True, stable=True)
+    torch.testing.assert_close(top, ranked.values[:, :3])
+    untied = torch.arange(len(z_hat)) != 20
+    assert torch.equal(items[untied], ranked.indices[untied, :3] + 1)
 
 
 def test_confidence_ignores_a_constant_added_to_a_rows_logits(one_hot):
@@ -574,20 +577,20 @@ def test_confidence_ignores_a_constant_added_to_a_rows_logits(one_hot):
     model = one_hot()
     z_hat = torch.tensor([[2.0, 1.0, *[0.0] * 6], [1.5, 0.0, *[0.0] * 6]])
     shifted = z_hat + torch.tensor([[0.0], [100.0]])
-    torch.testing.assert_close(model.confidence(shifted)[0], model.confidence(z_hat)[0])
+    of_shifted, of_z_hat = model.choices(shifted, 1), model.choices(z_hat, 1)
+    torch.testing.assert_close(of_shifted.confidence, of_z_hat.confidence)
 
 
 def test_confidence_reads_a_written_distribution(one_hot):
     """Invariant 10: an identity table turns log p into p."""
     p = torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.04, 0.03, 0.02, 0.01], [0.125] * 8])
-    assert one_hot().confidence(p.log())[0].tolist() == pytest.approx([0.5, 0.125])
+    assert one_hot().choices(p.log(), 1).confidence.tolist() == pytest.approx([0.5, 0.125])
 
 
 def test_confidence_does_not_depend_on_the_memory_budget(small):
     z_hat = torch.randn(9, 8)
-    torch.testing.assert_close(
-        small(loss_memory_mb=1e-6).confidence(z_hat), small().confidence(z_hat)
-    )
+    few, many = small(loss_memory_mb=1e-6), small()
+    torch.testing.assert_close(tuple(few.choices(z_hat, 3)), tuple(many.choices(z_hat, 3)))
 
 
 # ---------------------------------------------------------------- position selection, Eq. 16
@@ -652,6 +655,10 @@ def make_views(model: Any, seq: Tensor = SEQ, length: Tensor = LEN) -> Views:
     return model.make_views(seq, model.noise(layout.pack(seq)), t, layout)
 
 
+def replacements(model: Any, z_hat: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
+    return model.replacements(model.choices(z_hat, model.rank_depth), original)
+
+
 def test_views_differ_from_the_sequence_only_where_it_was_selected(one_hot, monkeypatch):
     """Invariant 12: padding stays 0, lengths stay, replacements are real items."""
     model = one_hot(aug_ratio=0.5, k_sample=3)
@@ -663,7 +670,7 @@ def test_views_differ_from_the_sequence_only_where_it_was_selected(one_hot, monk
     restored_as(monkeypatch, model, z_hat)
     views = make_views(model, seq, length)
     selected = torch.zeros(7, dtype=torch.bool)
-    selected[model.select_positions(model.confidence(z_hat)[0], layout)] = True
+    selected[model.select_positions(model.choices(z_hat, 1).confidence, layout)] = True
     selected = layout.unpack(selected.float()).bool()
     assert selected.sum(1).tolist() == [2, 1, 1]
     assert torch.equal(views.positive, torch.where(selected, 7, seq))
@@ -689,7 +696,7 @@ def test_replacements_follow_the_denoisers_ranking(small, rank):
     model.item_embedding.weight.data[0] = 1e3
     z_hat = torch.randn(10, 8)
     order = (z_hat @ model.item_embedding.weight[1:].t()).argsort(1, descending=True) + 1
-    positive, negative = model.replacements(z_hat, ITEMS)
+    positive, negative = replacements(model, z_hat, ITEMS)
     assert torch.equal(positive, order[:, 0])
     assert torch.equal(negative, order[:, rank - 1])
 
@@ -709,8 +716,8 @@ def test_views_differ_at_rank_two(small):
 def test_replacements_do_not_depend_on_the_memory_budget(small):
     z_hat = torch.randn(10, 8)
     for a, b in zip(
-        small(loss_memory_mb=1e-6).replacements(z_hat, ITEMS),
-        small().replacements(z_hat, ITEMS),
+        replacements(small(loss_memory_mb=1e-6), z_hat, ITEMS),
+        replacements(small(), z_hat, ITEMS),
         strict=True,
     ):
         assert torch.equal(a, b)
@@ -725,7 +732,7 @@ def test_original_item_can_be_excluded_from_either_view(small):
     for rank in range(12):  # the original item stands at each rank once
         original = order[:, rank]
         others = order[order != original.unsqueeze(1)].view(10, 11)
-        positive, negative = model.replacements(z_hat, original)
+        positive, negative = replacements(model, z_hat, original)
         assert torch.equal(positive, others[:, 0])
         assert torch.equal(negative, others[:, 2])
 
@@ -919,8 +926,8 @@ def test_what_is_most_confident_is_what_replaces(small, scale):
     model = small(rounding="scaled")
     model.estimate_scale.data.fill_(scale)
     z_hat = torch.randn(len(ITEMS), 8) * scale
-    positive, _ = model.replacements(z_hat, ITEMS)
-    assert torch.equal(positive, model.confidence(z_hat)[1])
+    positive, _ = replacements(model, z_hat, ITEMS)
+    assert torch.equal(positive, model.choices(z_hat, 1).items[:, 0])
 
 
 def with_users(users: list[int], pos: Tensor = POS) -> Interaction:
@@ -1242,7 +1249,7 @@ def test_positive_items_are_drawn_by_their_probability(small, exclude, rank):
     n = 20000
     original = (order[rank] + 1).expand(n)
     torch.manual_seed(3)
-    positive, negative = model.replacements(z_hat.expand(n, 8), original)
+    positive, negative = replacements(model, z_hat.expand(n, 8), original)
     share = torch.bincount(positive - 1, minlength=12) / n
     torch.testing.assert_close(share, expected.detach(), rtol=0, atol=0.015)
     assert not share[expected == 0].any()
@@ -1415,7 +1422,7 @@ def test_diffusion_weight_of_zero_skips_the_diffusion_loss(small, monkeypatch):
 
 def test_contrastive_weight_of_zero_skips_the_views(small, monkeypatch):
     model = small(cl_weight=0.0)
-    forbid(monkeypatch, model, "make_views", "contrastive_loss", "restore", "confidence")
+    forbid(monkeypatch, model, "make_views", "contrastive_loss", "restore", "choices")
     loss = seeded_loss(model)
     assert loss.contrastive == 0
     assert loss.diffusion > 0
@@ -1711,7 +1718,8 @@ def test_random_items_ignore_the_denoiser(small):
     original = torch.ones(1200, dtype=torch.long)
     torch.manual_seed(0)
     for rank in (1, 2):
-        positive, negative = small(aug_items="random", k_sample=rank).replacements(z_hat, original)
+        model = small(aug_items="random", k_sample=rank)
+        positive, negative = replacements(model, z_hat, original)
         for ids in (positive, negative):
             counts = torch.bincount(ids, minlength=13)
             assert counts[0] == 0
@@ -1803,7 +1811,7 @@ def test_the_last_rank_does_not_exist_without_the_original(small):
     """11 items are left to rank when the item itself is skipped."""
     model = small(k_sample=11, neg_exclude_original=True)
     z_hat = torch.randn(10, 8)
-    assert not (model.replacements(z_hat, ITEMS)[1] == ITEMS).any()
+    assert not (replacements(model, z_hat, ITEMS)[1] == ITEMS).any()
     message = "k_sample=12 must not exceed the number of items, 12, one less with neg_exclude"
     with pytest.raises(UserError, match=message):
         small(k_sample=12, neg_exclude_original=True)
