@@ -85,13 +85,16 @@ def test_growth_prints_what_it_does_not_try(
         growth.Case("RecBole's SASRec", 1_200_000, 2048, 6),
         growth.Case("encoder", 100, 4, 6),
         growth.Case("DreamRec", 100, 4, 6),
+        growth.Case("SimDiffRec, approximate", 1_200_000, 256, 6),
     ]
     monkeypatch.setattr(growth, "cases", lambda short: listed)
     monkeypatch.setattr(growth, "PATIENCE", 0.0)
-    growth.run(Figures())
+    figures = Figures()
+    growth.run(figures)
     out = capsys.readouterr().out.splitlines()
     assert out[1].endswith("not tried, predicted 38 GiB, more than 20")
     assert all("not tried, no time left" in line for line in out[2:])
+    assert figures.missed() == ["approximate step", "approximate memory"]
 
 
 @pytest.mark.parametrize("subject", growth.SUBJECTS)

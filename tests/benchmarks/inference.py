@@ -130,7 +130,8 @@ def size(
             if answer := answered(name, children[name], many):
                 found[name].append(answer)
             else:
-                del found[name], children[name]
+                del found[name]
+                children.pop(name).close()
     print(f"  {n_items:,} items, {search}, {rounds} rounds of {many['requests']} requests in turn:")
     for name, answers in found.items():
         print(line(name, answers, found.get(ENCODER)), flush=True)
