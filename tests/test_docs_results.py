@@ -232,6 +232,12 @@ def test_two_runs_of_a_seed_are_an_error(folder: Path) -> None:
         records.rows()
 
 
+def test_a_seed_beside_an_older_run_is_an_error(folder: Path) -> None:
+    keep.main([a_run(folder, "a", 2021, 15)], "older", "older", "")
+    with pytest.raises(ValueError, match=r"'older' has an older run, .* beside older-2021; train"):
+        records.rows()
+
+
 def test_a_row_without_a_place_is_an_error(folder: Path) -> None:
     keep.main([a_run(folder, "a", 2020, 15)], "new", "new", "")
     with pytest.raises(ValueError, match=r"'new' has a run and no line in rows\.txt"):
