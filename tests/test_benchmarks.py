@@ -3,12 +3,13 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import growth, inference, peers
+from tests.benchmarks import growth, inference, measure, peers
 from tests.benchmarks.figures import LIMITS, Figures, Limit
 from tests.benchmarks.measure import Child, Ended, Late
 
@@ -98,7 +99,9 @@ def test_growth_prints_what_it_does_not_try(
 
 
 @pytest.mark.parametrize("subject", growth.SUBJECTS)
-def test_a_step_of_each_subject_is_measured(subject: str) -> None:
+def test_a_step_of_each_subject_is_measured(subject: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = SimpleNamespace(collect=lambda: 0)  # of all that the tests hold it takes seconds
+    monkeypatch.setattr(measure, "gc", nothing)
     found = growth.step(subject, n_items=50, rows=4, length=6)
     assert found["seconds"] > 0
     assert found["peak"] > found["over_start"]
