@@ -11,11 +11,11 @@ import pytest
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import growth, inference, measure, peers
 from tests.benchmarks.figures import LIMITS, Figures, Limit
-from tests.benchmarks.measure import Child, Ended, Late
+from tests.benchmarks.process import Child, Ended, Late
 
 ECHO = """
 import sys, time
-from tests.benchmarks.measure import serve
+from tests.benchmarks.process import serve
 def answer(wait, n):
     print("not an answer")
     time.sleep(wait)

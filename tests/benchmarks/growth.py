@@ -22,17 +22,14 @@ from recbole_simdiff.training.updates import build_optimizers, take_steps, updat
 from tests.benchmarks.figures import Figures
 from tests.benchmarks.measure import (
     SIZES,
-    Child,
-    Ended,
-    Late,
     Synthetic,
     diverged,
     measured,
-    serve,
     synthetic_batch,
     timed,
 )
 from tests.benchmarks.measure import synthetic_config as config_of
+from tests.benchmarks.process import Child, Ended, Late, serve
 
 LENGTHS = (50, 200, 1000)
 PATIENCE, BUDGET = 100.0, 690.0  # seconds: of a case, of all

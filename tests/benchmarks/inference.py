@@ -24,8 +24,9 @@ from recbole_simdiff.runs.histories import history_batch, history_scores
 from recbole_simdiff.serving.ranking import ApproximateIndex
 from recbole_simdiff.serving.vectors import item_matrix, user_matrix
 from tests.benchmarks.figures import Figures
-from tests.benchmarks.measure import SIZES, Child, Ended, Late, Synthetic, resident, serve
+from tests.benchmarks.measure import SIZES, Synthetic, resident
 from tests.benchmarks.measure import synthetic_config as config_of
+from tests.benchmarks.process import Child, Ended, Late, serve
 
 ENCODER, STOCK, K = "SASRecCE", "SASRec", 10
 MODELS = (ENCODER, "SimDiffRec", "CaDiRec", "DiffuASR", "DreamRec", "CL4SRec", "DuoRec")
