@@ -3,18 +3,19 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import growth, inference, peers
+from tests.benchmarks import growth, inference, measure, peers
 from tests.benchmarks.figures import LIMITS, Figures, Limit
-from tests.benchmarks.measure import Child, Ended, Late
+from tests.benchmarks.process import Child, Ended, Late
 
 ECHO = """
 import sys, time
-from tests.benchmarks.measure import serve
+from tests.benchmarks.process import serve
 def answer(wait, n):
     print("not an answer")
     time.sleep(wait)
@@ -85,17 +86,22 @@ def test_growth_prints_what_it_does_not_try(
         growth.Case("RecBole's SASRec", 1_200_000, 2048, 6),
         growth.Case("encoder", 100, 4, 6),
         growth.Case("DreamRec", 100, 4, 6),
+        growth.Case("SimDiffRec, approximate", 1_200_000, 256, 6),
     ]
     monkeypatch.setattr(growth, "cases", lambda short: listed)
     monkeypatch.setattr(growth, "PATIENCE", 0.0)
-    growth.run(Figures())
+    figures = Figures()
+    growth.run(figures)
     out = capsys.readouterr().out.splitlines()
     assert out[1].endswith("not tried, predicted 38 GiB, more than 20")
     assert all("not tried, no time left" in line for line in out[2:])
+    assert figures.missed() == ["approximate step", "approximate memory"]
 
 
 @pytest.mark.parametrize("subject", growth.SUBJECTS)
-def test_a_step_of_each_subject_is_measured(subject: str) -> None:
+def test_a_step_of_each_subject_is_measured(subject: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = SimpleNamespace(collect=lambda: 0)  # of all that the tests hold it takes seconds
+    monkeypatch.setattr(measure, "gc", nothing)
     found = growth.step(subject, n_items=50, rows=4, length=6)
     assert found["seconds"] > 0
     assert found["peak"] > found["over_start"]

@@ -38,7 +38,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def a_run(folder: Path, name: str, seed: int, best: int, ranked: bool = True, **values: Any) -> str:
+def a_run(
+    folder: Path,
+    name: str,
+    seed: int,
+    best: int,
+    ranked: bool = True,
+    model: str = "M",
+    **values: Any,
+) -> str:
     """A run folder with ``result.json`` and, if ``ranked``, ``ranks.csv``."""
     generator = np.random.default_rng([seed, best])
     ranks = {p: generator.integers(1, best, USERS) for p in PROTOCOLS}
@@ -55,7 +63,7 @@ def a_run(folder: Path, name: str, seed: int, best: int, ranked: bool = True, **
         ],
         "record": {"command": ["train", f"--data_path={folder}", "--epochs=9"]},
         "run_dir": str(folder / name),
-        "config": {"model": "M", "values": settings},
+        "config": {"model": model, "dataset": "amazon-beauty", "values": settings},
     }
     run = folder / name
     run.mkdir()
@@ -178,6 +186,27 @@ def test_runs_of_a_row_have_the_same_settings(folder: Path) -> None:
     assert sorted((folder / "results" / "runs").iterdir()) == before
 
 
+def test_runs_of_a_row_have_the_same_model(folder: Path) -> None:
+    two_rows(folder, (2020,))
+    run = a_run(folder, "other", 2021, 15, model="N")
+    with pytest.raises(ValueError, match="runs of 'model' differ in model"):
+        keep.main([run], "model", "model", "")
+
+
+def test_two_runs_of_a_seed_are_not_kept_together(folder: Path) -> None:
+    both = [a_run(folder, name, 2020, 15) for name in ("a", "b")]
+    with pytest.raises(ValueError, match=r"a and .*b both have seed 2020; give one"):
+        keep.main(both, "model", "model", "")
+
+
+def test_a_run_without_ranks_does_not_inherit_those_kept_before(folder: Path) -> None:
+    two_rows(folder, (2020,))
+    ranks = folder / "results" / "runs" / "model.npz"
+    assert ranks.is_file()
+    keep.main([a_run(folder, "new", 2020, 20, ranked=False)], "model", "model", "")
+    assert not ranks.exists()
+
+
 def test_a_run_may_be_kept_again_with_other_settings(folder: Path) -> None:
     two_rows(folder, (2020,))
     keep.main([a_run(folder, "new", 2020, 15, hidden_size=16)], "model", "model", "")
@@ -191,14 +220,21 @@ def test_ranks_of_another_evaluation_are_refused(folder: Path) -> None:
     table = pd.read_csv(path)
     table["rank_kept"] += 1
     table.to_csv(path, index=False)
+    good = a_run(folder, "b", 2021, 15)
     with pytest.raises(ValueError, match=r"run evaluate --save_rankings=True again"):
-        keep.main([run], "model", "model", "")
+        keep.main([good, run], "model", "model", "")
     assert list((folder / "results" / "runs").iterdir()) == []
 
 
 def test_two_runs_of_a_seed_are_an_error(folder: Path) -> None:
     keep.main([a_run(folder, "a", 2020, 15)], "older", "older", "")
     with pytest.raises(ValueError, match="'older' has two runs with seed 2020"):
+        records.rows()
+
+
+def test_a_seed_beside_an_older_run_is_an_error(folder: Path) -> None:
+    keep.main([a_run(folder, "a", 2021, 15)], "older", "older", "")
+    with pytest.raises(ValueError, match=r"'older' has an older run, .* beside older-2021; train"):
         records.rows()
 
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -193,7 +194,8 @@ def test_commands_run(
 
 def serve(words: list[str], folder: Path) -> int:
     """Start the server, ask whether it is healthy, stop it; its exit code."""
-    port = 8765
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     words = [f"--port={port}" if word.startswith("--port") else word for word in words]
     server = subprocess.Popen([sys.executable, str(SCRIPT), *words], cwd=folder)
     try:
@@ -205,6 +207,8 @@ def serve(words: list[str], folder: Path) -> int:
             except OSError:
                 assert server.poll() is None
                 time.sleep(1)
+        else:
+            raise AssertionError("the server does not answer")
         server.send_signal(signal.SIGTERM)
         return server.wait(60)
     finally:

@@ -34,24 +34,32 @@ def main(runs: list[str], name: str, row: str, arguments: str) -> None:
     """Write the records.
 
     Raises:
-        ValueError: if runs of the row have other settings, a record would name a path of the
-            machine, or stored ranks are not those of the result. Nothing is written then.
+        ValueError: if two runs have the same seed, runs of the row have another model, data set or
+            settings, a record would name a path of the machine, or stored ranks are not those of
+            the result. Nothing is written then.
     """
     records = {}
     for run in runs:
         one = record(json.loads(Path(run, "result.json").read_text()), row, arguments)
         seed = one["config"]["values"]["seed"]
-        records[RUNS / f"{name if seed == FIRST_SEED else f'{name}-{seed}'}.json"] = run, one
+        path = RUNS / f"{name if seed == FIRST_SEED else f'{name}-{seed}'}.json"
+        if path in records:
+            raise ValueError(f"{records[path][0]} and {run} both have seed {seed}; give one")
+        records[path] = run, one
     others = (path for path in sorted(RUNS.glob("*.json")) if path not in records)
     of_row = [kept for path in others if (kept := json.loads(path.read_text()))["row"] == row]
     for _, one in records.values():
         check(one, of_row)
         of_row.append(one)
-    for path, (run, one) in records.items():
-        ranks = read_ranks(Path(run))
-        if ranks:
+    ranks_of = {path: read_ranks(Path(run)) for path, (run, _) in records.items()}
+    for path, (_, one) in records.items():
+        if ranks := ranks_of[path]:
             check_ranks(ranks, one)
+    for path, (run, one) in records.items():
+        if ranks := ranks_of[path]:
             save_ranks(ranks, path.with_suffix(".npz"))
+        else:  # those of a run that was kept before are not this one's
+            path.with_suffix(".npz").unlink(missing_ok=True)
         files.write_text(path, json.dumps(one, indent=1) + "\n")
         print(path, "with ranks" if ranks else f"(no ranks.csv in {run})")
 
@@ -78,7 +86,7 @@ def record(result: dict[str, Any], row: str, arguments: str) -> dict[str, Any]:
 
 
 def check(one: Mapping[str, Any], of_row: list[Mapping[str, Any]]) -> None:
-    """Refuse a record that names a path, or has other settings than the row.
+    """Refuse a record that names a path, or has another model or other settings than the row.
 
     Raises:
         ValueError: saying which.
@@ -90,7 +98,8 @@ def check(one: Mapping[str, Any], of_row: list[Mapping[str, Any]]) -> None:
         ours, theirs = one["config"]["values"], other["config"]["values"]
         # A key that only one of them has is of another version.
         common = (ours.keys() & theirs.keys()) - {"seed", *NOT_IN_RESULT}
-        differ = sorted(key for key in common if ours[key] != theirs[key])
+        differ = [key for key in ("model", "dataset") if one["config"][key] != other["config"][key]]
+        differ += sorted(key for key in common if ours[key] != theirs[key])
         if differ:
             raise ValueError(f"runs of {one['row']!r} differ in {', '.join(differ)}")
 

@@ -108,7 +108,8 @@ def rows() -> dict[str, Row]:
     """Every row that has runs, in order.
 
     Raises:
-        ValueError: if a row is not in ``rows.txt``, or has two runs of a seed.
+        ValueError: if a row is not in ``rows.txt``, has two runs of a seed, or has a run with
+            settings beside an older one, whose settings nobody could compare.
     """
     found = {label: Row(label, against) for label, against in order().items()}
     for label, run in [*_older(), *_kept()]:
@@ -116,6 +117,12 @@ def rows() -> dict[str, Row]:
             raise ValueError(f"{label!r} has a run and no line in rows.txt")
         if run.seed in {other.seed for other in found[label].runs}:
             raise ValueError(f"{label!r} has two runs with seed {run.seed}; remove one")
+        if run.name and any(not other.name for other in found[label].runs):
+            raise ValueError(
+                f"{label!r} has an older run, of which no settings are recorded, beside "
+                f"{run.name}; train seed {FIRST_SEED} anew, and remove its lines from "
+                "amazon-beauty.csv"
+            )
         found[label].runs.append(run)
     for row in found.values():
         row.runs.sort(key=lambda run: run.seed)

@@ -7,6 +7,7 @@ grows. A row has a target at each of its positions, but one in RecBole's SASRec,
 prefixes. Each case has a process of its own, a time limit, and a first step that is not timed.
 """
 
+import math
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,21 +22,21 @@ from recbole_simdiff.training.updates import build_optimizers, take_steps, updat
 from tests.benchmarks.figures import Figures
 from tests.benchmarks.measure import (
     SIZES,
-    Child,
-    Ended,
-    Late,
     Synthetic,
     diverged,
     measured,
-    serve,
     synthetic_batch,
     timed,
 )
 from tests.benchmarks.measure import synthetic_config as config_of
+from tests.benchmarks.process import Child, Ended, Late, serve
 
 LENGTHS = (50, 200, 1000)
 PATIENCE, BUDGET = 100.0, 690.0  # seconds: of a case, of all
 MOST = 20.0  # GiB: a case that is predicted to need more is not tried
+
+# Figures of a case that gives none: its limits are missed.
+UNKNOWN = {"seconds": math.nan, "peak": math.nan, "over_start": math.nan}
 
 # What is measured -> model and settings.
 SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -94,6 +95,7 @@ def run(figures: Figures, short: bool = False) -> None:
             needs = f"predicted {case.predicted():.0f} GiB, more than {MOST:g}"
             print(f"  {case}: not tried, {needs}", flush=True)
             continue
+        keep(figures, case, UNKNOWN)
         if left <= 0:
             print(f"  {case}: not tried, no time left of {BUDGET:g} s", flush=True)
             continue
@@ -110,7 +112,8 @@ def run(figures: Figures, short: bool = False) -> None:
             print(f"  {case}: no step within {left:.0f} s", flush=True)
         except Ended as error:
             print(f"  {case}: {error}", flush=True)
-        child.close()
+        finally:
+            child.close()
 
 
 def keep(figures: Figures, case: Case, found: dict[str, float]) -> None:

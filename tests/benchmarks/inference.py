@@ -24,8 +24,9 @@ from recbole_simdiff.runs.histories import history_batch, history_scores
 from recbole_simdiff.serving.ranking import ApproximateIndex
 from recbole_simdiff.serving.vectors import item_matrix, user_matrix
 from tests.benchmarks.figures import Figures
-from tests.benchmarks.measure import SIZES, Child, Ended, Late, Synthetic, resident, serve
+from tests.benchmarks.measure import SIZES, Synthetic, resident
 from tests.benchmarks.measure import synthetic_config as config_of
+from tests.benchmarks.process import Child, Ended, Late, serve
 
 ENCODER, STOCK, K = "SASRecCE", "SASRec", 10
 MODELS = (ENCODER, "SimDiffRec", "CaDiRec", "DiffuASR", "DreamRec", "CL4SRec", "DuoRec")
@@ -130,7 +131,8 @@ def size(
             if answer := answered(name, children[name], many):
                 found[name].append(answer)
             else:
-                del found[name], children[name]
+                del found[name]
+                children.pop(name).close()
     print(f"  {n_items:,} items, {search}, {rounds} rounds of {many['requests']} requests in turn:")
     for name, answers in found.items():
         print(line(name, answers, found.get(ENCODER)), flush=True)

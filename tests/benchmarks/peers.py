@@ -19,7 +19,8 @@ import torch
 from recbole_simdiff.config.config import Config
 from recbole_simdiff.data.dataset import create_dataset
 from recbole_simdiff.data.loaders import create_loaders
-from tests.benchmarks.measure import Child, Ended, Late, timed
+from tests.benchmarks.measure import timed
+from tests.benchmarks.process import Child, Ended, Late
 
 ROUNDS, PATIENCE = 3, 600.0
 

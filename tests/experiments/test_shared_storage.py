@@ -367,6 +367,10 @@ def test_a_server_that_turns_away_is_not_waited_for(
         connection.execute(text("GRANT CREATE ON SCHEMA public TO low"))
         storage = open_storage(url, 30, 120, 2)
         study = optuna.create_study(storage=storage)
+        connection.execute(text("ALTER ROLE low CONNECTION LIMIT 0"))
+        with pytest.raises(OperationalError, match="too many connections") as full:
+            open_storage(url, 30, 120, 2)
+        assert not storage_module.is_turned_away(full.value)  # another one may end
         connection.execute(text("ALTER ROLE low NOLOGIN"))
         connection.execute(
             text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'low'")

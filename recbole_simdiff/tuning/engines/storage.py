@@ -53,6 +53,9 @@ _REFUSED_CLASSES, _REFUSED_STATES = ("28", "3D", "3F"), ("42501", "42P01")
 # database or table.
 _REFUSED_NUMBERS = (1044, 1045, 1049, 1142, 1143, 1146, 1227, 1698)
 
+# What PostgreSQL says, in English, when it has no connection left: that passes.
+_FULL = ("too many clients", "too many connections", "connection slots are reserved")
+
 
 def is_refusal(error: DBAPIError) -> bool:
     """Whether the server says that it will not do this, now or later, by the driver's code."""
@@ -64,15 +67,17 @@ def is_refusal(error: DBAPIError) -> bool:
 
 
 def is_turned_away(error: DBAPIError) -> bool:
-    """Whether no connection is made by a server that is there.
+    """Whether no connection is made by a server that is there and has one left.
 
     PostgreSQL's library keeps the SQLSTATE of a failed connection to itself; but it can ask a
-    server, without a password, whether it accepts connections.
+    server, without a password, whether it accepts connections. A full one says that it does.
     """
     cause = error.orig
     if psycopg is None or not isinstance(cause, psycopg.OperationalError) or cause.sqlstate:
         return False
     if cause.pgconn is None or cause.pgconn.status == psycopg.pq.ConnStatus.OK:
+        return False
+    if any(words in str(cause) for words in _FULL):
         return False
     host, port = cause.pgconn.host.decode(), cause.pgconn.port.decode()
     place = psycopg.conninfo.make_conninfo(host=host, port=port, connect_timeout=2)
