@@ -13,7 +13,6 @@ from recbole_simdiff.modules.host import to_device
 SIMILARITIES = ("cosine", "dot")
 
 _BYTES_PER_LOGIT = 4
-_CACHE_MB = 2.0  # second-level cache of a processor core
 _GROUP = 64  # columns, see ``largest``
 
 
@@ -21,8 +20,7 @@ def rows_per_block(table: Tensor, memory_mb: float) -> int:
     """Rows of float32 logits that fit into ``memory_mb`` MiB, but no fewer than H.
 
     With fewer than H rows a block costs more in reading the table than in arithmetic; with H it
-    takes as much memory as one copy of the table. On a CPU a block that stays in the cache takes
-    less time, so that it has at most 2 MiB there.
+    takes as much memory as one copy of the table.
 
     Args:
         table (Tensor): item embeddings, [N, H].
@@ -32,8 +30,6 @@ def rows_per_block(table: Tensor, memory_mb: float) -> int:
         int: rows per block.
     """
     n_items, hidden_size = table.shape
-    if table.device.type == "cpu":
-        memory_mb = min(memory_mb, _CACHE_MB)
     return max(hidden_size, int(memory_mb * 2**20) // (_BYTES_PER_LOGIT * n_items))
 
 
@@ -51,10 +47,6 @@ def logit_blocks(hidden: Tensor, table: Tensor, memory_mb: float) -> Iterator[tu
     """
     rows = min(rows_per_block(table, memory_mb), hidden.shape[0])
     table_t = table.detach().t()
-    # On a CPU products with a table in columns are a third faster; the copy counts as a block.
-    many = rows < hidden.shape[0]
-    if many and table.device.type == "cpu" and table.nbytes <= memory_mb * 2**20:
-        table_t = table_t.contiguous()
     hidden = hidden.detach().to(table.dtype)
     buffer = table.new_empty(rows, table.shape[0])
     for start in range(0, hidden.shape[0], max(rows, 1)):
@@ -65,7 +57,7 @@ def logit_blocks(hidden: Tensor, table: Tensor, memory_mb: float) -> Iterator[tu
 
 
 def largest(scores: Tensor, k: int, ordered: bool = True) -> tuple[Tensor, Tensor]:
-    """What ``scores.topk(k)`` returns, several times as fast where rows are long.
+    """What ``scores.topk(k)`` returns, in less time where rows are long.
 
     The columns are cut into groups. The k largest scores are in the k groups with the largest
     maxima, so that only those are ranked.
