@@ -100,9 +100,7 @@ def simdiffrec(found: Mapping[str, Row]) -> list[str]:
 
 def cadirec(found: Mapping[str, Row]) -> list[str]:
     """CaDiRec with the full softmax and with one negative, each beside its encoder."""
-    ours, encoder, released, bce = (
-        found[row] for row in (CADIREC, SMALL_BATCHES, "CaDiRec", BCE)
-    )
+    ours, encoder, released, bce = (found[row] for row in (CADIREC, SMALL_BATCHES, "CaDiRec", BCE))
     monitor = ours.runs[0].log[-1]["monitor"]
     paper = " / ".join(digits(cited()["CaDiRec"][m])[1:] for m in ("hit@10", "ndcg@10"))
     return [
