@@ -23,7 +23,7 @@ class Limit(NamedTuple):
 LIMITS = {
     "softmax": Limit(1.0, None, "time of the full-softmax loss : torch's dense one"),
     "simdiffrec": Limit(2.2, None, "a SimDiffRec epoch : the encoder's"),
-    "cadirec": Limit(3.0, None, "a CaDiRec epoch : the encoder's, both with the full softmax"),
+    "cadirec": Limit(3.4, None, "a CaDiRec epoch : the encoder's, both with the full softmax"),
     "encoder to RecBole": Limit(None, 20.0, "an epoch of RecBole's SASRec : the encoder's"),
     "simdiffrec to RecBole": Limit(None, 14.0, "an epoch of RecBole's SASRec : SimDiffRec's"),
     "evaluation": Limit(0.5, None, "full ranking of the test part : RecBole's"),
