@@ -3,7 +3,8 @@
     python docs/results/render.py
 
 ``records.py`` says where the records of the runs are. ``speed.txt`` is what ``python -m
-tests.benchmarks`` printed, ``make-run.txt`` the last lines of ``make run``. What is published is
+tests.benchmarks`` printed, ``short.txt`` what it prints with ``--short``, ``make-run.txt`` the last
+lines of ``make run``. What is published is
 read from ``properties/experiment/table2.yaml`` and, of other papers, from ``published.yaml``.
 """
 
@@ -51,8 +52,9 @@ def pages() -> dict[Path, dict[str, str]]:
         for protocol in PROTOCOLS
     }
     details |= {"cost": table(cost_rows(lines)), "comparisons": compared(lines)}
-    speed, made = (
-        indent((HERE / name).read_text(), "    ") for name in ("speed.txt", "make-run.txt")
+    speed, short, made = (
+        indent((HERE / f"{name}.txt").read_text(), "    ")
+        for name in ("speed", "short", "make-run")
     )
     return {
         ROOT / "README.md": {
@@ -61,7 +63,7 @@ def pages() -> dict[Path, dict[str, str]]:
             "make run": made,
         },
         ROOT / "docs" / "results.md": details | {"commands": commands(lines)},
-        ROOT / "docs" / "measured.md": {"speed": speed},
+        ROOT / "docs" / "measured.md": {"speed": speed, "short": short},
         ROOT / "docs" / "impossible.md": {"impossible": checked()},
     }
 
