@@ -4,8 +4,8 @@
 
 ``records.py`` says where the records of the runs are. ``speed.txt`` is what ``python -m
 tests.benchmarks`` printed, ``short.txt`` what it prints with ``--short``, ``make-run.txt`` the last
-lines of ``make run``. What is published is
-read from ``properties/experiment/table2.yaml`` and, of other papers, from ``published.yaml``.
+lines of ``make run``. What is published is read from ``properties/experiment/table2.yaml`` and, of
+other papers, from ``published.yaml``.
 """
 
 import statistics
