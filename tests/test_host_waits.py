@@ -127,6 +127,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("SimDiffRec", {"contrast_at": "every", "train_sampling": "user_all", "contrast_states": 4}),
     ("SimDiffRec", {"pos_sample": 3, "k_sample": 5, "pos_exclude_original": True}),
     ("SimDiffRec", {"cl_balance": 0.5, "cl_dropout": 0.1, "noise_detach": False}),
+    ("SimDiffRec", {"noise_refresh": "epoch"}),
     ("SimDiffRec", {"confidence_t": "train_t", "cl_negatives": "pos_only", "rounding": "scaled"}),
     ("SimDiffRec", {"preset": "wo_c_aug"}),
     ("SimDiffRec", {"preset": "wo_k_noise"}),

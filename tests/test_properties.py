@@ -219,6 +219,7 @@ def test_yelp_is_the_reviews_of_2019() -> None:
         ("sr_loss", "CE"),
         ("train_sampling", "user_all"),
         ("noise_source", "similarity"),
+        ("noise_refresh", "batch"),
         ("noise_detach", True),
         ("diffusion_steps", 1000),
         ("forward_coef", "vp_zsnr"),

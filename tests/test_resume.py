@@ -187,6 +187,12 @@ def test_interrupted_in_a_step(stop_and_go: Any, step: int, stands_at: tuple[int
     assert (progress["epoch"], progress["step"]) == stands_at
 
 
+@pytest.mark.parametrize("step", [STEPS + 1, 2 * STEPS])
+def test_neighbours_of_an_epoch_outlast_a_stop(stop_and_go: Any, step: int) -> None:
+    """They are those of the table when the epoch began, which a checkpoint no longer holds."""
+    stop_and_go("SimDiffRec", Interrupted, at(step, interrupt), noise_refresh="epoch")
+
+
 def test_seconds_of_all_parts_count(
     make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,16 @@ def test_the_same_data_go_on_where_the_source_stopped(make_config: Any, source: 
     assert "12 items carried over, 0 gone, 0 new" in line
 
 
+def test_what_belongs_to_a_run_is_not_carried_over(make_config: Any) -> None:
+    """Running means and neighbours of the source are not those of the new data."""
+    source = run(make_config("SimDiffRec", noise_refresh="epoch")).run_dir
+    for values in ({"noise_refresh": "epoch"}, {"cl_balance": 0.1}):
+        _, here, _ = started(make_config("SimDiffRec", init_from=source, **values))
+        assert torch.equal(here["item_embedding.weight"], weights(source)["item_embedding.weight"])
+        (name,) = {"neighbours", "gradient_norms"} & here.keys()
+        assert not here[name].any()
+
+
 def test_rows_of_users_go_by_id_too(make_config: Any, data_path: Path) -> None:
     write_inter(data_path, "next", NEXT)
     source = run(make_config("HGN", embedding_size=8)).run_dir

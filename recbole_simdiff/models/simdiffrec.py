@@ -77,6 +77,7 @@ from recbole_simdiff.modules.transformer import TokenLayout, layout_of, on_host
 OPTIONS = {
     "forward_coef": tuple(schedules.FAMILIES),
     "noise_source": ("similarity", "gaussian"),
+    "noise_refresh": ("batch", "epoch"),
     "time_embedding": TIME_EMBEDDINGS,
     "rounding": ("tied", "scaled"),
     "confidence_t": ("T", "train_t"),
@@ -159,7 +160,10 @@ class SimDiffRec(EncoderRecommender):
 
     data_parallel = True
     approximates = True
+    run_tensors = frozenset({"gradient_norms", "neighbours", "neighbours_epoch"})
     gradient_norms: Tensor  # of cl_balance: running means for L_sr and L_cl, [2]
+    neighbours: Tensor  # of noise_refresh: epoch: ids of the k_noise nearest items, [N, k_noise]
+    neighbours_epoch: Tensor  # the epoch at whose start they were found, -1 for none, scalar
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -170,6 +174,7 @@ class SimDiffRec(EncoderRecommender):
         self.cl_dropout: float | None = config["cl_dropout"]
         self.k_noise: int = config["k_noise"]
         self.noise_source: str = config["noise_source"]
+        self.noise_refresh: str = config["noise_refresh"]
         self.noise_detach: bool = config["noise_detach"]
         self.diff_mse_weight: float = config["diff_mse_weight"]
         self.diff_round_weight: float = config["diff_round_weight"]
@@ -200,7 +205,12 @@ class SimDiffRec(EncoderRecommender):
         self._build_denoiser(config)
         if self.cl_balance > 0:  # part of checkpoints, so that a resumed run goes on exactly
             self.register_buffer("gradient_norms", torch.zeros(2))
+        if self.noise_refresh == "epoch":  # likewise
+            ids = torch.zeros(self.n_items, self.k_noise, dtype=torch.int32)
+            self.register_buffer("neighbours", ids)
+            self.register_buffer("neighbours_epoch", torch.tensor(-1))
         self.epoch = 0
+        self._has_neighbours = False  # as long as no epoch has begun
         self._monitored: dict[str, Tensor] = {}
 
     def _build_denoiser(self, config: Any) -> None:
@@ -263,6 +273,15 @@ class SimDiffRec(EncoderRecommender):
                 f"beta_start={config['beta_start']} and beta_end={config['beta_end']} must satisfy "
                 "0 < beta_start <= beta_end < 1",
                 keys=("beta_start", "beta_end"),
+            )
+        if config["noise_refresh"] == "epoch" and (
+            config["noise_source"] == "gaussian" or config["catalogue"] == "approximate"
+        ):
+            raise UserError(
+                f"noise_refresh=epoch keeps the neighbours of all items, which "
+                f"noise_source={config['noise_source']} with catalogue={config['catalogue']} does "
+                "not look for; give noise_refresh=batch",
+                keys=("noise_refresh", "noise_source", "catalogue"),
             )
         SimDiffRec._check_views(config)
         SimDiffRec._check_contrast(config)
@@ -406,8 +425,14 @@ class SimDiffRec(EncoderRecommender):
         return SimDiffRecLoss(rec, contrastive, diffusion)
 
     def begin_epoch(self, phase: str, epoch: int) -> None:
-        """The weight of the contrast grows over the first epochs."""
+        """The weight of the contrast grows; neighbours may be found anew, once an epoch."""
         self.epoch = epoch
+        if self.noise_refresh == "epoch" and self.neighbours_epoch.item() != epoch:
+            table = self.item_embedding.weight
+            items = torch.arange(self.n_items, device=table.device)
+            self.neighbours.copy_(self.nearest_items(items))
+            self.neighbours_epoch.fill_(epoch)
+        self._has_neighbours = self.noise_refresh == "epoch"
 
     def monitored(self) -> dict[str, Tensor]:
         """Mean length of the items and, with a contrast, what the last views are like."""
@@ -463,13 +488,20 @@ class SimDiffRec(EncoderRecommender):
     def similarity_noise(self, items: Tensor, among: Candidates | None = None) -> Tensor:
         """Mean embedding of each item's k_noise nearest items (Eq. 6-7), [n] -> [n, H].
 
+        Paper, Code: nearest now. Here, with ``noise_refresh: epoch``: nearest when the epoch began;
+        their embeddings are those of now.
+
         Args:
             items (LongTensor): item of each token, on the host, where equal ones are found, [n].
             among (Candidates | None): where neighbours are looked for; None for all items.
         """
         table = self.item_embedding.weight
         distinct, where = torch.unique(items, return_inverse=True)
-        neighbours = self.nearest_items(to_device(distinct, table.device), among)
+        distinct = to_device(distinct, table.device)
+        if self.training and self._has_neighbours:
+            neighbours = self.neighbours[distinct].long()
+        else:
+            neighbours = self.nearest_items(distinct, among)
         noise = F.embedding_bag(neighbours, table, mode="mean", sparse=self.approximate)
         return noise[to_device(where, table.device)]
 

@@ -51,6 +51,8 @@ class SequentialModel(Trainable, SequentialRecommender):
         data_parallel (bool): the loss of part of a batch's rows is a share of the batch's loss, see
             ``distributed``; several processes train only models that say so.
         evaluation_keys (tuple): settings that may be changed when a checkpoint is evaluated.
+        run_tensors (frozenset): names of buffers that describe a run rather than what was learned;
+            ``init_from`` leaves them as they are.
         n_extra_tokens (int): rows of ``item_embedding`` after the items', such as a mask token; ids
             n_items, n_items + 1, ... They are never scored.
         n_dropped_items (int): oldest items of a row that scoring leaves out.
@@ -60,6 +62,7 @@ class SequentialModel(Trainable, SequentialRecommender):
     defaults: Mapping[str, Any] = {}
     data_parallel: bool = False
     evaluation_keys: tuple[str, ...] = ()
+    run_tensors: frozenset[str] = frozenset()
     n_extra_tokens: int = 0
     n_dropped_items: int = 0
 

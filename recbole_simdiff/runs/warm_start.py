@@ -123,7 +123,7 @@ def warm_start(config: Config, dataset: FlatDataset, train: FlatDataset, model: 
     vectors = config["item_vectors_mode"] if config["item_vectors"] is not None else None
     rows_of = _rows_of(config, train, here)
     n_from_company, n_whole = 0, 0
-    for name in here.keys() | there.keys():
+    for name in (here.keys() | there.keys()) - model.run_tensors:
         if name not in here or name not in there:
             lacks = "lacks" if name in here else "has, unlike the new model,"
             raise _misfit(path, content, config, f"it {lacks} {name}")

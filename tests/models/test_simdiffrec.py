@@ -210,6 +210,34 @@ def test_noise_detach_decides_whether_the_diffusion_loss_moves_neighbours(small)
         assert grad[1].any()
 
 
+def test_neighbours_of_an_epoch_are_those_of_its_start(small):
+    """Which items are near is from then, their embeddings are of now; what is analysed is exact."""
+    model, items = small(noise_refresh="epoch").train(), torch.arange(1, 13)
+    model.begin_epoch("train", 0)
+    table = model.item_embedding.weight.data
+    near = model.nearest_items(items)
+    torch.testing.assert_close(model.noise(items), table[near].mean(1))
+    table.copy_(torch.randn_like(table))
+    model.begin_epoch("train", 0)  # the rest of an epoch that is resumed
+    assert not torch.equal(model.nearest_items(items), near)
+    torch.testing.assert_close(model.noise(items), table[near].mean(1))
+    torch.testing.assert_close(model.eval().noise(items), noise_of_now(model, items))
+    model.train().begin_epoch("train", 1)
+    torch.testing.assert_close(model.noise(items), noise_of_now(model, items))
+
+
+def noise_of_now(model: Any, items: Tensor) -> Tensor:
+    """The noise by the table of now."""
+    return model.item_embedding.weight.data[model.nearest_items(items)].mean(1)
+
+
+def test_neighbours_of_an_epoch_are_those_of_each_batch_as_long_as_the_table_stands(small):
+    models = [small(noise_refresh=name).train() for name in ("batch", "epoch")]
+    models[1].begin_epoch("train", 0)
+    batch, epoch = (seeded_loss(model) for model in models)
+    torch.testing.assert_close(tuple(epoch), tuple(batch), rtol=0, atol=0)
+
+
 # ---------------------------------------------------------------- forward and reverse, Eq. 8-11
 
 
@@ -1749,6 +1777,11 @@ def test_random_items_ignore_the_denoiser(small):
             {"diff_mse_weight": 0.0, "diff_round_weight": 0.0},
             "diff_weight=0.1 weighs nothing: diff_mse_weight=0 and diff_round_weight=0. To train",
         ),
+        (
+            {"noise_refresh": "epoch", "noise_source": "gaussian"},
+            "noise_refresh=epoch keeps the neighbours of all items, which noise_source=gaussian",
+        ),
+        ({"noise_refresh": "epoch", "catalogue": "approximate"}, "catalogue=approximate does not"),
         ({"aug_ratio": 0.0}, r"aug_ratio=0.0 must lie in \(0, 1\]"),
         ({"aug_ratio": 1.1}, r"aug_ratio=1.1 must lie in \(0, 1\]"),
         ({"tau": 0.0}, "tau=0.0 must be positive"),
@@ -1774,7 +1807,7 @@ def test_without_the_diffusion_loss_its_parts_weigh_nothing(make_config):
 
 
 def test_unknown_choices_are_refused_with_the_known_ones(make_config):
-    assert len(OPTIONS) == 13
+    assert len(OPTIONS) == 14
     for key, allowed in OPTIONS.items():
         with pytest.raises(UserError) as error:
             make_config(**{key: "other"})
