@@ -12,6 +12,7 @@ from recbole_simdiff.runs.estimate import (
     Estimate,
     FirstEstimate,
     PhaseEstimate,
+    epoch_seconds,
     estimate,
     step_seconds,
 )
@@ -80,6 +81,7 @@ def test_the_first_run_on_a_data_set_tells_its_cost(
     """From its own steps: what is trained is the same."""
     monkeypatch.setattr(module, "WORTH_TELLING", 0.0)
     monkeypatch.setattr(module, "SOON", 0.0)
+    monkeypatch.setattr(module, "LATEST", 0.0)
     small = {"epochs": 3, "train_batch_size": 1}
     first, second = (run_one(make_config("SASRecCE", **small)) for _ in range(2))
     by_steps, by_epoch = told(first.run_dir)
@@ -101,9 +103,9 @@ def test_the_first_steps_are_not_counted(
     """Three of 100 s, then half a second each: 200 steps are 100 s, 10 epochs 1000 s."""
     now = 0.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    listener, progress = FirstEstimate([Phase("a", 10), Phase("b", 9)], 200), Progress()
+    listener, progress = FirstEstimate([Phase("a", 10), Phase("b", 9)], [1] * 200), Progress()
     with caplog.at_level("INFO"):
-        for seconds in (100.0, 100.0, 100.0, 0.5, 0.5, 0.5):
+        for seconds in [100.0] * 3 + [0.5] * 13:
             now, progress.step = now + seconds, progress.step + 1
             listener.on_step(progress)
     (line,) = caplog.messages
@@ -111,6 +113,27 @@ def test_the_first_steps_are_not_counted(
         "estimate: 100.0 s an epoch without validation: 200 steps of 0.500 s; at most 10 epochs of "
         "phase a, 16.7 min; "
     )
+
+
+def test_long_rows_cost_more() -> None:
+    """Steps of 1 s and 2 s a token, of which only some of the short ones were taken."""
+    sizes = [9, 1, 2, 4, 100, 4]
+    times = [1.0 + 2 * size for size in sizes]
+    assert epoch_seconds(times[1:4], sizes, 1) == pytest.approx(sum(times))
+    assert epoch_seconds([3.0, 3.0], [5, 5, 7], 0) == 9.0  # of one size: all alike
+    assert epoch_seconds([4.0, 2.0], [1, 3, 8], 0) == 9.0  # no faster for more tokens
+    assert epoch_seconds([1.0, 6.0], [2, 4, 6], 0) == pytest.approx(7 / 6 * 12)  # nothing is free
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-2"])
+def test_runs_of_another_data_set_tell_nothing_of_this(
+    make_config: Any, tmp_path: Path, name: str
+) -> None:
+    """Though its name may begin in the same way."""
+    here = tmp_path / "runs" / "SASRecCE-toy-20260101-000000-abcd"
+    here.mkdir(parents=True)
+    (here.parent / f"SASRecCE-{name}-20260101-000000-0000").mkdir()
+    assert FirstEstimate.is_due(make_config("SASRecCE"), here) == (name != "toy")
 
 
 def test_the_command(data_path: Path, tmp_path: Path, capsys: Any) -> None:

@@ -64,6 +64,10 @@ class BucketLoader:
         batches = torch.split(order, self.batch_size)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
+    def n_tokens(self, index: Tensor) -> int:
+        """Items in the histories of the rows of a batch."""
+        return int(self._lengths[index].sum())
+
     def __iter__(self) -> Iterator[Interaction]:
         for index in self.batches():
             yield self.collate(index)

@@ -1,6 +1,7 @@
 """Memory and seconds of a run before it starts, from a few of its steps."""
 
 import itertools
+import re
 import statistics
 import tempfile
 import time
@@ -31,7 +32,9 @@ STEPS = 21  # timed of each phase
 WARM_UP = 3  # steps that are not timed: the first ones allocate
 GROUP = 3  # steps of similar size, of whose times the median counts
 
-SOON = 1.0  # seconds of a run's own steps after which it is told what an epoch will cost
+SOON = 2.0  # seconds of a run's own steps after which it is told what an epoch will cost,
+ENOUGH = 12  # if there were so many,
+LATEST = 15.0  # or after so many seconds
 WORTH_TELLING = 10.0  # seconds of a whole training
 
 MakeBatch = Callable[[], Interaction]
@@ -173,13 +176,20 @@ def step_seconds(times: Sequence[float]) -> float:
     return statistics.fmean(statistics.median(group) for group in groups)
 
 
+def batch_sizes(train_data: Any) -> list[int]:
+    """Tokens of each batch of an epoch, in order; 1 for each where all are padded to one size."""
+    if not isinstance(train_data, BucketLoader):
+        return [1] * len(train_data)
+    return [train_data.n_tokens(rows) for rows in train_data.batches()]
+
+
 def _sample(train_data: Any, n: int) -> tuple[list[MakeBatch], list[MakeBatch]]:
     """What makes the batches that are not timed, the largest among them, and those that are."""
     if not isinstance(train_data, BucketLoader):  # RecBole's loader pads all batches to one size
         endless = itertools.chain.from_iterable(itertools.repeat(train_data))
         n = min(n, len(train_data))
         return [lambda: next(endless)] * WARM_UP, [lambda: next(endless)] * n
-    order = sorted(train_data.batches(), key=lambda rows: int(train_data._lengths[rows].sum()))
+    order = sorted(train_data.batches(), key=train_data.n_tokens)
     n = min(n, len(order))
     places = [(2 * i + 1) * len(order) // (2 * n) for i in range(n)]  # all sizes, evenly
 
@@ -189,16 +199,36 @@ def _sample(train_data: Any, n: int) -> tuple[list[MakeBatch], list[MakeBatch]]:
     return makers(order[-1:] * WARM_UP), makers([order[place] for place in places])
 
 
+def epoch_seconds(times: Sequence[float], sizes: Sequence[int], first: int) -> float:
+    """Seconds of all steps of an epoch, from some: a fixed part and one for each token.
+
+    Batches of long rows take several times as long as those of short ones.
+
+    Args:
+        times (Sequence): of the steps from number ``first`` on.
+        sizes (Sequence): tokens of each batch of the epoch.
+        first (int): number of steps before.
+    """
+    done = sizes[first : first + len(times)]
+    time_of_mean, mean = statistics.fmean(times), statistics.fmean(done)
+    slope = 0.0
+    if len(set(done)) > 1:
+        slope = statistics.linear_regression(done, times).slope
+        slope = min(max(slope, 0.0), time_of_mean / mean)  # neither part is below 0
+    return len(sizes) * (time_of_mean - slope * mean) + slope * sum(sizes)
+
+
 class FirstEstimate(Listener):
     """Logs what a training will cost, from its own first steps and epoch, so that it costs nothing.
 
     Args:
         phases (Sequence): of the training; the first one is estimated.
-        n_batches (int): of an epoch.
+        sizes (Sequence): tokens of each batch of the first epoch, in order.
     """
 
-    def __init__(self, phases: Sequence[Phase], n_batches: int) -> None:
-        self._phase, self._n_batches = phases[0], n_batches
+    def __init__(self, phases: Sequence[Phase], sizes: Sequence[int]) -> None:
+        self._phase, self._sizes = phases[0], sizes
+        self._times: list[float] = []
         self._name = f" of phase {phases[0].name}" if len(phases) > 1 else ""
         self._began = time.monotonic()
         self._waits = True
@@ -206,22 +236,24 @@ class FirstEstimate(Listener):
     @staticmethod
     def is_due(config: Config, run_dir: Path) -> bool:
         """Whether there is no other run of this model on this data set beside the folder."""
-        start = f"{config.name}-{config['dataset']}-"
-        return not any(p.name.startswith(start) for p in run_dir.parent.iterdir() if p != run_dir)
+        name = re.compile(
+            rf"{re.escape(config.name)}-{re.escape(config['dataset'])}-\d{{8}}-\d{{6}}-"
+        )
+        return not any(name.match(p.name) for p in run_dir.parent.iterdir() if p != run_dir)
 
     def on_step(self, progress: Progress) -> None:
         """See ``Listener``; the first steps only start the clock."""
-        if not self._waits or progress.step <= WARM_UP:
-            self._began = time.monotonic()
+        if not self._waits:
             return
-        seconds, steps = time.monotonic() - self._began, progress.step - WARM_UP
-        if seconds >= SOON:
+        began, self._began = self._began, time.monotonic()
+        if progress.step <= WARM_UP:
+            return
+        self._times.append(self._began - began)
+        seconds = sum(self._times)
+        if seconds >= SOON and (len(self._times) >= ENOUGH or seconds >= LATEST):
             self._waits = False
-            step = seconds / steps
-            self._tell(
-                step * self._n_batches,
-                f" without validation: {self._n_batches:,} steps of {step:.3f} s",
-            )
+            epoch, n = epoch_seconds(self._times, self._sizes, WARM_UP), len(self._sizes)
+            self._tell(epoch, f" without validation: {n:,} steps of {epoch / n:.3f} s")
 
     def on_epoch(self, entry: Mapping[str, Any], progress: Progress) -> None:
         """See ``Listener``; what is left to come is known best after the first epoch."""

@@ -19,7 +19,7 @@ from recbole_simdiff.log import logger
 from recbole_simdiff.modules.plan import with_epochs
 from recbole_simdiff.runs.best_epochs import best_epochs, check_validated
 from recbole_simdiff.runs.build import PSEUDO, build_run, evaluate_splits
-from recbole_simdiff.runs.estimate import FirstEstimate
+from recbole_simdiff.runs.estimate import FirstEstimate, batch_sizes
 from recbole_simdiff.runs.folder import claimed, logged, new_folder
 from recbole_simdiff.runs.item_table import install_item_table
 from recbole_simdiff.runs.processes import explained_loss, join_processes
@@ -141,7 +141,7 @@ def _run_one(
         logger.info(f"resumed at epoch {trainer.progress.epoch}, step {trainer.progress.step}")
     elif FirstEstimate.is_due(config, run_dir):
         phases = with_epochs(model.training_plan(), phase_epochs)
-        listeners = (*listeners, FirstEstimate(phases, len(train_data)))
+        listeners = (*listeners, FirstEstimate(phases, batch_sizes(train_data)))
     loaders = (train_data, valid_data, test_data if test else None)
     return _train_and_test(trainer, dataset, loaders, augmentation, listeners, test)
 
