@@ -7,6 +7,7 @@ import runpy
 import shlex
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,16 @@ def test_the_pages_have_python() -> None:
 
 def test_the_readme_has_commands() -> None:
     assert len(list(commands_of((ROOT / "README.md").read_text()))) >= 9
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_no_command_is_part_of_a_list(page: Path) -> None:
+    """After a list item, indented lines are the item's text, not code."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "-", page.read_text(), flags=re.DOTALL)
+    lines = [line for line in text.splitlines() if line.strip()]
+    for before, line in pairwise(lines):
+        in_list = re.match(r"[-*] |\d+\. | {2,3}\S", before)
+        assert not (in_list and line.startswith("    ")), line
 
 
 def test_examples_of_style_are_in_the_code() -> None:

@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from textwrap import indent
 
 import numpy as np
 import yaml
@@ -52,8 +51,9 @@ def pages() -> dict[Path, dict[str, str]]:
         for protocol in PROTOCOLS
     }
     details |= {"cost": table(cost_rows(lines)), "comparisons": compared(lines)}
+    # In fences: after a list, indented lines are part of its last item.
     speed, short, made = (
-        indent((HERE / f"{name}.txt").read_text(), "    ")
+        f"```text\n{(HERE / f'{name}.txt').read_text().rstrip()}\n```\n"
         for name in ("speed", "short", "make-run")
     )
     return {
