@@ -7,6 +7,7 @@ to be written anew, here and on the page.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -88,7 +89,8 @@ def simdiffrec(found: Mapping[str, Row]) -> list[str]:
     """SimDiffRec with a contrast, and what its denoiser gives back in the end."""
     logs = [run.log[-1]["monitor"] for row in (EVERY, DOT) for run in found[row].runs]
     (share,) = {round(100 * log["restored_selected"]) for log in logs}
-    every, dot, encoder, prefix = (found[row] for row in (EVERY, DOT, SMALL_BATCHES, PREFIX))
+    every, dot, prefix = (found[row] for row in (EVERY, DOT, PREFIX))
+    encoder = of_seeds(found[SMALL_BATCHES], every)
     return [
         f"at every state of whole histories {figure(every, 'valid')} in validation and "
         f"{figure(every)} in the test (encoder {figure(encoder, 'valid')}, {figure(encoder)}), on "
@@ -139,6 +141,12 @@ def others(found: Mapping[str, Row]) -> list[str]:
         f"HR@10 / NDCG@10 {paper}, backbone not stated.",
         f"{published} (HR@10 / NDCG@10) is near SASRec with BCE.",
     ]
+
+
+def of_seeds(row: Row, other: Row) -> Row:
+    """The row's runs of the seeds that another row has."""
+    seeds = {run.seed for run in other.runs}
+    return replace(row, runs=[run for run in row.runs if run.seed in seeds])
 
 
 def figure(row: Row, split: str = "test", protocol: str = KEPT, metric: str = "ndcg@10") -> str:
