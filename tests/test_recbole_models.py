@@ -55,7 +55,6 @@ REFUSED = {"DIEN", "GRU4RecKG", "KSR"}
 TWO_SCORES = {"CORE", "DIN", "GRU4RecCPR", "SASRecCPR"}
 # Parameters that RecBole makes and its losses do not read, or not with these settings.
 UNUSED = {
-    "CORE": {"net"},
     "DIN": {"embedding_layer"},
     "FDSA": {"feature_att_layer"},
     "GRU4RecCPR": {"project_emb"},
@@ -63,6 +62,8 @@ UNUSED = {
     "RepeatNet": {"repeat_recommendation_decoder"},
     "SASRecCPR": {"project_emb"},
 }
+# Biases that shift all logits of a softmax: their gradient is rounding, on some processors 0.
+SHIFTS = {"CORE": "net."}
 TRAINED = ["SASRec", "BERT4Rec", "GRU4Rec", "S3Rec", "FEARec"]
 
 
@@ -135,7 +136,11 @@ def test_every_other_model_keeps_the_contract(tmp_path: Path, model: str) -> Non
     assert isinstance(network, getattr(recbole.model.sequential_recommender, model))
     assert isinstance(network, SequentialModel)
     batch = next(iter(train_data))
-    unmoved = check_training(network, batch)
+    unmoved = {
+        name
+        for name in check_training(network, batch)
+        if not (name.startswith(SHIFTS.get(model, "-")) and name.endswith(".bias"))
+    }
     assert {name.split(".")[0] for name in unmoved} == UNUSED.get(model, set())
     check_item_table(network, dataset.item_num)
     ranks_only = model in {"GRU4RecCPR", "SASRecCPR"}
