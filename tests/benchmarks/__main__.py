@@ -107,7 +107,7 @@ class Bench:
             init_seed(config["seed"], True)
             model = config.model_class(config, train._dataset)
             trainer = PlanTrainer(config, model, Path(self.folder))
-            order = sorted(train.batches(), key=lambda rows: int(train._lengths[rows].sum()))
+            order = sorted(train.batches(), key=train.n_tokens)
             step = max(1, len(order) // n_batches)
             batches = [train.collate(rows) for rows in order[step // 2 :: step]]
             work[name] = partial(steps_of, trainer, batches)
@@ -144,7 +144,7 @@ class Bench:
             init_seed(config["seed"], True)
             model = config.model_class(config, train._dataset)
             trainers[name] = PlanTrainer(config, model, Path(self.folder))
-        order = sorted(train.batches(), key=lambda rows: int(train._lengths[rows].sum()))
+        order = sorted(train.batches(), key=train.n_tokens)
         step = len(order) // n_batches
         batches = [train.collate(rows) for rows in order[step // 2 :: step]]
 
